@@ -1,0 +1,138 @@
+"""The one family of refusals. Every error names the value, the rule it breaks and what to do instead.
+
+All of them are `ValueError`s, so that code written for PEFT catches them as it catches PEFT's own.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterLoadError",
+    "BaseMismatchError",
+    "ConfigError",
+    "FileFormatError",
+    "IntegrityError",
+    "LocationError",
+    "ManifestError",
+    "MergeError",
+    "PositionError",
+    "PositionSyntaxError",
+    "PromptBoundaryError",
+    "ReftError",
+    "SiteError",
+    "UnsupportedVersionError",
+]
+
+
+class ReftError(ValueError):
+    """Base of every refusal of this library.
+
+    Args:
+        message: what is wrong, in one sentence.
+        code: a stable machine-readable name, e.g. `"manifest.missing"`.
+        file: the file concerned, if one is.
+        value: the offending value, shortened.
+        rule: the rule that the value breaks.
+        fix: what to do instead.
+    """
+
+    default_code = "reft"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        file: str | None = None,
+        value: object = None,
+        rule: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.code = code or self.default_code
+        self.file = file
+        self.value = value
+        self.rule = rule
+        self.fix = fix
+        parts = [message if file is None else f"{file}: {message}"]
+        if rule:
+            parts.append(f"Rule: {rule}")
+        if fix:
+            parts.append(f"Fix: {fix}")
+        super().__init__(" ".join(part if part.endswith((".", "!", "?")) else part + "." for part in parts))
+
+
+class ConfigError(ReftError):
+    """A config value that the format does not allow."""
+
+    default_code = "config.value"
+
+
+class UnsupportedVersionError(ConfigError):
+    """A spec version, kind or kind version that this reader does not know."""
+
+    default_code = "config.version"
+
+
+class PositionError(ReftError):
+    """Anything wrong with positions."""
+
+    default_code = "positions"
+
+
+class PositionSyntaxError(PositionError):
+    """A position spec that the grammar does not allow."""
+
+    default_code = "positions.syntax"
+
+
+class PromptBoundaryError(PositionError):
+    """The end of the prompt is needed and cannot be inferred from what the model was called with."""
+
+    default_code = "positions.boundary"
+
+
+class LocationError(PositionError):
+    """Explicit positions of the wrong shape, out of range, or on padding."""
+
+    default_code = "positions.location"
+
+
+class SiteError(ReftError):
+    """A layer, component or stack that the model does not have."""
+
+    default_code = "site"
+
+
+class FileFormatError(ReftError):
+    """A file that cannot be what its name says."""
+
+    default_code = "file.format"
+
+
+class ManifestError(ReftError):
+    """A manifest that is missing, malformed or disagrees with its folder."""
+
+    default_code = "manifest"
+
+
+class IntegrityError(ReftError):
+    """Bytes that are not the bytes which were saved."""
+
+    default_code = "integrity"
+
+
+class BaseMismatchError(ReftError):
+    """An adapter made for another base model."""
+
+    default_code = "base.mismatch"
+
+
+class AdapterLoadError(ReftError):
+    """Tensors that do not fit the adapter they are loaded into."""
+
+    default_code = "load"
+
+
+class MergeError(ReftError):
+    """A request to merge edits into weights."""
+
+    default_code = "merge"

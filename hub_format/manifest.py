@@ -1,0 +1,128 @@
+"""`reft_manifest.json`: what a folder of ReFT weights holds, written last and checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ManifestError
+from .schema import SPEC_VERSION, _check_version
+from .strict_json import load_json
+from .tensors import TensorInfo, file_digest
+
+__all__ = ["CONFIG_NAME", "MANIFEST_NAME", "PICKLE_NAME", "WEIGHTS_NAME", "FileInfo", "Manifest", "describe_file"]
+
+MANIFEST_NAME = "reft_manifest.json"
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+FIELDS = {"annotations", "base_model", "files", "members", "producer", "required_features", "spec_version", "tensors"}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file of the folder: relative path, size in bytes, sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return {"path": self.path, "size": self.size, "sha256": self.sha256}
+
+
+def describe_file(folder: Path, name: str) -> FileInfo:
+    """Path, size and digest of a file that lies directly in the folder."""
+    path = folder / name
+    return FileInfo(name, path.stat().st_size, file_digest(path))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of one folder.
+
+    Attributes:
+        base_model: identity of the base model: class, model type, hidden size, blocks per stack.
+        members: the adapters of the folder; version 1 has exactly one.
+        files: every file that carries behaviour.
+        tensors: every tensor of the weights file.
+        producer: name and version of the writer.
+    """
+
+    base_model: Mapping[str, Any]
+    members: tuple[Mapping[str, Any], ...]
+    files: tuple[FileInfo, ...]
+    tensors: Mapping[str, TensorInfo]
+    producer: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as it is written."""
+        return {
+            "spec_version": SPEC_VERSION,
+            "required_features": [],
+            "producer": dict(self.producer),
+            "base_model": dict(self.base_model),
+            "members": [dict(member) for member in self.members],
+            "files": [info.to_json() for info in self.files],
+            "tensors": {name: info.to_json() for name, info in self.tensors.items()},
+            "annotations": {},
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read and check the structure of a manifest; whether the folder agrees is `reader.check_folder`'s work.
+
+        Raises:
+            ManifestError: a field is missing, unknown or of the wrong type.
+            UnsupportedVersionError: another major version, or a higher minor one.
+        """
+        stored = load_json(path)
+        _check_version(stored.get("spec_version"))
+        if unknown := set(stored) - FIELDS:
+            raise _refuse(f"has the unknown field {sorted(unknown)[0][:60]!r}", "update peft-reft")
+        if missing := FIELDS - set(stored):
+            raise _refuse(f"lacks the field {sorted(missing)[0]!r}")
+        if stored["required_features"] != []:
+            raise _refuse(
+                f"requires features this version lacks: {stored['required_features']!r}"[:200], "update peft-reft"
+            )
+        for name in ("base_model", "producer", "tensors", "annotations"):
+            if not isinstance(stored[name], dict):
+                raise _refuse(f"field {name!r} is not an object")
+        for name in ("files", "members"):
+            if not isinstance(stored[name], list) or not all(isinstance(entry, dict) for entry in stored[name]):
+                raise _refuse(f"field {name!r} is not a list of objects")
+        return cls(
+            base_model=stored["base_model"],
+            members=tuple(stored["members"]),
+            files=tuple(_file(entry) for entry in stored["files"]),
+            tensors={name: _tensor(name, entry) for name, entry in stored["tensors"].items()},
+            producer=stored["producer"],
+        )
+
+
+def _file(entry: Mapping[str, Any]) -> FileInfo:
+    if set(entry) != {"path", "size", "sha256"}:
+        raise _refuse("describes a file with other fields than path, size, sha256")
+    path, size, digest = entry["path"], entry["size"], entry["sha256"]
+    if path not in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME):
+        raise _refuse(f"names the file {str(path)[:80]!r}, which is none of the format's")
+    if type(size) is not int or size < 0 or not isinstance(digest, str):
+        raise _refuse(f"describes {path!r} with a size or digest of the wrong type")
+    return FileInfo(path, size, digest)
+
+
+def _tensor(name: str, entry: object) -> TensorInfo:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "sha256"}:
+        raise _refuse(f"describes tensor {name[:80]!r} with other fields than dtype, shape, sha256")
+    shape = entry["shape"]
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise _refuse(f"gives tensor {name[:80]!r} a shape that is no list of sizes")
+    return TensorInfo(str(entry["dtype"]), tuple(shape), str(entry["sha256"]))
+
+
+def _refuse(why: str, fix: str | None = None) -> ManifestError:
+    return ManifestError(why, file=MANIFEST_NAME, fix=fix)

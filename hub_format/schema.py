@@ -1,0 +1,243 @@
+"""The strict object `reft` of `adapter_config.json`: every field of an adapter's behaviour, and nothing else.
+
+`check_fields` is the one validation, used when a config is typed by hand, read from a file or changed later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import ConfigError, UnsupportedVersionError
+from .kinds import KindSignature, kind_signature
+from .positions import Positions, parse_positions
+
+__all__ = [
+    "ACTIVATIONS",
+    "FIELDS",
+    "GROUP_FIELDS",
+    "SPEC_VERSION",
+    "SiteGroup",
+    "check_fields",
+    "from_object",
+    "to_object",
+]
+
+SPEC_VERSION = "1.0"
+ACTIVATIONS = ("gelu", "gelu_tanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh")
+COMPONENTS = ("block_output",)
+TURNS = ("first",)
+MAX_RANK = 65_536
+MAX_LAYERS = 4_096
+MAX_GROUPS = 64
+
+GROUP_FIELDS: dict[str, Any] = {
+    "r": 4,
+    "intervention": "loreft",
+    "options": None,
+    "layers_to_transform": None,
+    "component": "block_output",
+    "positions": "l1",
+    "turns": "first",
+    "share_weights": True,
+    "dropout": 0.0,
+    "act_fn": None,
+}
+"""Field → default, for the fields that a site group may set for itself."""
+
+FIELDS: dict[str, Any] = {
+    **GROUP_FIELDS,
+    "layers_pattern": None,
+    "init_weights": None,
+    "interventions": None,
+    "subspaces": None,
+    "spec_version": SPEC_VERSION,
+}
+"""Field → default, for everything that determines behaviour."""
+
+
+@dataclass(frozen=True)
+class SiteGroup:
+    """One set of sites that share a kind, a rank and positions; terms claim tokens within one group."""
+
+    r: int
+    intervention: str
+    options: Mapping[str, Any] | None
+    layers_to_transform: tuple[int, ...] | None
+    component: str
+    positions: Positions
+    turns: str
+    share_weights: bool
+    dropout: float
+    act_fn: str | None
+
+    @property
+    def signature(self) -> KindSignature:
+        """Tensors and version of the group's kind."""
+        return kind_signature(self.intervention)
+
+    @property
+    def units(self) -> int:
+        """Interventions per site: one if tied, else one per term."""
+        return 1 if self.share_weights else len(self.positions.terms)
+
+
+def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
+    """Validate every behaviour field and return the site groups.
+
+    Raises:
+        ConfigError: a value that the format does not allow; the message names the field, the rule and a fix.
+        PositionSyntaxError: a position spec outside the grammar.
+        UnsupportedVersionError: an unknown spec version or intervention.
+    """
+    _check_version(values["spec_version"])
+    init = values["init_weights"]
+    if not (init is None or isinstance(init, bool) or init == "paper"):
+        raise _refuse("init_weights", init, "it is None, True, False or 'paper'")
+    _check_pattern(values["layers_pattern"])
+    if values["subspaces"] is not None:
+        raise _refuse("subspaces", values["subspaces"], "this version of the library trains no named subspaces")
+    defaults = {name: values[name] for name in GROUP_FIELDS}
+    listed = values["interventions"]
+    if listed is None:
+        return (_group(defaults),)
+    if not isinstance(listed, (list, tuple)) or not 0 < len(listed) <= MAX_GROUPS:
+        raise _refuse("interventions", listed, f"it is a list of 1 to {MAX_GROUPS} dicts")
+    groups = []
+    for number, entry in enumerate(listed):
+        if not isinstance(entry, Mapping):
+            raise _refuse(f"interventions[{number}]", entry, "it is a dict of config fields")
+        for name in entry:
+            if name not in GROUP_FIELDS:
+                raise _refuse(f"interventions[{number}]", name, f"a group sets only {', '.join(GROUP_FIELDS)}")
+        groups.append(_group({**defaults, **entry}))
+    return tuple(groups)
+
+
+def to_object(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Behaviour fields → the object `reft` as it is written: every field, and the version of every kind used."""
+    groups = check_fields(values)
+    kinds = {group.intervention: group.signature.version for group in groups}
+    written = {name: _plain(values[name]) for name in FIELDS}
+    written["spec_version"] = SPEC_VERSION
+    return {**written, "kinds": dict(sorted(kinds.items()))}
+
+
+def from_object(stored: object) -> dict[str, Any]:
+    """The object `reft` as read → behaviour fields. Unknown and missing fields are errors: never a silent default."""
+    if not isinstance(stored, dict):
+        raise ConfigError("the config holds no object 'reft'", code="config.reft", value=type(stored).__name__)
+    _check_version(stored.get("spec_version"))
+    allowed = {*FIELDS, "kinds", "tensors"}
+    for name in stored:
+        if name not in allowed:
+            raise ConfigError(
+                f"reft.{str(name)[:60]} is not a field of format version {SPEC_VERSION}",
+                code="config.unknown",
+                value=name,
+                rule="an unknown field may change behaviour, so it is refused",
+                fix="update peft-reft, or remove the field",
+            )
+    for name in (*FIELDS, "kinds"):
+        if name not in stored:
+            raise ConfigError(
+                f"reft.{name} is missing", code="config.missing", value=name, rule="every field is written"
+            )
+    values = {name: stored[name] for name in FIELDS}
+    groups = check_fields(values)
+    used = {group.intervention for group in groups}
+    if not isinstance(stored["kinds"], dict) or set(stored["kinds"]) != used:
+        raise ConfigError(
+            f"reft.kinds={str(stored['kinds'])[:80]} does not list the kinds in use: {', '.join(sorted(used))}",
+            code="config.kinds",
+            value=stored["kinds"],
+        )
+    for name, version in stored["kinds"].items():
+        kind_signature(name, version=version)
+    return values
+
+
+def _group(values: Mapping[str, Any]) -> SiteGroup:
+    rank, options, layers = values["r"], values["options"], values["layers_to_transform"]
+    if not _is_int(rank) or not 1 <= rank <= MAX_RANK:
+        raise _refuse("r", rank, f"the rank is an integer from 1 to {MAX_RANK}, and at most the hidden size")
+    signature = kind_signature(values["intervention"])
+    if options is not None and not isinstance(options, Mapping):
+        raise _refuse("options", options, "it is None or a dict of the kind's own parameters")
+    signature.check_options(options or {})
+    if values["component"] not in COMPONENTS:
+        raise _refuse("component", values["component"], f"it is one of {', '.join(COMPONENTS)}")
+    if values["turns"] not in TURNS:
+        raise _refuse("turns", values["turns"], f"it is one of {', '.join(map(repr, TURNS))}")
+    if not isinstance(values["share_weights"], bool):
+        raise _refuse("share_weights", values["share_weights"], "it is True or False")
+    dropout = values["dropout"]
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise _refuse("dropout", dropout, "it is a number from 0 up to, but not including, 1")
+    if values["act_fn"] is not None and values["act_fn"] not in ACTIVATIONS:
+        raise _refuse("act_fn", values["act_fn"], f"it is None or one of {', '.join(ACTIVATIONS)}")
+    positions = parse_positions(values["positions"])
+    return SiteGroup(
+        **{
+            **{field.name: values[field.name] for field in fields(SiteGroup)},
+            "layers_to_transform": _layers(layers),
+            "positions": positions,
+            "dropout": float(dropout),
+        }
+    )
+
+
+def _layers(layers: object) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    if _is_int(layers):
+        return (layers,)  # type: ignore[return-value]
+    if not isinstance(layers, (list, tuple)) or not all(_is_int(item) for item in layers):
+        raise _refuse("layers_to_transform", layers, "it is None (all), an integer or a list of integers")
+    if not layers:
+        raise _refuse("layers_to_transform", layers, "an empty list edits nothing", "leave it None for all layers")
+    if len(layers) > MAX_LAYERS or len(set(layers)) != len(layers):
+        raise _refuse("layers_to_transform", layers, f"each layer stands once, at most {MAX_LAYERS} of them")
+    return tuple(layers)
+
+
+def _check_version(version: object) -> None:
+    match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})", version) if isinstance(version, str) else None
+    if match is None or match[1] != SPEC_VERSION.split(".")[0] or int(match[2]) > int(SPEC_VERSION.split(".")[1]):
+        raise UnsupportedVersionError(
+            f"spec_version={str(version)[:40]!r} is not a version this library reads",
+            code="config.version",
+            value=version,
+            rule=f"it reads format version {SPEC_VERSION}",
+            fix="update peft-reft",
+        )
+
+
+def _check_pattern(pattern: object) -> None:
+    names = [pattern] if isinstance(pattern, str) else pattern
+    if names is None:
+        return
+    valid = isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)
+    if not valid or not all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names):  # type: ignore[union-attr]
+        raise _refuse("layers_pattern", pattern, "it is the dotted name of a ModuleList of blocks, or a list of such")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _refuse(name: str, value: object, rule: str, fix: str | None = None) -> ConfigError:
+    shown = repr(value)
+    return ConfigError(
+        f"{name}={shown if len(shown) < 80 else shown[:80] + '…'} is not allowed", value=value, rule=rule, fix=fix
+    )

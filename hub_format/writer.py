@@ -1,0 +1,89 @@
+"""Writes config and manifest: temporary file, fsync, replace, the manifest last."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import IntegrityError
+from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, Manifest, describe_file
+from .reader import check_tensor_names
+from .schema import check_fields, from_object
+from .strict_json import dump_json
+from .tensors import TensorInfo, read_tensor_table
+
+__all__ = ["write_adapter_files", "write_atomic"]
+
+
+def write_adapter_files(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    base_model: Mapping[str, Any],
+    producer: Mapping[str, str],
+    pickled_tensors: Mapping[str, TensorInfo] | None = None,
+) -> None:
+    """Write config and manifest beside the weights that lie in `folder` already.
+
+    Without weights only the config is written. With weights, the tensors' digests go into the config's `reft` object
+    and into the manifest, which is removed first and written last: an interruption leaves weights without a manifest,
+    which is refused at load.
+
+    Args:
+        folder: an existing folder.
+        config: the whole `adapter_config.json`, with its `reft` object.
+        base_model: identity of the base model.
+        producer: name and version of the writer.
+        pickled_tensors: the tensors of `adapter_model.bin`, where that is what PEFT wrote.
+    """
+    for name in (CONFIG_NAME, MANIFEST_NAME):
+        if (folder / name).is_symlink():
+            raise IntegrityError("is a link", code="link", file=name, rule="nothing is written through links")
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    weights, tensors = _weights(folder, pickled_tensors)
+    stored = dict(config["reft"])
+    if weights is not None:
+        check_tensor_names(tensors, check_fields(from_object(stored)), hidden=base_model.get("hidden_size"))
+        stored["tensors"] = {name: info.to_json() for name, info in tensors.items()}
+    write_atomic(folder / CONFIG_NAME, dump_json({**config, "reft": stored}))
+    if weights is None:
+        return
+    manifest = Manifest(
+        base_model=base_model,
+        members=({"kind": "reft", "config": CONFIG_NAME, "weights": weights},),
+        files=(describe_file(folder, CONFIG_NAME), describe_file(folder, weights)),
+        tensors=tensors,
+        producer=producer,
+    )
+    write_atomic(folder / MANIFEST_NAME, dump_json(manifest.to_json()))
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file in one step; its mode follows the umask."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _weights(folder: Path, pickled: Mapping[str, TensorInfo] | None) -> tuple[str | None, Mapping[str, TensorInfo]]:
+    safe, pickle = (folder / WEIGHTS_NAME), (folder / PICKLE_NAME)
+    if pickled is not None and pickle.is_file():
+        safe.unlink(missing_ok=True)
+        return PICKLE_NAME, pickled
+    if safe.is_file():
+        pickle.unlink(missing_ok=True)  # weights of an earlier save: the manifest lists one weights file
+        return WEIGHTS_NAME, read_tensor_table(safe)
+    return None, {}

@@ -1,0 +1,14 @@
+"""ReFT (representation finetuning) for Hugging Face PEFT. Importing this package registers the method with PEFT."""
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.peft_types import register_peft_method
+
+from .config import ReftConfig
+from .interventions import Intervention, register_intervention
+from .model import ReftModel, scale_adapter
+from .register import REFT
+
+if REFT not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    register_peft_method(name="reft", config_cls=ReftConfig, model_cls=ReftModel, prefix="reft_")
+
+__all__ = ["Intervention", "ReftConfig", "ReftModel", "register_intervention", "scale_adapter"]

@@ -1,0 +1,143 @@
+"""`ReftConfig`: what is edited, where and how; a `PeftConfig` whose behaviour is stored in one strict object."""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+
+from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.positions import parse_positions
+from peft_reft.hub_format.schema import FIELDS, SPEC_VERSION, SiteGroup, check_fields, from_object, to_object
+
+from .interventions import intervention_class
+from .register import REFT
+from .saving import check_source, save_config
+
+__all__ = ["ReftConfig"]
+
+
+@dataclass
+class ReftConfig(PeftConfig):
+    """Configuration of a ReFT adapter (representation finetuning, arXiv 2404.03592).
+
+    Args:
+        r: rank: dimensions of the subspace that is edited. Start with 4; the paper stays below 32.
+        intervention: the edit, e.g. `"loreft"` (h + Rᵀ(Wh + b − Rh)) or `"direft"` (h + Pᵀ(Wh + b)).
+        options: the kind's own parameters.
+        layers_to_transform: block indices, an int or a list; negatives count from the end; None edits every block.
+            In an encoder-decoder model they count within each stack.
+        component: where in a block; `"block_output"` is its output, residual stream included.
+        positions: which tokens, e.g. `"f7+l7"`: the first and the last seven of the prompt. See
+            `hub_format.positions` for the grammar.
+        turns: `"first"`: the prompt ends before the first supervised token.
+        share_weights: True: one intervention for all positions of a block. False: one for each term of `positions`,
+            so `"f7+l7"` has twice the parameters.
+        dropout: probability in training; falls on the edit, never on h.
+        act_fn: activation on Wh + b, None for none.
+        modules_to_save: modules trained and saved in full beside the edits, e.g. a new classification head.
+        layers_pattern: name of the `ModuleList` that holds the blocks, where it cannot be told, or to pick one stack.
+        init_weights: None: the identity where the kind has one, else the published start. True: the identity, or an
+            error. `"paper"`: the published start. False: random, for tests.
+        interventions: a list of dicts with any of the fields from `r` to `act_fn`; each is one group of sites and the
+            fields above are its defaults.
+        subspaces: named row ranges of one R.
+        spec_version: version of the file format.
+        trainable_token_indices: as in PEFT's LoRA; TRL sets it for a chat template with new tokens.
+        reft: the stored object that `adapter_config.json` holds; not for typing by hand.
+
+    Raises:
+        ConfigError, PositionSyntaxError, UnsupportedVersionError: a value that is not allowed; all are `ValueError`s.
+
+    >>> ReftConfig(r=4, positions="f7+l7").positions
+    'f7+l7'
+    """
+
+    r: int = field(default=4)
+    intervention: str = field(default="loreft")
+    options: dict[str, Any] | None = field(default=None)
+    layers_to_transform: list[int] | int | None = field(default=None)
+    component: str = field(default="block_output")
+    positions: str = field(default="l1")
+    turns: str = field(default="first")
+    share_weights: bool = field(default=True)
+    dropout: float = field(default=0.0)
+    act_fn: str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+    layers_pattern: list[str] | str | None = field(default=None)
+    init_weights: bool | str | None = field(default=None)
+    interventions: list[dict[str, Any]] | None = field(default=None)
+    subspaces: dict[str, Any] | None = field(default=None)
+    spec_version: str = field(default=SPEC_VERSION)
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(default=None)
+    reft: InitVar[dict[str, Any] | None] = None
+
+    def __post_init__(self, reft: dict[str, Any] | None) -> None:
+        super().__post_init__()
+        self.peft_type = REFT
+        self.recorded_tensors: dict[str, Any] | None = None
+        self.target_modules: tuple[str, ...] = ()  # PEFT reads it; set to the sites when a model is made
+        self.base_identity: dict[str, Any] | None = None
+        if reft is not None:
+            self._take_stored(reft)
+        self.groups()
+        self.positions = str(parse_positions(self.positions))
+
+    def groups(self) -> tuple[SiteGroup, ...]:
+        """The validated site groups. Called again whenever a model is made, so later changes are checked too."""
+        groups = check_fields(self._behaviour())
+        for group in groups:
+            has_identity = intervention_class(group.intervention).starts_as_identity(group.act_fn)
+            if self.init_weights is True and not has_identity:
+                raise ConfigError(
+                    f"init_weights=True with intervention={group.intervention!r}, act_fn={group.act_fn!r}",
+                    value=True,
+                    rule="this combination has no parameters for which the edit is the identity",
+                    fix="leave init_weights None, or set it to 'paper'",
+                )
+        return groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `adapter_config.json`: PEFT's envelope, and the behaviour in `reft`."""
+        flat = super().to_dict()
+        envelope = {name: value for name, value in flat.items() if name not in FIELDS}
+        return {**envelope, "reft": to_object(self._behaviour())}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and the manifest where weights lie in the folder already.
+
+        PEFT's `save_pretrained` of a model calls this after it has written the weights.
+        """
+        if Path(save_directory).is_file():
+            raise ConfigError(f"{save_directory} is a file, not a folder", value=save_directory)
+        save_config(self, Path(save_directory), auto_mapping=kwargs.pop("auto_mapping_dict", None))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> ReftConfig:
+        """Read a config from a folder or a Hub repository, after checking the folder against its manifest.
+
+        Raises:
+            ReftError: a folder, file or value that the format does not allow.
+        """
+        check_source(pretrained_model_name_or_path, subfolder, cls._split_kwargs(kwargs)[0])
+        config: ReftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        return config
+
+    def _take_stored(self, stored: dict[str, Any]) -> None:
+        for name, default in FIELDS.items():
+            if getattr(self, name) != default:
+                raise ConfigError(
+                    f"{name} stands beside the stored object 'reft'",
+                    value=name,
+                    rule="a stored config carries all behaviour in 'reft'",
+                )
+        for name, value in from_object(stored).items():
+            setattr(self, name, value)
+        self.recorded_tensors = stored.get("tensors")
+
+    def _behaviour(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FIELDS}

@@ -1,0 +1,44 @@
+"""DiReFT: add a low-rank function of h to h."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Intervention, activation
+from .registry import register_intervention
+
+__all__ = ["DiReft", "direft_delta"]
+
+
+def direft_delta(
+    hidden: Tensor, projection: Tensor, weight: Tensor, bias: Tensor, act_fn: str | None = None
+) -> Tensor:
+    """Pᵀ act(Wh + b).
+
+    hidden `[..., hidden]`, projection P and weight W `[rank, hidden]`, bias b `[rank]`; returns `[..., hidden]`.
+    """
+    return activation(act_fn, hidden @ weight.mT + bias) @ projection
+
+
+@register_intervention("direft", version=1)
+class DiReft(Intervention):
+    """h′ = h + Pᵀ act(Wh + b) (arXiv 2404.03592, equation 3): LoReFT without subtraction and orthogonality.
+
+    Like LoRA, applied to hidden states. Cheaper per step than LoReFT, a little less accurate in the paper.
+    Parameters: `projection` P, `weight` W, `bias` b. pyreft calls this class `NodireftIntervention`.
+    """
+
+    tensors = {"projection": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
+    act_keeps_identity = True
+
+    def identity(self) -> None:
+        """W = 0, b = 0; P as in `nn.Linear`."""
+        self.paper_start()
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+
+    def edit_delta(self, hidden: Tensor, rotation: Tensor | None) -> Tensor:
+        """See `direft_delta`."""
+        projection, weight, bias = (self.parameter(name, hidden) for name in ("projection", "weight", "bias"))
+        return direft_delta(hidden, projection, weight, bias, self.act_fn)

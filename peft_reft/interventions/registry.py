@@ -1,0 +1,41 @@
+"""Name → class of every intervention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from peft_reft.hub_format.kinds import KindSignature, kind_signature, register_kind
+
+if TYPE_CHECKING:
+    from .base import Intervention
+
+__all__ = ["intervention_class", "register_intervention"]
+
+_CLASSES: dict[str, type[Intervention]] = {}
+
+
+def register_intervention(name: str, *, version: int = 1) -> Callable[[type[Intervention]], type[Intervention]]:
+    """Class decorator: make a subclass of `Intervention` known under a name, here and to the file format.
+
+    Args:
+        name: the value of `ReftConfig.intervention`.
+        version: raised whenever the meaning of saved tensors changes; a file of another version is refused.
+
+    Raises:
+        ConfigError: the name stands for another kind already.
+    """
+
+    def register(cls: type[Intervention]) -> type[Intervention]:
+        register_kind(KindSignature(name, version, dict(cls.tensors), cls.orthonormal, dict(cls.option_checks)))
+        cls.kind = name
+        _CLASSES[name] = cls
+        return cls
+
+    return register
+
+
+def intervention_class(name: str) -> type[Intervention]:
+    """The class of a kind; an unknown name is an error that lists the known ones."""
+    kind_signature(name)
+    return _CLASSES[name]

@@ -1,0 +1,118 @@
+"""What is checked when tensors reach a model: each has its place, its shape and its bytes; rotations have full rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from peft.utils.save_and_load import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from peft_reft.hub_format.errors import AdapterLoadError
+
+from .layer import UNIT, ReftLayer
+from .saving import check_recorded
+
+if TYPE_CHECKING:
+    from .config import ReftConfig
+    from .runtime.hooks import Runtime
+
+__all__ = ["check_state_dict", "verify_loaded"]
+
+MODEL_PREFIX = "base_model.model."
+MAX_CONDITION = 1e6
+
+
+def check_state_dict(
+    model: nn.Module,
+    config: ReftConfig,
+    adapter_name: str,
+    stored: dict[str, Tensor],
+    remapped: dict[str, Tensor],
+) -> None:
+    """Refuse a file's tensors that do not fit the adapter exactly.
+
+    Args:
+        model: the model, its adapter already in place.
+        config: the adapter's config.
+        adapter_name: of the adapter.
+        stored: the file's tensors under the file's names.
+        remapped: the same under the model's names.
+
+    Raises:
+        AdapterLoadError: a tensor finds no parameter, a parameter finds no tensor, or shape or values are wrong.
+        IntegrityError: the bytes are not those that the config recorded.
+    """
+    if config.recorded_tensors is not None:
+        auxiliary = {name for name in config.recorded_tensors if f".{UNIT}" not in name}
+        edits = {name: info for name, info in config.recorded_tensors.items() if name not in auxiliary}
+        check_recorded(edits, [(name, tensor) for name, tensor in stored.items() if f".{UNIT}" in name])
+        config.recorded_tensors = None  # of this load; the adapter may be trained from here on
+        for runtime in _runtimes(model):
+            runtime.unverified.pop(adapter_name, None)
+    expected = dict(_parameters(model, adapter_name))
+    given = {name: tensor for name, tensor in remapped.items() if f".{UNIT}" in name}
+    parameters = dict(model.named_parameters())
+    for name in given:
+        if name not in expected:
+            raise _unfit(f"the tensor {name[:120]!r} finds no parameter in the model")
+    for name, (unit, tensor_name) in expected.items():
+        if name not in given:
+            raise _unfit(f"the parameter {name[:120]!r} finds no tensor in the file")
+        tensor = given[name]
+        shape = getattr(parameters[name], "ds_shape", parameters[name].shape)
+        if tuple(tensor.shape) != tuple(shape):
+            raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise AdapterLoadError(f"the tensor {name[:120]!r} holds NaN or infinity", code="load.finite")
+        if tensor_name in unit.orthonormal and not _has_full_rank(tensor):
+            raise AdapterLoadError(
+                f"the raw rotation {name[:120]!r} does not have full rank",
+                code="load.rank",
+                rule="its rows must be linearly independent, or they have no orthonormal counterpart",
+            )
+
+
+def verify_loaded(runtime: Runtime) -> None:
+    """Check digests of adapters that transformers' `load_adapter` filled; it gives no chance to look at the file."""
+    from peft_reft.saving import check_recorded as check
+
+    for name, recorded in list(runtime.unverified.items()):
+        state = get_peft_model_state_dict(runtime.model, adapter_name=name, save_embedding_layers=False)
+        edits = {key: info for key, info in recorded.items() if f".{UNIT}" in key}
+        tensors = [
+            (key if key.startswith(MODEL_PREFIX) else MODEL_PREFIX + key, tensor)
+            for key, tensor in state.items()
+            if f".{UNIT}" in key
+        ]
+        check(edits, tensors)
+        del runtime.unverified[name]
+
+
+def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[object, str]]]:
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, ReftLayer):
+            for number in module.units.get(adapter_name, ()):
+                unit = module.unit((adapter_name, number))
+                for name, _ in unit.named_parameters(recurse=False):
+                    found.append((f"{path}.{UNIT}{number}.{adapter_name}.{name}", (unit, name)))
+    return found  # type: ignore[return-value]
+
+
+def _has_full_rank(raw: Tensor) -> bool:
+    values = torch.linalg.svdvals(raw.detach().to("cpu", torch.float64))
+    return bool(values[-1] * MAX_CONDITION > values[0]) if values.numel() else False
+
+
+def _runtimes(model: nn.Module) -> list[Runtime]:
+    return list({id(m.runtime): m.runtime for m in model.modules() if isinstance(m, ReftLayer)}.values())
+
+
+def _unfit(message: str) -> AdapterLoadError:
+    return AdapterLoadError(
+        message,
+        code="load.fit",
+        rule="every tensor of the file and every parameter of the adapter belong together",
+        fix="load it into a model of the architecture it was trained on, with the same config",
+    )

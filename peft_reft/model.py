@@ -1,0 +1,243 @@
+"""`ReftModel`: the tuner that PEFT puts around a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from peft_reft.hub_format.errors import ConfigError, MergeError
+
+from .config import ReftConfig
+from .identity import base_identity
+from .layer import ReftLayer
+from .loading import check_state_dict
+from .runtime import Runtime
+from .runtime.adapters import AdapterView
+from .runtime.hooks import runtime_of
+from .sites import Site, find_stacks, hidden_size_of, site_table
+
+__all__ = ["ReftModel"]
+
+CHILD = "reft"
+COMPLETION_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+
+
+class ReftModel(BaseTuner):
+    """ReFT adapters on a base model (arXiv 2404.03592).
+
+    Blocks stay in place: the interventions are a child module `reft` of the block, applied by a forward hook, so no
+    key of the base or of a LoRA changes. Made by `peft.get_peft_model(model, ReftConfig(...))`.
+    """
+
+    prefix = "reft_"
+    tuner_layer_cls = ReftLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's declaration
+
+    def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict[str, Any]) -> ReftConfig:
+        """Resolve the config's layers and components to the sites of this model."""
+        groups = peft_config.groups()
+        stacks = find_stacks(self.model, peft_config.layers_pattern)
+        self._sites = {
+            site.path: site
+            for site in site_table(
+                self.model, stacks, [(group.layers_to_transform, group.component) for group in groups]
+            )
+        }
+        self._hidden_size = hidden_size_of(self.model)
+        if (rank := max(group.r for group in groups)) > self._hidden_size:
+            raise ConfigError(
+                f"r={rank} is larger than the hidden size {self._hidden_size}",
+                value=rank,
+                rule="r orthonormal rows need r dimensions",
+                fix=f"choose r ≤ {self._hidden_size}",
+            )
+        peft_config.target_modules = tuple(self._sites)
+        peft_config.base_identity = base_identity(self.model, stacks, self._hidden_size)
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: ReftConfig, key: str) -> bool:
+        return key in peft_config.target_modules
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter's interventions to its sites; see PEFT's `BaseTuner.inject_adapter`."""
+        config = self.peft_config[adapter_name]
+        if not isinstance(config, ReftConfig):
+            raise ConfigError(
+                f"adapter {adapter_name!r} has a {type(config).__name__}",
+                value=type(config).__name__,
+                rule="a ReftModel holds ReFT adapters",
+                fix="use MixedReftModel for ReFT and LoRA in one model",
+            )
+        runtime = runtime_of(self.model) or Runtime(self.model)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        finally:
+            if not runtime.layers:
+                runtime.remove()
+        runtime.views[adapter_name] = AdapterView(adapter_name, config.groups())
+        runtime.has_completion[adapter_name] = _has_completion(self.model, config)
+        if config.recorded_tensors is not None:
+            runtime.unverified[adapter_name] = config.recorded_tensors
+
+    def _create_and_replace(
+        self,
+        peft_config: ReftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        site = self._sites[current_key]
+        runtime = runtime_of(self.model)
+        if runtime is None:  # pragma: no cover  # inject_adapter makes it
+            raise ConfigError("the model carries no ReFT runtime")
+        layer = getattr(target, CHILD, None)
+        if layer is None:
+            runtime.add_stack(site.stack)
+            layer = ReftLayer(current_key, site.stack.path, runtime)
+            target.add_module(CHILD, layer)
+            runtime.add_layer(layer, target)
+        layer.update_layer(
+            adapter_name,
+            _units_at(site, peft_config),
+            hidden_size=self._hidden_size,
+            init_weights=peft_config.init_weights,
+            device=runtime.device_of(current_key),
+        )
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Adapters are float32; without autocasting they take the base's dtype, as PEFT's other methods do."""
+        if autocast_adapter_dtype:
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+            return
+        dtype = next((p.dtype for n, p in self.model.named_parameters() if f".{CHILD}." not in n), torch.float32)
+        if not dtype.is_floating_point:
+            return
+        for module in self.model.modules():
+            if isinstance(module, ReftLayer):
+                for key in [(adapter_name, unit) for unit in module.units.get(adapter_name, ())]:
+                    module.unit(key).to(dtype)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: ReftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Map a file's keys to the model's, after checking that every tensor has its place and its bytes."""
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_state_dict(model, config, adapter_name, state_dict, remapped)
+        return remapped  # type: ignore[no-any-return]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; the model keeps its hooks, which do nothing without an active one."""
+        super().delete_adapter(adapter_name)
+        runtime = runtime_of(self.model)
+        if runtime is not None:
+            for table in (runtime.views, runtime.has_completion, runtime.unverified):
+                table.pop(adapter_name, None)
+
+    def unload(self) -> nn.Module:
+        """The base model as it was: no hooks, no attributes, no child modules of ours."""
+        runtime = runtime_of(self.model)
+        if runtime is not None:
+            for path in runtime.layers:
+                delattr(self.model.get_submodule(path), CHILD)
+            runtime.remove()
+        return super()._unload_and_optionally_merge(merge=False)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: see `MergeError`."""
+        raise _no_merge("merge_adapter")
+
+    def unmerge_adapter(self) -> NoReturn:
+        """Refused: nothing can have been merged."""
+        raise _no_merge("unmerge_adapter")
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: see `MergeError`."""
+        raise _no_merge("merge_and_unload")
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: edits of different subspaces have no weighted mean that is an edit of the same rank."""
+        raise MergeError(
+            "add_weighted_adapter has no meaning for ReFT adapters",
+            rule="an edit is no matrix that could be averaged with another",
+            fix="activate several adapters with set_adapter([...]): their edits add; scale each with scale_adapter",
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT calls this with the keywords of forward and generate; without it `adapter_names` would be dropped."""
+        if kwargs.get("adapter_names") is not None:
+            raise ConfigError(
+                "adapter_names is not supported by ReFT adapters in this version",
+                value=kwargs["adapter_names"],
+                fix="activate one set of adapters for the whole batch with set_adapter",
+            )
+        yield
+
+
+def _units_at(site: Site, config: ReftConfig) -> list[tuple[int, Any]]:
+    groups = config.groups()
+    view = AdapterView("", groups)
+    return [
+        (view.first_unit(number) + offset, groups[number])
+        for number in site.groups
+        for offset in range(groups[number].units)
+    ]
+
+
+def _has_completion(model: nn.Module, config: ReftConfig) -> bool:
+    if config.task_type is not None:
+        return str(getattr(config.task_type, "value", config.task_type)) in COMPLETION_TASKS
+    can_generate = getattr(model, "can_generate", None)
+    return bool(can_generate()) if callable(can_generate) else False
+
+
+def _no_merge(verb: str) -> MergeError:
+    return MergeError(
+        f"{verb} is not possible for ReFT adapters",
+        rule="an edit applies at chosen token positions, and weights do not know positions",
+        fix="keep the adapter beside the model (its cost at generation is that of the prompt), or call unload() to get "
+        "the base model back",
+    )
+
+
+def scale_adapter(model: nn.Module, name: str, factor: float) -> None:
+    """Scale an adapter's edits at run time: h′ = h + factor · delta(h). 0 is off, 1 as trained.
+
+    Args:
+        model: a model with ReFT adapters, wrapped by PEFT or not.
+        name: of the adapter.
+        factor: any finite number.
+
+    Raises:
+        ConfigError: no ReFT adapter has that name, or the factor is not a finite number.
+    """
+    layers: Sequence[ReftLayer] = [module for module in model.modules() if isinstance(module, ReftLayer)]
+    chosen = [layer for layer in layers if name in layer.units]
+    if not chosen:
+        known = sorted({adapter for layer in layers for adapter in layer.units})
+        raise ConfigError(
+            f"there is no ReFT adapter {name!r}", value=name, rule=f"known are: {', '.join(known) or 'none'}"
+        )
+    if (
+        isinstance(factor, bool)
+        or not isinstance(factor, (int, float))
+        or factor != factor
+        or abs(factor) == float("inf")
+    ):
+        raise ConfigError(f"factor={factor!r} is not a finite number", value=factor)
+    for layer in chosen:
+        layer.scaling[name] = float(factor)

@@ -1,0 +1,21 @@
+"""Which tokens are edited: pure functions from tensors to masks. Nothing here knows a model or an adapter."""
+
+from .explicit import location_masks
+from .layout import Layout, layout_of, prompt_before_labels, prompt_from_lengths, prompt_from_mask, sequence_starts
+from .rows import RowPlan, plan_rows
+from .terms import needs_prompt, term_masks, term_width
+
+__all__ = [
+    "Layout",
+    "RowPlan",
+    "layout_of",
+    "location_masks",
+    "needs_prompt",
+    "plan_rows",
+    "prompt_before_labels",
+    "prompt_from_lengths",
+    "prompt_from_mask",
+    "sequence_starts",
+    "term_masks",
+    "term_width",
+]

@@ -1,0 +1,108 @@
+"""Rows → sequences → prompts. All tensors are `[batch, seq]`; counts run over real tokens, sequence by sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Layout",
+    "count_before",
+    "count_in_sequence",
+    "layout_of",
+    "prompt_before_labels",
+    "prompt_from_lengths",
+    "prompt_from_mask",
+    "sequence_starts",
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a batch looks like.
+
+    Attributes:
+        real: bool `[batch, seq]`, False on padding.
+        start: long `[batch, seq]`, the column where each token's sequence starts (a packed row holds several).
+        prompt: bool `[batch, seq]`, the prompt's tokens.
+        packed: whether a row may hold several sequences.
+        sequences: how many sequences a row can hold at most, where that is known without looking at values.
+    """
+
+    real: Tensor
+    start: Tensor
+    prompt: Tensor
+    packed: bool = False
+    sequences: int | None = 1
+
+
+def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_lens: Tensor | None = None) -> Tensor:
+    """The column where each token's sequence starts, long `[batch, seq]`.
+
+    A sequence starts at the first real token of a row, where `position_ids` `[batch or 1, seq]` do not increase
+    between real tokens, and at the offsets `cu_seq_lens` `[sequences + 1]` of a single packed row.
+    """
+    columns = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    starts = real & (real.cumsum(1) == 1)
+    if cu_seq_lens is not None:
+        offsets = cu_seq_lens[:-1].to(real.device, torch.long).clamp(0, real.shape[1] - 1)
+        starts = starts | torch.zeros_like(real).index_fill(1, offsets, True)
+    elif position_ids is not None:
+        ids = position_ids.expand_as(real)
+        restart = torch.zeros_like(real)
+        restart[:, 1:] = (ids[:, 1:] <= ids[:, :-1]) & real[:, 1:] & real[:, :-1]
+        starts = starts | restart
+    return torch.where(starts, columns, torch.zeros_like(columns)).cummax(1).values
+
+
+def count_before(mask: Tensor, start: Tensor) -> Tensor:
+    """How many tokens of `mask` stand before each column in its own sequence, long `[batch, seq]`."""
+    before = mask.cumsum(1) - mask.long()
+    return before - before.gather(1, start)
+
+
+def count_in_sequence(mask: Tensor, start: Tensor) -> Tensor:
+    """How many tokens of `mask` each column's sequence has, long `[batch, seq]`."""
+    totals = torch.zeros_like(start).scatter_add(1, start, mask.long())
+    return totals.gather(1, start)
+
+
+def prompt_before_labels(real: Tensor, start: Tensor, labels: Tensor, *, shifted: bool = False) -> Tensor:
+    """Real tokens before the first label that is not −100.
+
+    With `shifted`, labels stand at the position that predicts them (the decoder of an encoder-decoder): the token at
+    the first supervised position is then part of the prompt.
+    """
+    supervised = (labels != -100) & real
+    seen = count_before(supervised, start)
+    return real & (seen == 0) & (torch.ones_like(supervised) if shifted else ~supervised)
+
+
+def prompt_from_mask(real: Tensor, start: Tensor, prompt_mask: Tensor) -> Tensor:
+    """The first run of ones of an explicit mask in each sequence."""
+    marked = prompt_mask.to(torch.bool) & real
+    broken = real & ~marked & (count_before(marked, start) > 0)
+    return marked & (count_before(broken, start) == 0)
+
+
+def prompt_from_lengths(real: Tensor, start: Tensor, lengths: Tensor) -> Tensor:
+    """The first `lengths[row]` real tokens of each row; `lengths` is `[batch]`."""
+    return real & (count_before(real, start) < lengths[:, None])
+
+
+def layout_of(
+    real: Tensor, start: Tensor, prompt: Tensor, *, packed: bool, supervised: Tensor | None, sequences: int | None
+) -> Layout:
+    """A layout, after the rules for packed rows.
+
+    In a packed row a prompt of one token counts as none, because trainers mask the first label of every sequence; and
+    with labels a sequence of one token that is not supervised is padding of the row.
+    """
+    if packed:
+        if supervised is not None:
+            filler = (count_in_sequence(real, start) == 1) & ~supervised
+            real, prompt = real & ~filler, prompt & ~filler
+            prompt = prompt & (count_in_sequence(prompt, start) > 1)
+    return Layout(real, start, prompt, packed, sequences)

@@ -1,0 +1,74 @@
+"""The hot path: gather the edited rows, compute the edits, write the rows into a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from peft_reft.positions import RowPlan
+
+__all__ = ["Edit", "apply_edits"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One unit at work: its module, the rotation it needs, and the factor of `scale_adapter`."""
+
+    unit: Callable[[Tensor, Tensor | None], Tensor]
+    rotation: Tensor | None
+    scale: float
+
+
+def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
+    """h with the planned rows edited; all edits are computed from the same h and added.
+
+    Args:
+        hidden: `[batch, seq, hidden]`; left as it is.
+        plan: rows and the units that edit them.
+        edits: one per member of the plan.
+
+    Returns:
+        A new tensor of the same shape and dtype; rows outside the plan keep their bits.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    with torch.autocast(hidden.device.type, enabled=False):
+        rows = flat.index_select(0, plan.rows).to(torch.promote_types(hidden.dtype, torch.float32))
+        total = rows
+        for edit, member in zip(edits, plan.members, strict=True):
+            total = total + _placed(rows, member, edit)
+        return _WriteRows.apply(flat, plan.rows, total.to(hidden.dtype)).view_as(hidden)  # type: ignore[no-any-return]
+
+
+def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
+    """The delta of one edit for every row of the plan; adding −0.0 where it edits nothing keeps the bits."""
+    if member is not None and member.dtype == torch.long:
+        delta = edit.unit(rows.index_select(0, member), edit.rotation)
+        delta = torch.full_like(rows, -0.0).index_copy(0, member, delta)
+    else:
+        delta = edit.unit(rows, edit.rotation)
+    if edit.scale != 1.0:
+        delta = delta * edit.scale
+    if member is not None and member.dtype == torch.bool:
+        delta = torch.where(member[:, None], delta, -0.0)
+    return delta
+
+
+class _WriteRows(torch.autograd.Function):
+    """A copy of `flat` with some rows replaced: one pass forward, one backward, nothing saved but the indices."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return flat.clone().index_copy_(0, rows, values)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor]:
+        (rows,) = ctx.saved_tensors
+        outside = grad.clone().index_fill_(0, rows, 0) if ctx.needs_input_grad[0] else None
+        return outside, None, grad.index_select(0, rows)

@@ -1,0 +1,194 @@
+"""`Runtime`: what one model carries beside its weights: its stacks, its sites, the hooks that make a frame.
+
+A pre-hook on the model, and on every module inside it that takes tokens and holds a stack, opens a frame unless one is
+open: so an encoder that `generate` calls by itself, or a backbone that a trainer calls, gets its positions too. The
+hook that closes the frame runs even if the forward raises.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from peft_reft.interventions import orthonormal_rows
+from peft_reft.sites import Stack
+
+from .adapters import AdapterView
+from .frames import Frame, StackPlan, UnitKey, current_frame, frame_stack
+from .generation import Session, current_session, generate_with_positions
+from .inputs import Explicit, bind_call, call_inputs
+from .resolve import Situation, unit_masks
+
+__all__ = ["Runtime", "runtime_of"]
+
+ATTRIBUTE = "_reft_runtime"
+
+
+def runtime_of(model: nn.Module) -> Runtime | None:
+    """The runtime that a model carries, or None."""
+    return model.__dict__.get(ATTRIBUTE)
+
+
+class Runtime:
+    """Attached to the base model while it has ReFT adapters.
+
+    Attributes:
+        model: the base model.
+        stacks: its stacks that are edited, by path.
+        layers: site path → its `ReftLayer`.
+        views: adapter name → its groups.
+        has_completion: adapter name → whether its task has tokens after the prompt.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.stacks: dict[str, Stack] = {}
+        self.layers: dict[str, Any] = {}
+        self.views: dict[str, AdapterView] = {}
+        self.has_completion: dict[str, bool] = {}
+        self.unverified: dict[str, Any] = {}
+        self.handles: list[RemovableHandle] = []
+        self.entries: list[tuple[nn.Module, list[str]]] = []
+        self._open_entry(model)
+        setattr(model, ATTRIBUTE, self)
+        if callable(getattr(type(model), "generate", None)):
+            model.generate = self.generate  # type: ignore[assignment]
+
+    def add_stack(self, stack: Stack) -> None:
+        """Make a stack known, and the modules around it that take tokens entries for it."""
+        if stack.path in self.stacks:
+            return
+        self.stacks[stack.path] = stack
+        parts = stack.path.split(".")[:-1]
+        for end in range(len(parts) + 1):
+            module = self.model.get_submodule(".".join(parts[:end]))
+            if module is self.model or "input_ids" in inspect.signature(module.forward).parameters:
+                self._open_entry(module).append(stack.path)
+
+    def add_layer(self, layer: Any, site: nn.Module) -> None:
+        """Make a site known and hook its module."""
+        self.layers[layer.path] = layer
+        self.handles.append(site.register_forward_hook(layer.edit_output))
+
+    def remove(self) -> None:
+        """Take every hook and attribute off the model."""
+        for handle in self.handles:
+            handle.remove()
+        self.model.__dict__.pop(ATTRIBUTE, None)
+        self.model.__dict__.pop("generate", None)
+
+    def device_of(self, path: str) -> torch.device | None:
+        """Device of a site's own parameters."""
+        own = (p for name, p in self.model.get_submodule(path).named_parameters() if not name.startswith("reft."))
+        return next((parameter.device for parameter in own if not parameter.is_meta), None)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`, inside a session that knows the prompt."""
+        return generate_with_positions(self, *args, **kwargs)
+
+    def rotations(self, frame: Frame) -> dict[tuple[str, UnitKey], Tensor]:
+        """R of every active unit that has one, for all sites of a shape in one call; made once per frame.
+
+        Sharded parameters are left out: their R is computed where the shards are gathered, in the unit's forward.
+        """
+        if frame.rotations is not None:
+            return frame.rotations
+        groups: dict[Any, list[tuple[tuple[str, UnitKey], Tensor]]] = {}
+        for layer in self.layers.values():
+            if frame.plans.get(layer.stack) is None:
+                continue
+            for key in layer.active_keys():
+                unit = layer.unit(key)
+                for name in unit.orthonormal:
+                    raw = getattr(unit, name)
+                    if type(raw) is nn.Parameter and not hasattr(raw, "ds_id"):
+                        groups.setdefault((raw.shape, raw.dtype, raw.device), []).append(((layer.path, key), raw))
+        frame.rotations = {}
+        for members in groups.values():
+            rows = orthonormal_rows(torch.stack([raw for _, raw in members]))
+            frame.rotations.update(zip((where for where, _ in members), rows.unbind(0), strict=True))
+        if (session := current_session(self)) is not None:
+            session.rotations = frame.rotations
+        return frame.rotations
+
+    def _open_entry(self, module: nn.Module) -> list[str]:
+        for known, paths in self.entries:
+            if known is module:
+                return paths
+        paths: list[str] = []
+        self.entries.append((module, paths))
+        self.handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+        self.handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        return paths
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        explicit, kwargs = Explicit.take(kwargs)
+        frame = current_frame(self)
+        if frame is None:
+            frame = self._new_frame(module, args, kwargs, explicit)
+        frame_stack().append(frame)
+        return args, kwargs
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        frames = frame_stack()
+        if frames and frames[-1].owner is self:
+            frames.pop()
+
+    def _new_frame(self, module: nn.Module, args: Any, kwargs: dict[str, Any], explicit: Explicit) -> Frame:
+        paths = next(paths for known, paths in self.entries if known is module)
+        session = current_session(self)
+        call = bind_call(module, args, kwargs)
+        if session is not None:
+            if session.is_decoding(call) and not any(view.touches_generated for view in self.views.values()):
+                return Frame(self, dict.fromkeys(paths))
+            explicit = session.explicit if not explicit else explicit
+        self._verify()
+        plans = {path: self._plan(self.stacks[path], call, explicit, session) for path in paths}
+        return Frame(self, plans, None if session is None else session.rotations)
+
+    def _plan(
+        self, stack: Stack, call: dict[str, Any], explicit: Explicit, session: Session | None
+    ) -> StackPlan | None:
+        active = self._active(stack.path)
+        inputs = call_inputs(call, stack.role) if active else None
+        if inputs is None:
+            return None
+        views = [self.views[name] for name in active]
+        generates = any(view.touches_generated for view in views)
+        if session is None and inputs.past and inputs.length == 1 and not generates and not explicit:
+            return None  # a single token on top of a cache is a generated one
+        situation = Situation(
+            role=stack.role,
+            has_completion=any(self.has_completion[name] for name in active),
+            trains_with_labels=self.model.training and self._takes_labels(),
+            encoder_edited=any(other.role == "encoder" and self._active(other.path) for other in self.stacks.values()),
+            explicit=explicit,
+        )
+        if session is not None and stack.role != "encoder":
+            situation = session.situation(inputs, situation)
+            if inputs.past >= (situation.prompt_width or 0) and not generates:
+                return None
+        return StackPlan(inputs.batch, inputs.length, unit_masks(inputs, views, situation))
+
+    def _active(self, stack: str) -> list[str]:
+        """Names of the adapters that edit some site of a stack now."""
+        names: dict[str, None] = {}
+        for layer in self.layers.values():
+            if layer.stack == stack:
+                names.update(dict.fromkeys(name for name, _ in layer.active_keys()))
+        return list(names)
+
+    def _takes_labels(self) -> bool:
+        return "labels" in inspect.signature(self.model.forward).parameters
+
+    def _verify(self) -> None:
+        """Check digests that a load path gave no earlier chance to check."""
+        if self.unverified:
+            from peft_reft.loading import verify_loaded
+
+            verify_loaded(self)

@@ -1,0 +1,161 @@
+"""What a forward was called with, under one set of names, whatever the model calls its arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_reft.hub_format.errors import LocationError
+
+__all__ = ["EXPLICIT", "CallInputs", "Explicit", "bind_call"]
+
+EXPLICIT = ("prompt_mask", "prompt_lengths", "intervention_locations")
+"""Keywords of `forward` and `generate` by which a caller states positions; the model itself never sees them."""
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """Positions the caller states. What is said wins over everything inferred."""
+
+    prompt_mask: Tensor | None = None
+    prompt_lengths: Tensor | None = None
+    locations: Tensor | Mapping[str, Any] | None = None
+
+    @classmethod
+    def take(cls, kwargs: dict[str, Any]) -> tuple[Explicit, dict[str, Any]]:
+        """Split the explicit keywords off a call's keywords."""
+        rest = {name: value for name, value in kwargs.items() if name not in EXPLICIT}
+        mask, lengths, locations = (kwargs.get(name) for name in EXPLICIT)
+        return cls(mask, lengths, locations), rest
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in (self.prompt_mask, self.prompt_lengths, self.locations))
+
+    def locations_for(self, adapter: str, role: str, *, encoder_edited: bool) -> Tensor | None:
+        """The tensor meant for one adapter and one stack, or None."""
+        value: Any = self.locations
+        if isinstance(value, Mapping) and set(value) - {"encoder", "decoder"}:
+            value = value.get(adapter)
+        if isinstance(value, Mapping):
+            if unknown := set(value) - {"encoder", "decoder"}:
+                raise LocationError(
+                    f"intervention_locations has the key {sorted(unknown)[0]!r}",
+                    rule="keys are adapter names, or 'encoder' and 'decoder'",
+                )
+            return value.get(role)
+        if role == "encoder" or role == "only" or not encoder_edited:
+            return value
+        return None
+
+
+@dataclass(frozen=True)
+class CallInputs:
+    """One stack's view of a call.
+
+    Attributes:
+        batch, length: shape of the tokens that this forward computes.
+        past: how many slots the cache holds before them.
+        cached: whether a cache was passed, empty or not.
+        attention_mask: as passed, 2-D, 4-D, or a dict of 4-D masks.
+        position_ids, cu_seq_lens, labels, input_ids: as passed, where passed.
+        device: of the tokens.
+    """
+
+    batch: int
+    length: int
+    device: torch.device
+    past: int = 0
+    cached: bool = False
+    attention_mask: Any = None
+    position_ids: Tensor | None = None
+    cu_seq_lens: Tensor | None = None
+    labels: Tensor | None = None
+    input_ids: Tensor | None = None
+
+    def slots(self, prompt_width: int | None = None) -> int:
+        """Absolute slots that matter: the cached ones, this forward's, and the rest of a prompt known to be longer."""
+        return max(self.past + self.length, prompt_width or 0)
+
+
+def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name, positional ones included."""
+    if not args:
+        return dict(kwargs)
+    names = [
+        name
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def call_inputs(call: Mapping[str, Any], role: str) -> CallInputs | None:
+    """A stack's view of a bound call of its model; None when the call does not run that stack.
+
+    In an encoder-decoder the encoder's tokens are `input_ids`, the decoder's `decoder_input_ids`, or follow from
+    `labels`.
+    """
+    if role == "encoder":
+        if call.get("encoder_outputs") is not None:
+            return None
+        tokens = _first(call, "input_ids", "inputs_embeds", "input_features", "inputs")
+        view = _view(tokens, call.get("attention_mask"))
+        return view if view is None else replace(view, input_ids=_ids(tokens))
+    if role == "decoder" and not _is_inner_call(call):
+        labels = call.get("labels")
+        tokens = _first(call, "decoder_input_ids", "decoder_inputs_embeds")
+        if tokens is None:
+            tokens = labels if labels is not None else call.get("input_ids")
+        mask = call.get("decoder_attention_mask")
+    else:
+        labels = call.get("labels")
+        tokens = _first(call, "input_ids", "inputs_embeds", "pixel_values", "inputs")
+        mask = call.get("attention_mask")
+        if tokens is None:
+            tokens = next((value for value in call.values() if isinstance(value, Tensor) and value.dim() > 1), None)
+    view = _view(tokens, mask)
+    if view is None:
+        return None
+    return replace(
+        view,
+        past=_past_length(call.get("past_key_values")),
+        cached=call.get("past_key_values") is not None,
+        position_ids=call.get("position_ids") if role == "only" else None,
+        cu_seq_lens=_first(call, "cu_seq_lens_q", "cu_seqlens_q"),
+        labels=labels,
+        input_ids=_ids(tokens),
+    )
+
+
+def _is_inner_call(call: Mapping[str, Any]) -> bool:
+    """Whether this is a call of the decoder by itself: its own tokens, beside the encoder's states."""
+    return "encoder_hidden_states" in call
+
+
+def _view(tokens: Any, mask: Any) -> CallInputs | None:
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+        return None
+    return CallInputs(tokens.shape[0], tokens.shape[1], tokens.device, attention_mask=mask)
+
+
+def _ids(tokens: Tensor | None) -> Tensor | None:
+    return tokens if tokens is not None and tokens.dim() == 2 and not tokens.is_floating_point() else None
+
+
+def _first(call: Mapping[str, Any], *names: str) -> Any:
+    return next((call[name] for name in names if call.get(name) is not None), None)
+
+
+def _past_length(cache: Any) -> int:
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    if isinstance(cache, (tuple, list)) and cache and cache[0] is not None:  # caches of older models: (keys, values)
+        return int(cache[0][0].shape[-2])
+    return 0

@@ -1,0 +1,256 @@
+"""One stack's call → which tokens each unit edits. The only place where a prompt's end is inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
+from peft_reft.positions import (
+    Layout,
+    layout_of,
+    location_masks,
+    prompt_before_labels,
+    prompt_from_lengths,
+    prompt_from_mask,
+    sequence_starts,
+    term_masks,
+    term_width,
+)
+from peft_reft.positions.layout import count_in_sequence
+
+from .adapters import AdapterView
+from .inputs import CallInputs, Explicit
+from .masks import real_slots
+
+__all__ = ["Situation", "UnitMask", "unit_masks"]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known about a call beside its tensors.
+
+    Attributes:
+        role: of the stack: `"only"`, `"encoder"`, `"decoder"`.
+        has_completion: whether the task has tokens after the prompt.
+        trains_with_labels: the base is in training mode and its forward takes labels.
+        encoder_edited: whether an adapter edits the encoder, which then gets the bare explicit tensors.
+        explicit: what the caller states.
+        prompt_width: slots of the prompt, where `generate` says it; else None.
+        prompt_real: bool `[batch, prompt_width]`, the prompt's real slots, where `generate` was told them.
+    """
+
+    role: str = "only"
+    has_completion: bool = True
+    trains_with_labels: bool = False
+    encoder_edited: bool = False
+    explicit: Explicit = Explicit()
+    prompt_width: int | None = None
+    prompt_real: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class UnitMask:
+    """Tokens that one unit edits in this forward: bool `[batch, length]`, and its bound per row where known."""
+
+    mask: Tensor
+    width: int | None
+
+
+def unit_masks(
+    call: CallInputs, adapters: Sequence[AdapterView], situation: Situation
+) -> dict[tuple[str, int], UnitMask]:
+    """(adapter, unit) → the tokens it edits among the columns of this forward.
+
+    Raises:
+        PromptBoundaryError: a prompt's end is needed and cannot be told.
+        LocationError: explicit positions that do not fit the batch.
+    """
+    check = not torch.compiler.is_compiling()
+    explicit = situation.explicit
+    for adapter in adapters:
+        _check_boundary(call, adapter, situation)
+    layout = _layout(call, situation)
+    found: dict[tuple[str, int], UnitMask] = {}
+    for adapter in adapters:
+        locations = explicit.locations_for(adapter.name, situation.role, encoder_edited=situation.encoder_edited)
+        if locations is not None:
+            _check_terms(locations, adapter)
+        elif check and adapter.needs_prompt:
+            _check_prompts(layout, adapter)
+        for number, group in enumerate(adapter.groups):
+            first = adapter.first_unit(number)
+            if locations is None:
+                masks = term_masks(
+                    group.positions, layout, input_ids=_padded_ids(call, layout), token_ids=adapter.token_ids
+                )
+                widths = [_width(term_width(term), layout.sequences) for term in group.positions.terms]
+                if group.share_weights:
+                    masks, widths = [torch.stack(masks).any(0)], [_total(widths)]
+            else:
+                part = locations[:, first : first + group.units]
+                real = layout.real if situation.prompt_width is None else layout.real[:, : situation.prompt_width]
+                masks = [
+                    _pad(mask, layout.real.shape[1])
+                    for mask in location_masks(part, real, terms=group.units, check=check)
+                ]
+                widths = [int(part.shape[2])] * group.units
+            for unit, (mask, width) in enumerate(zip(masks, widths, strict=True), start=first):
+                found[adapter.name, unit] = UnitMask(mask[:, call.past : call.past + call.length], width)
+    return found
+
+
+def _layout(call: CallInputs, situation: Situation) -> Layout:
+    """The layout over absolute slots: what the cache holds, this forward's columns, and the prompt's rest."""
+    slots = call.slots(situation.prompt_width)
+    supervised = _supervised(call, situation)
+    real = real_slots(call, situation, supervised)
+    fresh = call.past == 0 and situation.prompt_width is None
+    position_ids = call.position_ids if fresh and _is_2d(call.position_ids) else None
+    cu_seq_lens = call.cu_seq_lens if fresh and call.batch == 1 else None
+    start = sequence_starts(real, position_ids, cu_seq_lens)
+    packed = cu_seq_lens is not None or (position_ids is not None and call.attention_mask is None)
+    explicit = situation.explicit
+    takes_bare = situation.role in ("only", "encoder") or not situation.encoder_edited
+    if takes_bare and explicit.prompt_mask is not None:
+        marks = _explicit_mask(explicit.prompt_mask, call, situation)
+        return Layout(real, start, prompt_from_mask(real, start, marks), packed, None if packed else 1)
+    if takes_bare and explicit.prompt_lengths is not None:
+        lengths = _explicit_lengths(explicit.prompt_lengths, call)
+        return Layout(real, start, prompt_from_lengths(real, start, lengths), packed, None if packed else 1)
+    columns = torch.arange(slots, device=real.device)
+    if situation.prompt_width is not None:
+        prompt = real & (columns < situation.prompt_width)
+    elif situation.role == "encoder" or not situation.has_completion:
+        prompt = real
+    elif supervised is not None:
+        labels = torch.where(supervised, 0, -100)
+        prompt = prompt_before_labels(real, start, labels, shifted=situation.role == "decoder")
+    else:
+        prompt = real & (columns < call.past) if call.past else real
+    sequences = (call.cu_seq_lens.numel() - 1 if cu_seq_lens is not None else None) if packed else 1  # type: ignore[union-attr]
+    return layout_of(real, start, prompt, packed=packed, supervised=supervised, sequences=sequences)
+
+
+def _supervised(call: CallInputs, situation: Situation) -> Tensor | None:
+    """Where labels supervise, bool `[batch, slots]`; None where labels say nothing of a prompt."""
+    labels = call.labels
+    if labels is None or not situation.has_completion or situation.role == "encoder":
+        return None
+    if not isinstance(labels, Tensor) or labels.shape != (call.batch, call.length):
+        return None
+    return _pad(labels != -100, call.slots(situation.prompt_width), left=True)
+
+
+def _check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation) -> None:
+    """Refuse calls in which it cannot be told where the prompt ends."""
+    explicit = situation.explicit
+    if (
+        explicit.prompt_mask is not None
+        or explicit.prompt_lengths is not None
+        or explicit.locations_for(adapter.name, situation.role, encoder_edited=situation.encoder_edited) is not None
+        or situation.prompt_width is not None
+        or situation.role == "encoder"
+        or not situation.has_completion
+        or (call.labels is not None and call.past == 0)
+    ):
+        return
+    if situation.trains_with_labels and adapter.needs_prompt_end:
+        raise PromptBoundaryError(
+            f"adapter {adapter.name!r} edits positions that depend on the prompt's end, and a forward in training mode "
+            "got neither labels nor explicit positions",
+            code="positions.no_labels",
+            rule="in training the prompt ends before the first label that is not -100",
+            fix="pass labels, prompt_mask or prompt_lengths (ReftDataCollator adds prompt_mask), or call model.eval() "
+            "if this is a prefill",
+        )
+    if call.past and call.length > 1 and _prompt_only(adapter):
+        raise PromptBoundaryError(
+            f"{call.length} tokens continue a cache of {call.past}: whether they are prompt or completion is not known",
+            code="positions.continuation",
+            rule="only a single token on top of a cache is taken for a generated one",
+            fix="pass prompt_lengths or a prompt_mask over the cached and the new columns, or use generate",
+        )
+
+
+def _prompt_only(adapter: AdapterView) -> bool:
+    from peft_reft.hub_format.positions import All
+
+    return any(not isinstance(term, All) for group in adapter.groups for term in group.positions.terms)
+
+
+def _check_prompts(layout: Layout, adapter: AdapterView) -> None:
+    has_prompt = count_in_sequence(layout.prompt, layout.start) > 0
+    if bool((layout.real & ~has_prompt).any()):
+        specs = ", ".join(repr(str(group.positions)) for group in adapter.groups)
+        raise PromptBoundaryError(
+            f"positions {specs} need a prompt, and a sequence of this batch has none",
+            code="positions.no_prompt",
+            rule="the prompt is what stands before the first supervised label; in a packed row one token counts as none",
+            fix="mask the prompt's labels with -100 (completion-only loss), use positions without 'l', 'p' and 'prompt', "
+            "or pass prompt_mask; a fragment of a split document has no prompt",
+        )
+
+
+def _check_terms(locations: Any, adapter: AdapterView) -> None:
+    if isinstance(locations, Tensor) and locations.dim() == 3 and locations.shape[1] == adapter.units:
+        return
+    shape = list(locations.shape) if isinstance(locations, Tensor) else type(locations).__name__
+    raise LocationError(
+        f"intervention_locations of adapter {adapter.name!r} is {shape}",
+        value=shape,
+        rule=f"it is a LongTensor [batch, terms, k], and this adapter has {adapter.units} term(s): one per tied group, "
+        "one per term of the positions otherwise",
+    )
+
+
+def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tensor:
+    slots = call.slots(situation.prompt_width)
+    widths = {slots} if situation.prompt_width is None else {situation.prompt_width, slots}
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != call.batch or mask.shape[1] not in widths:
+        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise LocationError(
+            f"prompt_mask is {shape}",
+            value=shape,
+            rule=f"it is a LongTensor [batch, seq] = [{call.batch}, {min(widths)}], 1 on the prompt",
+        )
+    return _pad(mask.to(call.device, torch.bool), slots)
+
+
+def _explicit_lengths(lengths: Tensor, call: CallInputs) -> Tensor:
+    if not isinstance(lengths, Tensor) or lengths.shape != (call.batch,) or lengths.is_floating_point():
+        shape = list(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise LocationError(
+            f"prompt_lengths is {shape}", value=shape, rule=f"it is a LongTensor [batch] = [{call.batch}]"
+        )
+    return lengths.to(call.device)
+
+
+def _padded_ids(call: CallInputs, layout: Layout) -> Tensor | None:
+    if call.input_ids is None:
+        return None
+    future = layout.real.shape[1] - call.past - call.length
+    return torch.nn.functional.pad(call.input_ids, (call.past, future), value=-1)
+
+
+def _pad(mask: Tensor, width: int, *, left: bool = False) -> Tensor:
+    missing = width - mask.shape[1]
+    if missing <= 0:
+        return mask[:, :width]
+    return torch.nn.functional.pad(mask, (missing, 0) if left else (0, missing), value=False)
+
+
+def _is_2d(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.dim() == 2
+
+
+def _width(width: int | None, sequences: int | None) -> int | None:
+    return None if width is None or sequences is None else width * sequences
+
+
+def _total(widths: Sequence[int | None]) -> int | None:
+    return None if any(width is None for width in widths) else sum(width for width in widths if width is not None)

@@ -1,0 +1,151 @@
+"""Finds the stacks of a model: each `ModuleList` whose elements are its blocks. By rule, not by list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from peft_reft.hub_format.errors import SiteError
+
+__all__ = ["Stack", "find_stacks", "hidden_size_of"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack of blocks.
+
+    Attributes:
+        path: dotted name of the `ModuleList`, e.g. `"model.layers"`.
+        role: `"encoder"` or `"decoder"` in an encoder-decoder model, else `"only"`.
+        length: number of blocks.
+    """
+
+    path: str
+    role: str
+    length: int
+
+
+def find_stacks(model: nn.Module, pattern: str | Sequence[str] | None = None) -> list[Stack]:
+    """The stacks of blocks of a model.
+
+    Blocks are what transformers marks as such: elements of the outermost `ModuleList`s that are checkpointing layers
+    or named in `_no_split_modules`; else the one homogeneous list as long as the config says. In a model with several
+    towers only those of the text model count.
+
+    Args:
+        model: any module; transformers' models are understood without help.
+        pattern: name of the list, or the end of its dotted name, where the rule cannot tell; it also picks one stack.
+
+    Raises:
+        SiteError: no list or several lists fit; the message says how to name one.
+    """
+    lists = list(_outermost_lists(model))
+    if pattern is not None:
+        names = [pattern] if isinstance(pattern, str) else list(pattern)
+        every = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+        chosen = [(path, blocks) for path, blocks in every if any(_ends_with(path, name) for name in names)]
+        if not chosen:
+            raise _refuse(f"layers_pattern={pattern!r} names no ModuleList of {type(model).__name__}", every)
+    else:
+        chosen = _text_tower(model, [(path, blocks) for path, blocks in lists if _are_blocks(model, blocks)])
+        if not chosen:
+            chosen = [(path, blocks) for path, blocks in lists if _fits_config(model, blocks)]
+        if not chosen:
+            raise _refuse(f"the blocks of {type(model).__name__} cannot be told", lists)
+    stacks = [Stack(path, _role(model, path), len(blocks)) for path, blocks in chosen]
+    if len({stack.role for stack in stacks}) != len(stacks):
+        raise _refuse(f"{type(model).__name__} has several stacks of blocks", chosen)
+    return stacks
+
+
+def hidden_size_of(model: nn.Module) -> int:
+    """Size of the hidden states, from the config of the text model (weights may be packed).
+
+    Raises:
+        SiteError: the model has no config that says it.
+    """
+    config = _text_config(model)
+    for name in ("hidden_size", "d_model", "n_embd", "dim"):
+        if isinstance(size := getattr(config, name, None), int):
+            return size
+    raise SiteError(
+        f"the hidden size of {type(model).__name__} cannot be told",
+        value=type(model).__name__,
+        rule="it is read from model.config.hidden_size",
+        fix="give the model a `config` with `hidden_size`",
+    )
+
+
+def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(child, nn.ModuleList):
+            if len(child):
+                yield path, child
+        else:
+            yield from _outermost_lists(child, path)
+
+
+def _are_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
+    named = {
+        name for module in model.modules() for name in (getattr(module, "_no_split_modules", None) or ())
+    }  # what `device_map` must not split: the blocks, and sometimes embeddings
+    return all(isinstance(block, GradientCheckpointingLayer) or type(block).__name__ in named for block in blocks)
+
+
+def _fits_config(model: nn.Module, blocks: nn.ModuleList) -> bool:
+    config = _text_config(model)
+    lengths = {getattr(config, name, None) for name in ("num_hidden_layers", "num_layers", "n_layer", "n_layers")}
+    return len(blocks) in lengths and len({type(block) for block in blocks}) == 1 and any(blocks[0].children())
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _text_tower(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> list[tuple[str, nn.ModuleList]]:
+    config = getattr(model, "config", None)
+    text = _text_config(model)
+    if len(lists) < 2 or text is config or getattr(config, "is_encoder_decoder", False):
+        return lists
+    return [
+        (path, blocks)
+        for path, blocks in lists
+        if getattr(_owner_config(model, path), "model_type", None) == text.model_type
+    ]
+
+
+def _owner_config(model: nn.Module, path: str) -> Any:
+    """The config of the innermost module around a list that has one."""
+    parts = path.split(".")[:-1]
+    for end in range(len(parts), -1, -1):
+        config = getattr(model.get_submodule(".".join(parts[:end])), "config", None)
+        if config is not None:
+            return config
+    return None
+
+
+def _role(model: nn.Module, path: str) -> str:
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return "only"
+    parts = path.split(".")
+    return next((role for role in ("encoder", "decoder") if role in parts), "only")
+
+
+def _ends_with(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def _refuse(message: str, lists: Sequence[tuple[str, nn.ModuleList]]) -> SiteError:
+    found = ", ".join(f"{path!r} ({len(blocks)} × {type(blocks[0]).__name__})" for path, blocks in lists) or "none"
+    return SiteError(
+        message,
+        code="site.stack",
+        rule=f"each stack of blocks is one ModuleList; found: {found[:600]}",
+        fix="name it with layers_pattern, e.g. layers_pattern='encoder.layers'",
+    )
