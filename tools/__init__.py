@@ -1,0 +1,1 @@
+"""Tools for tests, the demo and the examples; no part of the installed package."""
