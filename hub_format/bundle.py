@@ -1,0 +1,116 @@
+"""A bundle: LoRAs and ReFTs in one folder, and the index that lists them.
+
+    adapter_config.json, adapter_model.safetensors     the LoRA "default": PEFT and transformers read it, without us
+    <name>/…                                           other LoRAs
+    reft/<name>/…                                      ReFTs, each a folder that loads alone
+    reft_index.json                                    the members, written last
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, ManifestError
+from .manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, FileInfo, describe_file
+from .schema import SPEC_VERSION, _check_version
+from .strict_json import dump_json, load_json
+from .writer import write_atomic
+
+__all__ = ["INDEX_NAME", "REFT_FOLDER", "Member", "check_name", "read_index", "write_index"]
+
+INDEX_NAME = "reft_index.json"
+REFT_FOLDER = "reft"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter of a bundle.
+
+    Attributes:
+        name: of the adapter.
+        kind: `"reft"`, or PEFT's type in lower case, e.g. `"lora"`.
+        folder: relative to the bundle, `"."` for its root.
+    """
+
+    name: str
+    kind: str
+    folder: str
+
+    @classmethod
+    def at(cls, name: str, kind: str) -> Member:
+        """The member at the place that its name and kind determine."""
+        check_name(name)
+        if kind == "reft":
+            return cls(name, kind, f"{REFT_FOLDER}/{name}")
+        return cls(name, kind, "." if name == "default" else name)
+
+    def files(self, root: Path) -> list[FileInfo]:
+        """The files that make the member, with sizes and digests, by paths relative to the bundle."""
+        names = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME) if self.kind == "reft" else (CONFIG_NAME, WEIGHTS_NAME)
+        folder = "" if self.folder == "." else f"{self.folder}/"
+        found = [describe_file(root / self.folder, name) for name in names]
+        return [FileInfo(f"{folder}{info.path}", info.size, info.sha256) for info in found]
+
+
+def check_name(name: str) -> None:
+    """Refuse adapter names that could leave the folder or clash with the format's own names."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == REFT_FOLDER:
+        raise ConfigError(
+            f"the adapter name {str(name)[:60]!r} is not allowed",
+            code="name",
+            value=name,
+            rule=f"a name has 1 to 64 letters, digits, '_' or '-', starts with no '-', and is not {REFT_FOLDER!r}",
+        )
+
+
+def write_index(root: Path, members: Sequence[Member]) -> None:
+    """Write the index of a bundle whose members lie in place."""
+    entries = [
+        {"name": m.name, "kind": m.kind, "folder": m.folder, "files": [info.to_json() for info in m.files(root)]}
+        for m in members
+    ]
+    write_atomic(root / INDEX_NAME, dump_json({"spec_version": SPEC_VERSION, "members": entries}))
+
+
+def read_index(root: Path) -> list[Member] | None:
+    """The members of a bundle, after checking their files; None where the folder is no bundle.
+
+    Raises:
+        ManifestError: a member's file is missing or is not the one that was saved.
+    """
+    path = root / INDEX_NAME
+    if not path.is_file():
+        return None
+    stored = load_json(path)
+    _check_version(stored.get("spec_version"))
+    entries = stored.get("members")
+    if set(stored) != {"spec_version", "members"} or not isinstance(entries, list):
+        raise ManifestError("is not an index: it has 'spec_version' and a list 'members'", file=INDEX_NAME)
+    return [_member(root, entry) for entry in entries]
+
+
+def _member(root: Path, entry: Any) -> Member:
+    if not isinstance(entry, dict) or set(entry) != {"name", "kind", "folder", "files"}:
+        raise ManifestError("describes a member with other fields than name, kind, folder, files", file=INDEX_NAME)
+    if not isinstance(entry["kind"], str):
+        raise ManifestError(f"gives a member the kind {entry['kind']!r}", file=INDEX_NAME)
+    member = Member.at(entry["name"], entry["kind"])
+    if entry["folder"] != member.folder:
+        raise ManifestError(f"puts member {member.name!r} into {str(entry['folder'])[:60]!r}", file=INDEX_NAME)
+    try:
+        found = [info.to_json() for info in member.files(root)]
+    except FileNotFoundError as error:
+        raise ManifestError(f"lists member {member.name!r}, a file of which is missing", file=INDEX_NAME) from error
+    if found != entry["files"]:
+        raise ManifestError(
+            f"describes other files for member {member.name!r} than the folder holds",
+            code="bundle.files",
+            file=INDEX_NAME,
+            fix="save or download the bundle again: it was changed or interrupted after saving",
+        )
+    return member

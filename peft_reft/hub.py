@@ -1,0 +1,118 @@
+"""`push_to_hub`: what a model's own `push_to_hub` cannot do: one commit with a parent, a card that tells how to use it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from peft_reft.hub_format.bundle import INDEX_NAME, Member, read_index, write_index
+from peft_reft.hub_format.card import CardFacts
+from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, Manifest
+from peft_reft.hub_format.remote import push_folder
+from peft_reft.hub_format.strict_json import dump_json, load_json
+from peft_reft.hub_format.writer import write_adapter_files, write_atomic
+
+from .config import ReftConfig
+from .saving import producer
+
+__all__ = ["push_to_hub"]
+
+
+def push_to_hub(
+    model: PeftModel,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+) -> str:
+    """Push a model's adapters to the Hub as one commit, with a card.
+
+    Args:
+        model: a `PeftModel` with ReFT adapters, or a `MixedReftModel`.
+        repo_id: e.g. `"me/my-reft"`; made if it does not exist.
+        private: whether a new repository is private.
+        token: as in huggingface_hub.
+        revision: branch to push to.
+        create_pr: open a pull request instead.
+        commit_message: of the commit.
+
+    Returns:
+        The commit's URL.
+
+    A path of a local base model is not pushed.
+    """
+    edits = {name: config for name, config in model.peft_config.items() if isinstance(config, ReftConfig)}
+    if not edits:
+        raise ConfigError("the model has no ReFT adapter", fix="use the model's own push_to_hub")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model.save_pretrained(temporary)
+        base = _remove_local_base(folder)
+        members = read_index(folder) or [Member(name, "reft", ".") for name in edits]
+        facts = CardFacts(
+            repo_id=repo_id,
+            base_model=base,
+            members=members,
+            edits=[f"`{name}`: {describe(config)}" for name, config in edits.items()],
+            language_model=any(str(config.task_type).endswith("CAUSAL_LM") for config in edits.values()),
+        )
+        return push_folder(
+            folder,
+            facts,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+
+
+def describe(config: ReftConfig) -> str:
+    """One line on what an adapter edits."""
+    groups = [
+        f"{group.intervention}, rank {group.r}, positions {group.positions}, "
+        + ("all layers" if group.layers_to_transform is None else f"layers {list(group.layers_to_transform)}")
+        for group in config.groups()
+    ]
+    return "; ".join(groups)
+
+
+def _remove_local_base(folder: Path) -> str | None:
+    """Take local base paths out of every config; returns the base's Hub id where there is one."""
+    base = None
+    for path in sorted(folder.rglob(CONFIG_NAME)):
+        config = load_json(path)
+        named = config.get("base_model_name_or_path")
+        if isinstance(named, str) and not Path(named).exists():
+            base = named
+            continue
+        config["base_model_name_or_path"] = None
+        _rewrite(path, config)
+    index = read_index_members(folder)
+    if index is not None:
+        write_index(folder, index)
+    return base
+
+
+def _rewrite(path: Path, config: Mapping[str, Any]) -> None:
+    if not (path.parent / MANIFEST_NAME).is_file():
+        write_atomic(path, dump_json(dict(config)))
+        return
+    manifest = Manifest.load(path.parent / MANIFEST_NAME)
+    stored = {**config, "reft": {name: value for name, value in config["reft"].items() if name != "tensors"}}
+    write_adapter_files(path.parent, stored, base_model=manifest.base_model, producer=producer())
+
+
+def read_index_members(folder: Path) -> list[Member] | None:
+    """Members as an index lists them, without checking files that are about to be described anew."""
+    if not (folder / INDEX_NAME).is_file():
+        return None
+    return [Member.at(entry["name"], entry["kind"]) for entry in load_json(folder / INDEX_NAME)["members"]]

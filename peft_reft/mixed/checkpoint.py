@@ -1,0 +1,177 @@
+"""Bundles on disk: written aside and moved into place, the index last; read member by member after their checks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
+
+from peft_reft.config import ReftConfig
+from peft_reft.hub_format.bundle import INDEX_NAME, Member, check_name, read_index, write_index
+from peft_reft.hub_format.errors import AdapterLoadError, ManifestError
+from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME
+from peft_reft.hub_format.reader import check_folder
+from peft_reft.hub_format.remote import fetch_folder
+from peft_reft.hub_format.strict_json import load_json
+
+if TYPE_CHECKING:
+    from .model import MixedReftModel
+
+__all__ = ["Bundle", "load_adapter", "load_members", "open_bundle", "save_bundle"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder on this machine and its checked members."""
+
+    root: Path
+    members: tuple[Member, ...]
+
+    def configs(self, *, is_trainable: bool) -> dict[str, PeftConfig]:
+        """Name → config of every member, weight adapters first."""
+        found = {}
+        for member in sorted(self.members, key=lambda member: member.kind == "reft"):
+            folder = str(self.root / member.folder)
+            kind = load_json(Path(folder, CONFIG_NAME)).get("peft_type")
+            if kind not in PEFT_TYPE_TO_CONFIG_MAPPING or str(kind).lower() != member.kind:
+                raise ManifestError(f"lists {member.name!r} as {member.kind!r}, its config says {kind!r}", file=INDEX_NAME)
+            found[member.name] = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(folder)
+            found[member.name].inference_mode = not is_trainable
+        return found
+
+
+def save_bundle(
+    model: MixedReftModel, save_directory: str, *, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any
+) -> None:
+    """Write every adapter of the model as a bundle. All processes call it; the main one writes."""
+    root = Path(save_directory)
+    if root.is_file() or root.is_symlink():
+        raise ManifestError(f"{root} is not a folder", value=str(root), fix="choose a folder to save into")
+    known = model.peft_config
+    members = [Member.at(name, str(config.peft_type.value).lower()) for name, config in known.items()]
+    with tempfile.TemporaryDirectory(dir=_existing_parent(root), prefix=".saving-") as temporary:
+        for member in members:
+            # PEFT's writer puts "default" at the root and others into <name>/
+            stage = Path(temporary, "reft") if member.kind == "reft" else Path(temporary)
+            PeftModel.save_pretrained(
+                model,
+                str(stage),
+                selected_adapters=[member.name],
+                is_main_process=is_main_process,
+                state_dict=state_dict,
+                **kwargs,
+            )
+        if not is_main_process:
+            return
+        Path(temporary, "reft", "README.md").unlink(missing_ok=True)
+        write_index(Path(temporary), members)
+        _move_into_place(Path(temporary), root)
+
+
+def open_bundle(source: str, **kwargs: Any) -> Bundle:
+    """Open a bundle from a folder or a Hub repository.
+
+    Raises:
+        ManifestError: it has no index, or the index and the files disagree.
+    """
+    root = Path(source) if Path(source).exists() else fetch_folder(source, **kwargs)
+    members = read_index(root)
+    if members is None:
+        raise ManifestError(
+            f"{source} has no {INDEX_NAME}",
+            code="bundle.index",
+            rule="a bundle of LoRA and ReFT has an index at its root",
+            fix="load a LoRA or a ReFT alone with peft.PeftModel.from_pretrained",
+        )
+    for member in members:
+        if member.kind == "reft":
+            check_folder(root / member.folder)
+    return Bundle(root, tuple(members))
+
+
+def load_members(model: MixedReftModel, bundle: Bundle, *, is_trainable: bool) -> None:
+    """Load the weights of every member into the model's adapter of the same name."""
+    for member in bundle.members:
+        _load_member(model, member.name, bundle.root / member.folder)
+        if is_trainable:
+            model.base_model.set_requires_grad(member.name) if member.kind != "reft" else model.edits.set_requires_grad(
+                member.name
+            )
+
+
+def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable: bool, **kwargs: Any) -> Any:
+    """See `MixedReftModel.load_adapter`."""
+    if Path(source, INDEX_NAME).is_file():
+        bundle = open_bundle(source)
+        stored = {member.name for member in bundle.members}
+        if stored != set(model.peft_config):
+            raise AdapterLoadError(
+                f"the bundle holds {sorted(stored)}, the model {sorted(model.peft_config)}",
+                code="load.members",
+                rule="a checkpoint of a mixed model is loaded whole",
+                fix="make the model with the same adapters, or use MixedReftModel.from_pretrained",
+            )
+        load_members(model, bundle, is_trainable=is_trainable)
+        if not is_trainable:
+            model.eval()
+        return None
+    config_path = Path(source, CONFIG_NAME)
+    if config_path.is_file() and load_json(config_path).get("peft_type") == "REFT":
+        return _load_edit(model, source, name, is_trainable=is_trainable)
+    return PeftModel.load_adapter(model, source, name, is_trainable=is_trainable, **kwargs)
+
+
+def _load_edit(model: MixedReftModel, source: str, name: str, *, is_trainable: bool) -> Any:
+    check_name(name)
+    if name not in model.peft_config:
+        config = ReftConfig.from_pretrained(source)
+        config.inference_mode = not is_trainable
+        model.add_adapter(name, config)
+    result = _load_member(model, name, Path(source))
+    if is_trainable:
+        model.edits.set_requires_grad(name)
+    else:
+        model.eval()
+    return result
+
+
+def _load_member(model: MixedReftModel, name: str, folder: Path) -> Any:
+    config = model.peft_config[name]
+    if isinstance(config, ReftConfig):
+        stored = ReftConfig.from_pretrained(str(folder))
+        if stored.to_dict()["reft"] != config.to_dict()["reft"]:
+            raise AdapterLoadError(
+                f"the stored config of {name!r} differs from the model's",
+                code="load.config",
+                rule="a checkpoint is loaded into an adapter with the same behaviour",
+                fix="make the adapter from the stored config: ReftConfig.from_pretrained(folder)",
+            )
+        config.recorded_tensors = stored.recorded_tensors
+    weights = load_peft_weights(str(folder), device=str(model.device))
+    return set_peft_model_state_dict(model, weights, adapter_name=name)
+
+
+def _move_into_place(stage: Path, root: Path) -> None:
+    """Files over the old ones, index and manifests last; what belongs to no member any more is removed."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / INDEX_NAME).unlink(missing_ok=True)
+    files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+    for old in (root / "reft").glob("*"):
+        if old.is_dir() and not (stage / "reft" / old.name).is_dir() and (old / MANIFEST_NAME).is_file():
+            shutil.rmtree(old)
+    for path in sorted(files, key=lambda path: (path.name == INDEX_NAME, path.name == MANIFEST_NAME)):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(stage / path, root / path)
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent

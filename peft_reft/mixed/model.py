@@ -1,0 +1,243 @@
+"""`MixedReftModel`: a weight tuner (LoRA) and a ReFT tuner on one base model, trained, saved and served together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+from peft import PeftConfig, PeftModelForCausalLM
+from torch import nn
+
+from peft_reft.config import ReftConfig
+from peft_reft.hub_format.bundle import check_name
+from peft_reft.hub_format.errors import ConfigError
+from peft_reft.model import ReftModel
+
+from . import checkpoint
+
+__all__ = ["MixedReftModel"]
+
+
+class MixedReftModel(PeftModelForCausalLM):
+    """A causal language model with LoRA adapters and ReFT adapters, all of which may be active at once.
+
+    To PEFT, TRL, transformers and accelerate it is the PEFT model of its LoRA part; the ReFT part works through hooks
+    on the same base, so no key of the LoRA changes. Make it with `from_configs` or `from_pretrained`.
+
+    Args:
+        model: the base model.
+        peft_config: of the first weight adapter.
+        adapter_name: of the first weight adapter.
+    """
+
+    def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any) -> None:
+        self.__dict__["edits"] = None  # a plain attribute: its modules are the base's own, already registered there
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+
+    @classmethod
+    def from_configs(
+        cls, model: nn.Module, configs: Mapping[str, PeftConfig], *, autocast_adapter_dtype: bool = True
+    ) -> MixedReftModel:
+        """A model with fresh adapters, all active and trainable.
+
+        Args:
+            model: the base model; it is changed in place.
+            configs: adapter name → config. The name `"default"` must be a weight adapter's (LoRA), at least one other
+                a `ReftConfig`.
+            autocast_adapter_dtype: whether adapters of half-precision bases are float32.
+
+        Raises:
+            ConfigError: a part is missing, or a name is not allowed.
+        """
+        _check_configs(configs)
+        weights = {name: config for name, config in configs.items() if not isinstance(config, ReftConfig)}
+        first = weights.pop("default")
+        for config in configs.values():
+            config.base_model_name_or_path = model.__dict__.get("name_or_path") or None
+        mixed = cls(model, first, "default", autocast_adapter_dtype=autocast_adapter_dtype)
+        rest = {**weights, **{name: config for name, config in configs.items() if isinstance(config, ReftConfig)}}
+        for name, config in rest.items():
+            mixed.add_adapter(name, config, autocast_adapter_dtype=autocast_adapter_dtype)
+        mixed.set_adapter(list(configs))
+        return mixed
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        model: nn.Module,
+        model_id: str | PathLike[str],
+        *,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **kwargs: Any,
+    ) -> MixedReftModel:
+        """Load a bundle from a folder or a Hub repository.
+
+        Args:
+            model: the base model; it is changed in place.
+            model_id: folder or repository.
+            is_trainable: whether the adapters are to be trained further.
+            autocast_adapter_dtype: as in `from_configs`.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as in huggingface_hub.
+
+        Raises:
+            ReftError: the folder is no bundle, or a file of it is not what was saved.
+        """
+        bundle = checkpoint.open_bundle(str(model_id), **kwargs)
+        configs = bundle.configs(is_trainable=is_trainable)
+        mixed = cls.from_configs(model, configs, autocast_adapter_dtype=autocast_adapter_dtype)
+        checkpoint.load_members(mixed, bundle, is_trainable=is_trainable)
+        if not is_trainable:
+            mixed.set_adapter(list(configs), inference_mode=True)
+            mixed.eval()
+        return mixed
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:
+        """Name → config of every adapter of both parts; a new dict, changing it changes nothing."""
+        weights = super().peft_config
+        edits = self.__dict__.get("edits")
+        return {**weights, **(edits.peft_config if edits is not None else {})}
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the active adapters, weight adapters first."""
+        edits = self.__dict__.get("edits")
+        return [*self.base_model.active_adapters, *(edits.active_adapters if edits is not None else [])]
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        peft_config: PeftConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """Add a fresh adapter of either part; it is not active until `set_adapter` names it."""
+        check_name(adapter_name)
+        if adapter_name in self.peft_config:
+            raise ConfigError(f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name")
+        active = self.active_adapters
+        if isinstance(peft_config, ReftConfig):
+            self._add_edit(adapter_name, peft_config, low_cpu_mem_usage)
+            tuner = self.edits
+        else:
+            self._add_weights(adapter_name, peft_config, low_cpu_mem_usage)
+            tuner = self.base_model
+        tuner._cast_adapter_dtype(adapter_name=adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+        self.set_adapter(active)
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:  # type: ignore[override]
+        """Make exactly these adapters active, of either part or both.
+
+        Args:
+            adapter_name: a name or a list of names; an empty list leaves the base alone.
+            inference_mode: whether the active adapters stay frozen.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        known = self.peft_config
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"there is no adapter {name!r}", value=name, rule=f"known are: {', '.join(known)}")
+        edited = [name for name in names if isinstance(known[name], ReftConfig)]
+        self.base_model.set_adapter([name for name in names if name not in edited], inference_mode=inference_mode)
+        if self.edits is not None:
+            self.edits.set_adapter(edited, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter of either part; the weight adapter `"default"` stays, a bundle needs it."""
+        if adapter_name not in self.peft_config:
+            raise ConfigError(f"there is no adapter {adapter_name!r}", value=adapter_name)
+        if adapter_name == "default":
+            raise ConfigError("the adapter 'default' cannot be deleted", rule="it stands at the root of a saved bundle")
+        tuner = self.edits if isinstance(self.peft_config[adapter_name], ReftConfig) else self.base_model
+        tuner.delete_adapter(adapter_name)
+
+    def save_pretrained(self, save_directory: str, *, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
+        """Save a bundle: the LoRA `default` at the root, ReFTs under `reft/<name>/`, and the index.
+
+        Args:
+            save_directory: folder; made if needed. Files of members that no longer exist are removed.
+            is_main_process: whether this process writes.
+            kwargs: `state_dict` and `save_embedding_layers` as in PEFT.
+        """
+        checkpoint.save_bundle(self, save_directory, is_main_process=is_main_process, **kwargs)
+
+    def load_adapter(self, model_id: str | PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Load an adapter; from a bundle, every member that this model has.
+
+        A trainer that resumes or restores its best checkpoint calls this with the name of the first adapter only, and
+        must get both parts back.
+        """
+        return checkpoint.load_adapter(self, str(model_id), adapter_name, is_trainable=is_trainable, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push the bundle as one commit with a card; see `peft_reft.push_to_hub`."""
+        from peft_reft.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **kwargs)
+
+    def unload(self) -> nn.Module:
+        """The base model without either part."""
+        if self.edits is not None:
+            self.edits.unload()
+        base: nn.Module = self.base_model.unload()
+        return base
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused while there are ReFT adapters: edits cannot be merged into weights."""
+        self._edit_tuner().merge_adapter()
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> None:
+        """Refused while there are ReFT adapters: edits cannot be merged into weights."""
+        self._edit_tuner().merge_and_unload()
+
+    def _edit_tuner(self) -> ReftModel:
+        if self.edits is None:
+            raise ConfigError("the model has no ReFT adapter yet", fix="use PEFT's own model for a LoRA alone")
+        return self.edits  # type: ignore[no-any-return]
+
+    def _add_edit(self, name: str, config: ReftConfig, low_cpu_mem_usage: bool) -> None:
+        base = self.base_model.model
+        if self.edits is None:
+            base.__dict__.pop("peft_config", None)  # the weight tuner's: a new tuner would add itself to it
+            self.__dict__["edits"] = ReftModel(base, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
+        else:
+            self.edits.peft_config[name] = config
+            try:
+                self.edits.inject_adapter(base, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            except Exception:
+                del self.edits.peft_config[name]
+                raise
+        base.peft_config = self.peft_config
+
+    def _add_weights(self, name: str, config: PeftConfig, low_cpu_mem_usage: bool) -> None:
+        if config.peft_type != self.peft_type:
+            raise ConfigError(
+                f"adapter {name!r} is a {config.peft_type}",
+                value=config.peft_type,
+                rule=f"the weight adapters of one model are of one type, here {self.peft_type}",
+            )
+        self.base_model.peft_config[name] = config
+        try:
+            self.base_model.inject_adapter(self.base_model.model, name, low_cpu_mem_usage=low_cpu_mem_usage)
+        except Exception:
+            del self.base_model.peft_config[name]
+            raise
+        self.base_model.model.peft_config = self.peft_config
+
+
+def _check_configs(configs: Mapping[str, PeftConfig]) -> None:
+    for name, config in configs.items():
+        check_name(name)
+        if not isinstance(config, PeftConfig):
+            raise ConfigError(f"adapter {name!r} has a {type(config).__name__}", rule="it is a PeftConfig")
+    edits = [name for name, config in configs.items() if isinstance(config, ReftConfig)]
+    if "default" in edits or "default" not in configs or not edits:
+        raise ConfigError(
+            f"configs={{{', '.join(f'{name!r}: {type(config).__name__}' for name, config in configs.items())}}}",
+            value=list(configs),
+            rule="'default' is a weight adapter such as a LoRA, which stands at the root where stock PEFT reads it, and "
+            "at least one other adapter is a ReFT",
+            fix="e.g. {'default': LoraConfig(...), 'edit': ReftConfig(...)}; for a ReFT alone use get_peft_model",
+        )
