@@ -1,9 +1,9 @@
 """A bundle: LoRAs and ReFTs in one folder, and the index that lists them.
 
-    adapter_config.json, adapter_model.safetensors     the LoRA "default": PEFT and transformers read it, without us
-    <name>/…                                           other LoRAs
-    reft/<name>/…                                      ReFTs, each a folder that loads alone
-    reft_index.json                                    the members, written last
+adapter_config.json, adapter_model.safetensors     the LoRA "default": PEFT and transformers read it, without us
+<name>/…                                           other LoRAs
+reft/<name>/…                                      ReFTs, each a folder that loads alone
+reft_index.json                                    the members, written last
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ class CardFacts:
 
 def updated_card(existing: str | None, facts: CardFacts) -> str:
     """The text of README.md, made new or brought up to date."""
-    card = ModelCard(existing) if existing else ModelCard(f"---\n{ModelCardData().to_yaml()}\n---\n\n# {facts.repo_id}\n")
+    card = (
+        ModelCard(existing) if existing else ModelCard(f"---\n{ModelCardData().to_yaml()}\n---\n\n# {facts.repo_id}\n")
+    )
     card.data.library_name = "peft"
     tags = list(card.data.tags or [])
     lora = ["lora"] if any(member.kind == "lora" for member in facts.members) else []

@@ -12,10 +12,33 @@ from typing import Any
 
 from .errors import ConfigError, UnsupportedVersionError
 
-__all__ = ["KindSignature", "known_kinds", "kind_signature", "register_kind"]
+__all__ = ["KindSignature", "Option", "count", "flag", "kind_signature", "known_kinds", "register_kind"]
 
 Options = Mapping[str, Any]
 Shape = tuple[str, ...]
+MAX_COUNT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """One of a kind's own parameters: its default, and a check that returns an error text or None."""
+
+    default: Any
+    check: Callable[[Any], str | None] = field(compare=False)
+
+
+def flag(default: bool) -> Option:
+    """An option that is True or False."""
+    return Option(default, lambda value: None if isinstance(value, bool) else "it is True or False")
+
+
+def count(default: int) -> Option:
+    """An option that is a positive integer."""
+
+    def check(value: Any) -> str | None:
+        return None if type(value) is int and 1 <= value <= MAX_COUNT else "it is an integer, 1 or more"
+
+    return Option(default, check)
 
 
 @dataclass(frozen=True)
@@ -25,21 +48,43 @@ class KindSignature:
     Attributes:
         name: the value of `intervention` in a config.
         version: a positive integer; a reader refuses a version it does not know.
-        tensors: tensor name → shape as words, `"rank"` and `"hidden"`.
+        tensors: tensor name → shape as words: `"rank"`, `"hidden"`, `"one"`.
         orthonormal: names of raw tensors whose rows are orthonormalised in forward; they need full rank.
-        options: option name → check that returns an error text or None.
+        options: option name → its default and check.
+        optional: tensor name → the option that brings it; other tensors are always there.
+        activates: whether `act_fn` has a place in its formula.
+        across_tokens: whether an edit depends on the other edited tokens of its sequence.
+        module: what to import to have the kind; shown in errors, never imported by a reader.
     """
 
     name: str
     version: int
     tensors: Mapping[str, Shape]
     orthonormal: frozenset[str] = frozenset()
-    options: Mapping[str, Callable[[Any], str | None]] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
+    activates: bool = True
+    across_tokens: bool = False
+    module: str = ""
 
-    def shapes(self, *, rank: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        """Tensor name → shape for a rank and a hidden size."""
-        sizes = {"rank": rank, "hidden": hidden}
-        return {name: tuple(sizes[word] for word in shape) for name, shape in self.tensors.items()}
+    @property
+    def has_rank(self) -> bool:
+        """Whether its tensors have rows that can be named as subspaces."""
+        return any("rank" in shape for shape in self.tensors.values())
+
+    def shapes(self, *, rank: int, hidden: int, options: Options | None = None) -> dict[str, tuple[int, ...]]:
+        """Tensor name → shape for a rank, a hidden size and options; tensors of options that are off are left out."""
+        sizes = {"rank": rank, "hidden": hidden, "one": 1}
+        chosen = self.with_defaults(options or {})
+        return {
+            name: tuple(sizes[word] for word in shape)
+            for name, shape in self.tensors.items()
+            if name not in self.optional or chosen[self.optional[name]]
+        }
+
+    def with_defaults(self, options: Options) -> dict[str, Any]:
+        """Every option of the kind with its value."""
+        return {**{name: option.default for name, option in self.options.items()}, **options}
 
     def check_options(self, options: Options) -> None:
         """Refuse options that the kind does not have or whose value it does not allow."""
@@ -51,7 +96,7 @@ class KindSignature:
                     value=name,
                     rule=f"its options are: {valid}",
                 )
-            if (problem := self.options[name](value)) is not None:
+            if (problem := self.options[name].check(value)) is not None:
                 raise ConfigError(f"options={{{name!r}: {value!r}}}: {problem}", value=value)
 
 
@@ -71,8 +116,13 @@ def register_kind(signature: KindSignature) -> None:
     _KINDS[signature.name] = signature
 
 
-def kind_signature(name: str, *, version: int | None = None) -> KindSignature:
+def kind_signature(name: str, *, version: int | None = None, module: str | None = None) -> KindSignature:
     """The signature of a kind.
+
+    Args:
+        name: of the kind.
+        version: the one a file was written with.
+        module: where the writer had the kind from, for the error's advice.
 
     Raises:
         UnsupportedVersionError: the kind, or this version of it, is not registered.
@@ -84,7 +134,9 @@ def kind_signature(name: str, *, version: int | None = None) -> KindSignature:
             code="kind.unknown",
             value=name,
             rule=f"known are: {', '.join(known_kinds())}",
-            fix="import the module that registers it, or check the spelling",
+            fix=f"import {module}, which registered it where the adapter was saved"
+            if module
+            else "import the module that registers it, or check the spelling",
         )
     if version is not None and version != signature.version:
         raise UnsupportedVersionError(

@@ -99,16 +99,22 @@ def check_tensor_names(
         if not number.isdecimal() or int(number) >= len(units):
             raise _unfit(name, f"the config describes {len(units)} interventions per site")
         group = units[int(number)]
-        size = hidden if isinstance(hidden, int) else (info.shape[-1] if info.shape else 0)
-        if group.r > size:
+        size = hidden if isinstance(hidden, int) and group.full_width else _width(name, tensors)
+        if group.r > size and group.signature.has_rank:
             raise ConfigError(f"r={group.r} is larger than the hidden size {size}", value=group.r, fix="choose r ≤ it")
-        expected = group.signature.shapes(rank=group.r, hidden=size)
+        expected = group.shapes(hidden=size)
         if expected.get(tensor) != info.shape:
             raise _unfit(name, f"shape {list(info.shape)}; {group.intervention} of rank {group.r} has {expected}")
         sites.setdefault((site, int(number)), set()).add(tensor)
-    for (site, number), present in sites.items():
-        if lacking := set(units[number].signature.tensors) - present:
-            raise _unfit(f"{site}.{UNIT_PREFIX}{number}.{sorted(lacking)[0]}", "it is missing")
+    for (place, unit), present in sites.items():
+        if lacking := set(units[unit].shapes(hidden=1)) - present:
+            raise _unfit(f"{place}.{UNIT_PREFIX}{unit}.{sorted(lacking)[0]}", "it is missing")
+
+
+def _width(name: str, tensors: Mapping[str, TensorInfo]) -> int:
+    """Hidden size of the intervention that a tensor belongs to, from its widest tensor: no manifest says a head's."""
+    unit = name.rpartition(".")[0] + "."
+    return max((info.shape[-1] for other, info in tensors.items() if other.startswith(unit) and info.shape), default=0)
 
 
 def _check_link(path: Path) -> None:

@@ -62,7 +62,9 @@ def push_folder(
     raise RuntimeError("no attempt was made")
 
 
-def fetch_folder(repo_id: str, *, revision: str | None = None, token: str | bool | None = None, **options: object) -> Path:
+def fetch_folder(
+    repo_id: str, *, revision: str | None = None, token: str | bool | None = None, **options: object
+) -> Path:
     """Bring a repository's adapter files into the cache, all from one commit; returns the folder."""
     names = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, "reft_index.json")
     patterns = [*names, *(f"*/{name}" for name in names)]

@@ -27,7 +27,8 @@ __all__ = [
 
 SPEC_VERSION = "1.0"
 ACTIVATIONS = ("gelu", "gelu_tanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh")
-COMPONENTS = ("block_output",)
+COMPONENTS = ("block_output", "block_input", "attention_output", "mlp_output")
+HEAD = re.compile(r"head_output\[(0|[1-9]\d{0,3})\]")
 TURNS = ("first",)
 MAX_RANK = 65_536
 MAX_LAYERS = 4_096
@@ -44,12 +45,12 @@ GROUP_FIELDS: dict[str, Any] = {
     "share_weights": True,
     "dropout": 0.0,
     "act_fn": None,
+    "layers_pattern": None,
 }
 """Field → default, for the fields that a site group may set for itself."""
 
 FIELDS: dict[str, Any] = {
     **GROUP_FIELDS,
-    "layers_pattern": None,
     "init_weights": None,
     "interventions": None,
     "subspaces": None,
@@ -72,6 +73,7 @@ class SiteGroup:
     share_weights: bool
     dropout: float
     act_fn: str | None
+    layers_pattern: str | tuple[str, ...] | None
 
     @property
     def signature(self) -> KindSignature:
@@ -82,6 +84,15 @@ class SiteGroup:
     def units(self) -> int:
         """Interventions per site: one if tied, else one per term."""
         return 1 if self.share_weights else len(self.positions.terms)
+
+    def shapes(self, *, hidden: int) -> dict[str, tuple[int, ...]]:
+        """Tensor name → shape of one intervention of the group."""
+        return self.signature.shapes(rank=self.r, hidden=hidden, options=self.options)
+
+    @property
+    def full_width(self) -> bool:
+        """Whether its component is as wide as the hidden state; a head's output is narrower."""
+        return self.component in COMPONENTS
 
 
 def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
@@ -96,13 +107,12 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
     init = values["init_weights"]
     if not (init is None or isinstance(init, bool) or init == "paper"):
         raise _refuse("init_weights", init, "it is None, True, False or 'paper'")
-    _check_pattern(values["layers_pattern"])
-    if values["subspaces"] is not None:
-        raise _refuse("subspaces", values["subspaces"], "this version of the library trains no named subspaces")
     defaults = {name: values[name] for name in GROUP_FIELDS}
     listed = values["interventions"]
     if listed is None:
-        return (_group(defaults),)
+        groups = [_group(defaults)]
+        _check_subspaces(values["subspaces"], groups)
+        return tuple(groups)
     if not isinstance(listed, (list, tuple)) or not 0 < len(listed) <= MAX_GROUPS:
         raise _refuse("interventions", listed, f"it is a list of 1 to {MAX_GROUPS} dicts")
     groups = []
@@ -113,13 +123,14 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
             if name not in GROUP_FIELDS:
                 raise _refuse(f"interventions[{number}]", name, f"a group sets only {', '.join(GROUP_FIELDS)}")
         groups.append(_group({**defaults, **entry}))
+    _check_subspaces(values["subspaces"], groups)
     return tuple(groups)
 
 
 def to_object(values: Mapping[str, Any]) -> dict[str, Any]:
     """Behaviour fields → the object `reft` as it is written: every field, and the version of every kind used."""
     groups = check_fields(values)
-    kinds = {group.intervention: group.signature.version for group in groups}
+    kinds = {group.intervention: _kind_entry(group.signature) for group in groups}
     written = {name: _plain(values[name]) for name in FIELDS}
     written["spec_version"] = SPEC_VERSION
     return {**written, "kinds": dict(sorted(kinds.items()))}
@@ -146,17 +157,39 @@ def from_object(stored: object) -> dict[str, Any]:
                 f"reft.{name} is missing", code="config.missing", value=name, rule="every field is written"
             )
     values = {name: stored[name] for name in FIELDS}
+    _check_kinds(stored["kinds"])
     groups = check_fields(values)
     used = {group.intervention for group in groups}
-    if not isinstance(stored["kinds"], dict) or set(stored["kinds"]) != used:
+    if set(stored["kinds"]) != used:
         raise ConfigError(
             f"reft.kinds={str(stored['kinds'])[:80]} does not list the kinds in use: {', '.join(sorted(used))}",
             code="config.kinds",
             value=stored["kinds"],
         )
-    for name, version in stored["kinds"].items():
-        kind_signature(name, version=version)
     return values
+
+
+def _kind_entry(signature: KindSignature) -> int | dict[str, Any]:
+    """What a file says of a kind: the version; of a user's own also the module, for error messages."""
+    if signature.module.partition(".")[0] == __name__.partition(".")[0]:
+        return signature.version
+    return {"version": signature.version, "module": signature.module}
+
+
+def _check_kinds(kinds: object) -> None:
+    """Refuse kinds, or versions of them, that are not registered here."""
+    if not isinstance(kinds, dict):
+        raise ConfigError(f"reft.kinds={str(kinds)[:80]} is not an object", code="config.kinds", value=kinds)
+    for name, entry in kinds.items():
+        version, module = entry, None
+        if isinstance(entry, dict):
+            version, module = entry.get("version"), entry.get("module")
+            named = isinstance(module, str) and re.fullmatch(r"[^\W\d][\w.]{0,199}", module)
+            if set(entry) != {"version", "module"} or not named:
+                raise ConfigError(f"reft.kinds.{str(name)[:60]} is malformed", code="config.kinds", value=entry)
+        if not _is_int(version):
+            raise ConfigError(f"reft.kinds.{str(name)[:60]} has no version", code="config.kinds", value=entry)
+        kind_signature(name, version=version, module=module)
 
 
 def _group(values: Mapping[str, Any]) -> SiteGroup:
@@ -167,8 +200,9 @@ def _group(values: Mapping[str, Any]) -> SiteGroup:
     if options is not None and not isinstance(options, Mapping):
         raise _refuse("options", options, "it is None or a dict of the kind's own parameters")
     signature.check_options(options or {})
-    if values["component"] not in COMPONENTS:
-        raise _refuse("component", values["component"], f"it is one of {', '.join(COMPONENTS)}")
+    component = values["component"]
+    if not isinstance(component, str) or (component not in COMPONENTS and HEAD.fullmatch(component) is None):
+        raise _refuse("component", component, f"it is one of {', '.join(COMPONENTS)}, or head_output[<n>]")
     if values["turns"] not in TURNS:
         raise _refuse("turns", values["turns"], f"it is one of {', '.join(map(repr, TURNS))}")
     if not isinstance(values["share_weights"], bool):
@@ -178,6 +212,11 @@ def _group(values: Mapping[str, Any]) -> SiteGroup:
         raise _refuse("dropout", dropout, "it is a number from 0 up to, but not including, 1")
     if values["act_fn"] is not None and values["act_fn"] not in ACTIVATIONS:
         raise _refuse("act_fn", values["act_fn"], f"it is None or one of {', '.join(ACTIVATIONS)}")
+    if values["act_fn"] is not None and not signature.activates:
+        rule = f"intervention {signature.name!r} has no learned source to activate"
+        raise _refuse("act_fn", values["act_fn"], rule, "leave it None")
+    pattern = values["layers_pattern"]
+    _check_pattern(pattern)
     positions = parse_positions(values["positions"])
     return SiteGroup(
         **{
@@ -185,8 +224,30 @@ def _group(values: Mapping[str, Any]) -> SiteGroup:
             "layers_to_transform": _layers(layers),
             "positions": positions,
             "dropout": float(dropout),
+            "layers_pattern": pattern if pattern is None or isinstance(pattern, str) else tuple(pattern),
         }
     )
+
+
+def _check_subspaces(subspaces: object, groups: list[SiteGroup]) -> None:
+    """Named row ranges [start, stop) of R: disjoint, inside the rank of every group."""
+    if subspaces is None:
+        return
+    rule = "it maps names to [start, stop), disjoint ranges of R's rows"
+    if not isinstance(subspaces, Mapping) or not 0 < len(subspaces) <= MAX_GROUPS:
+        raise _refuse("subspaces", subspaces, rule)
+    for group in groups:
+        if not group.signature.has_rank:
+            raise _refuse("subspaces", subspaces, f"intervention {group.intervention!r} has no rows to name")
+    rank, taken = min(group.r for group in groups), set[int]()
+    for name, bounds in subspaces.items():
+        pair = isinstance(bounds, (list, tuple)) and len(bounds) == 2 and all(map(_is_int, bounds))
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,63}", name) or not pair:
+            raise _refuse("subspaces", subspaces, rule, 'e.g. {"style": [0, 2], "facts": [2, 4]}')
+        rows = range(bounds[0], bounds[1])
+        if not 0 <= bounds[0] < bounds[1] <= rank or taken & set(rows):
+            raise _refuse("subspaces", subspaces, f"{rule}, none empty, within r={rank}: see {name!r}")
+        taken |= set(rows)
 
 
 def _layers(layers: object) -> tuple[int, ...] | None:
@@ -216,11 +277,10 @@ def _check_version(version: object) -> None:
 
 
 def _check_pattern(pattern: object) -> None:
-    names = [pattern] if isinstance(pattern, str) else pattern
-    if names is None:
+    if pattern is None:
         return
-    valid = isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)
-    if not valid or not all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names):  # type: ignore[union-attr]
+    names = pattern if isinstance(pattern, (list, tuple)) else [pattern]
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*", name) for name in names):
         raise _refuse("layers_pattern", pattern, "it is the dotted name of a ModuleList of blocks, or a list of such")
 
 

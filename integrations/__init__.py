@@ -1,0 +1,24 @@
+"""ReFT in other people's programs. Each name brings its own library in when it is first used, and not before."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import ReftDataCollator
+    from .trl import ReftSFTTrainer
+
+__all__ = ["ReftDataCollator", "ReftSFTTrainer"]
+
+_MODULES = {"ReftDataCollator": "data", "ReftSFTTrainer": "trl"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,11 +4,13 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.peft_types import register_peft_method
 
 from .config import ReftConfig
+from .convert import convert
 from .hub import push_to_hub
 from .interventions import Intervention, register_intervention
 from .mixed import MixedReftModel
 from .model import ReftModel, scale_adapter
 from .register import REFT
+from .subspaces import set_subspaces
 
 if REFT not in PEFT_TYPE_TO_CONFIG_MAPPING:
     register_peft_method(name="reft", config_cls=ReftConfig, model_cls=ReftModel, prefix="reft_")
@@ -18,7 +20,9 @@ __all__ = [
     "MixedReftModel",
     "ReftConfig",
     "ReftModel",
+    "convert",
     "push_to_hub",
     "register_intervention",
     "scale_adapter",
+    "set_subspaces",
 ]

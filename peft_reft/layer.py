@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +17,24 @@ from .interventions import Intervention, intervention_class
 from .interventions.base import Init
 from .runtime.edit import Edit, apply_edits
 from .runtime.frames import UnitKey, current_frame
+from .sites import Tap
 
 if TYPE_CHECKING:
     from .runtime.hooks import Runtime
 
-__all__ = ["UNIT", "ReftLayer"]
+__all__ = ["UNIT", "ReftLayer", "UnitSpec"]
 
 UNIT = "reft_"
+
+
+@dataclass(frozen=True)
+class UnitSpec:
+    """One intervention to be made at a site: its number, its group, what it edits, and how wide that is."""
+
+    number: int
+    group: SiteGroup
+    tap: Tap
+    hidden_size: int
 
 
 class ReftLayer(nn.Module, BaseTunerLayer):
@@ -46,6 +58,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         self.adapter_layer_names: tuple[str, ...] = ()
         self.units: dict[str, tuple[int, ...]] = {}
         self.scaling: dict[str, float] = {}
+        self.taps: dict[UnitKey, Tap] = {}
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
@@ -53,20 +66,19 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def update_layer(
         self,
         adapter_name: str,
-        units: Sequence[tuple[int, SiteGroup]],
+        units: Sequence[UnitSpec],
         *,
-        hidden_size: int,
         init_weights: Init,
         device: torch.device | None,
     ) -> None:
-        """Add an adapter: for each (number, group) one intervention."""
-        for number, group in units:
-            name = f"{UNIT}{number}"
+        """Add an adapter: for each spec one intervention."""
+        for spec in units:
+            group, name = spec.group, f"{UNIT}{spec.number}"
             if name not in self._modules:
                 self.add_module(name, nn.ModuleDict())
                 self.adapter_layer_names = (*self.adapter_layer_names, name)
             self._modules[name][adapter_name] = intervention_class(group.intervention)(  # type: ignore[index]
-                hidden_size,
+                spec.hidden_size,
                 group.r,
                 act_fn=group.act_fn,
                 dropout=group.dropout,
@@ -74,7 +86,10 @@ class ReftLayer(nn.Module, BaseTunerLayer):
                 options=group.options,
                 device=device,
             )
-        self.units[adapter_name] = tuple(number for number, _ in units)
+            self.taps[adapter_name, spec.number] = spec.tap
+            if spec.tap.on_input:
+                self.runtime.hook_input(self)
+        self.units[adapter_name] = tuple(spec.number for spec in units)
         self.scaling[adapter_name] = 1.0
 
     def unit(self, key: UnitKey) -> Intervention:
@@ -90,9 +105,26 @@ class ReftLayer(nn.Module, BaseTunerLayer):
 
     def edit_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the site's module: its output with the active edits applied."""
-        keys = self.active_keys()
+        keys = [key for key in self.active_keys() if not self.taps[key].on_input]
         if not keys:
             return None
+        hidden = output if isinstance(output, Tensor) else output[0]
+        edited = self._edit(hidden, keys)
+        return None if edited is None else _with_hidden(output, edited)
+
+    def edit_input(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Forward pre-hook of the site's module: its first input with the active edits applied."""
+        keys = [key for key in self.active_keys() if self.taps[key].on_input]
+        if not keys:
+            return None
+        name = None if args else next(iter(kwargs))
+        edited = self._edit(args[0] if name is None else kwargs[name], keys)
+        if edited is None:
+            return None
+        return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
+
+    def _edit(self, hidden: Tensor, keys: Sequence[UnitKey]) -> Tensor | None:
+        """h with the edits of some units applied, or None where nothing is edited in this call."""
         frame = current_frame(self.runtime)
         if frame is None:
             raise PositionError(
@@ -105,7 +137,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         plan = frame.plans.get(self.stack)
         if plan is None:
             return None
-        hidden = output if isinstance(output, Tensor) else output[0]
+        flat = hidden.dim() == 2 and hidden.shape[0] == plan.batch * plan.length  # OPT's feed-forward part
+        if flat:
+            hidden = hidden.reshape(plan.batch, plan.length, -1)
         if hidden.shape[:2] != (plan.batch, plan.length):
             raise SiteError(
                 f"{self.path} gave hidden states of shape {list(hidden.shape)}",
@@ -113,11 +147,21 @@ class ReftLayer(nn.Module, BaseTunerLayer):
                 rule=f"[batch, seq, hidden] = [{plan.batch}, {plan.length}, …], as the model was called",
             )
         rotations = self.runtime.rotations(frame)
-        edits = [Edit(self.unit(key), rotations.get((self.path, key)), self.scaling[key[0]]) for key in keys]
-        edited = apply_edits(hidden, plan.rows(keys), edits)
-        if isinstance(output, Tensor):
-            return edited
-        return type(output)([edited, *output[1:]]) if isinstance(output, list) else (edited, *output[1:])
+        taps = list(dict.fromkeys(self.taps[key] for key in keys))
+        for tap in taps:
+            chosen = [key for key in keys if self.taps[key] == tap]
+            edits = [
+                Edit(
+                    self.unit(key),
+                    rotations.get((self.path, key)),
+                    self.scaling[key[0]],
+                    plan.sequences(chosen) if self.unit(key).across_tokens else None,
+                )
+                for key in chosen
+            ]
+            part = apply_edits(hidden[..., tap.start : tap.stop], plan.rows(chosen), edits)
+            hidden = part if tap.width is None else _with_slice(hidden, tap, part)
+        return hidden.flatten(0, 1) if flat else hidden
 
     # BaseTunerLayer looks for a wrapped layer; an edit wraps nothing, it stands beside.
 
@@ -140,6 +184,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
         self.units.pop(adapter_name, None)
         self.scaling.pop(adapter_name, None)
+        self.taps = {key: tap for key, tap in self.taps.items() if key[0] != adapter_name}
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         target = device or self.runtime.device_of(self.path)
@@ -153,3 +198,19 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"active={list(self.active_adapters)}"
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A module's output, of the type it had, with its first element replaced."""
+    if isinstance(output, Tensor):
+        return hidden
+    if isinstance(output, Mapping):  # transformers' ModelOutput
+        return type(output)(**{**output, next(iter(output)): hidden})
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(**{output._fields[0]: hidden})
+    return type(output)([hidden, *output[1:]])
+
+
+def _with_slice(hidden: Tensor, tap: Tap, part: Tensor) -> Tensor:
+    """`hidden` with the tap's slice of its last dimension replaced."""
+    return torch.cat([hidden[..., : tap.start], part, hidden[..., tap.stop :]], dim=-1)

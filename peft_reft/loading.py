@@ -52,7 +52,7 @@ def check_state_dict(
             runtime.unverified.pop(adapter_name, None)
     expected = dict(_parameters(model, adapter_name))
     given = {name: tensor for name, tensor in remapped.items() if f".{UNIT}" in name}
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in given:
         if name not in expected:
             raise _unfit(f"the tensor {name[:120]!r} finds no parameter in the model")
@@ -95,7 +95,7 @@ def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[ob
         if isinstance(module, ReftLayer):
             for number in module.units.get(adapter_name, ()):
                 unit = module.unit((adapter_name, number))
-                for name, _ in unit.named_parameters(recurse=False):
+                for name in unit.named_tensors():
                     found.append((f"{path}.{UNIT}{number}.{adapter_name}.{name}", (unit, name)))
     return found  # type: ignore[return-value]
 

@@ -14,7 +14,7 @@ from peft_reft.hub_format.errors import ConfigError, MergeError
 
 from .config import ReftConfig
 from .identity import base_identity
-from .layer import ReftLayer
+from .layer import ReftLayer, UnitSpec
 from .loading import check_state_dict
 from .runtime import Runtime
 from .runtime.adapters import AdapterView
@@ -41,21 +41,15 @@ class ReftModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict[str, Any]) -> ReftConfig:
         """Resolve the config's layers and components to the sites of this model."""
         groups = peft_config.groups()
-        stacks = find_stacks(self.model, peft_config.layers_pattern)
-        self._sites = {
-            site.path: site
-            for site in site_table(
-                self.model, stacks, [(group.layers_to_transform, group.component) for group in groups]
-            )
-        }
+        sites, stacks = site_table(
+            self.model,
+            [
+                (find_stacks(self.model, group.layers_pattern), group.layers_to_transform, group.component)
+                for group in groups
+            ],
+        )
+        self._sites = {site.path: site for site in sites}
         self._hidden_size = hidden_size_of(self.model)
-        if (rank := max(group.r for group in groups)) > self._hidden_size:
-            raise ConfigError(
-                f"r={rank} is larger than the hidden size {self._hidden_size}",
-                value=rank,
-                rule="r orthonormal rows need r dimensions",
-                fix=f"choose r ≤ {self._hidden_size}",
-            )
         peft_config.target_modules = tuple(self._sites)
         peft_config.base_identity = base_identity(self.model, stacks, self._hidden_size)
         return peft_config
@@ -107,8 +101,7 @@ class ReftModel(BaseTuner):
             runtime.add_layer(layer, target)
         layer.update_layer(
             adapter_name,
-            _units_at(site, peft_config),
-            hidden_size=self._hidden_size,
+            _units_at(site, peft_config, self._hidden_size),
             init_weights=peft_config.init_weights,
             device=runtime.device_of(current_key),
         )
@@ -188,12 +181,12 @@ class ReftModel(BaseTuner):
         yield
 
 
-def _units_at(site: Site, config: ReftConfig) -> list[tuple[int, Any]]:
+def _units_at(site: Site, config: ReftConfig, hidden_size: int) -> list[UnitSpec]:
     groups = config.groups()
     view = AdapterView("", groups)
     return [
-        (view.first_unit(number) + offset, groups[number])
-        for number in site.groups
+        UnitSpec(view.first_unit(number) + offset, groups[number], tap, tap.width or hidden_size)
+        for number, tap in zip(site.groups, site.taps, strict=True)
         for offset in range(groups[number].units)
     ]
 

@@ -3,9 +3,37 @@
 A new kind is a file with its mathematics and a subclass of `Intervention`, and a line of import here.
 """
 
-from . import direft, loreft
+from . import (
+    bias,
+    consreft,
+    direft,
+    direft_orthogonal,
+    gated,
+    lobireft,
+    loreft,
+    noreft,
+    red,
+    reft_r1,
+    sae,
+)
 from .base import Intervention
 from .registry import intervention_class, register_intervention
 from .rotation import orthonormal_rows
 
-__all__ = ["Intervention", "direft", "intervention_class", "loreft", "orthonormal_rows", "register_intervention"]
+__all__ = [
+    "Intervention",
+    "bias",
+    "consreft",
+    "direft",
+    "direft_orthogonal",
+    "gated",
+    "intervention_class",
+    "lobireft",
+    "loreft",
+    "noreft",
+    "orthonormal_rows",
+    "red",
+    "reft_r1",
+    "register_intervention",
+    "sae",
+]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.kinds import Option, kind_signature
 
 from .rotation import orthonormal_rows
 
@@ -39,12 +40,14 @@ def activation(name: str | None, source: Tensor) -> Tensor:
 class Intervention(nn.Module):
     """One learned edit h′ = h + delta(h).
 
-    A kind names its tensors in `tensors` and computes `edit_delta`. Parameters may have any floating dtype and live on
-    the block's device; the edit is computed in float32 at least.
+    A kind names its tensors in `tensors` and computes `edit_delta(hidden)`; with an entry in `orthonormal` it is
+    `edit_delta(hidden, rotation)`, with `across_tokens` there is a keyword `sequence` too. A kind that can be the
+    identity defines `identity`. Parameters may have any floating dtype and live on the block's device; the edit is
+    computed in float32 at least.
 
     Args:
         hidden_size: size of h.
-        rank: r.
+        rank: r; kinds without a rank do not look at it.
         act_fn: name of the activation on the learned source, or None.
         dropout: probability; falls on the edit, never on h.
         init_weights: None or True: the identity where the kind has one; `"paper"`: the published start; False: random.
@@ -54,12 +57,20 @@ class Intervention(nn.Module):
 
     kind: ClassVar[str]
     tensors: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Tensor name → shape in the words `"rank"`, `"hidden"`, `"one"`."""
     orthonormal: ClassVar[frozenset[str]] = frozenset()
-    option_checks: ClassVar[Mapping[str, Callable[[Any], str | None]]] = {}
-    identity_start: ClassVar[bool] = True
-    """Whether some parameters make the edit the identity, when there is no activation."""
+    """The raw tensor, one at most, whose rows are orthonormalised."""
+    frozen: ClassVar[frozenset[str]] = frozenset()
+    """Tensors that the user brings: saved like the others, never trained."""
+    option_table: ClassVar[Mapping[str, Option]] = {}
+    optional: ClassVar[Mapping[str, str]] = {}
+    """Tensor name → the option that brings it."""
+    activates: ClassVar[bool] = False
+    """Whether `act_fn` has a place in the formula; where it has none, setting it is an error."""
     act_keeps_identity: ClassVar[bool] = False
     """Whether the identity start survives an activation with act(0) = 0."""
+    across_tokens: ClassVar[bool] = False
+    """Whether an edit depends on the other edited tokens of its sequence."""
 
     def __init__(
         self,
@@ -73,7 +84,8 @@ class Intervention(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        if rank > hidden_size:
+        signature = kind_signature(self.kind)
+        if rank > hidden_size and signature.has_rank:
             raise ConfigError(
                 f"r={rank} is larger than the hidden size {hidden_size}",
                 value=rank,
@@ -84,16 +96,23 @@ class Intervention(nn.Module):
         self.rank = rank
         self.act_fn = act_fn
         self.dropout = dropout
-        self.options = dict(options or {})
-        sizes = {"rank": rank, "hidden": hidden_size}
-        for name, shape in self.tensors.items():
-            empty = torch.empty([sizes[word] for word in shape], dtype=torch.float32, device=device)
-            self.register_parameter(name, nn.Parameter(empty))
+        self.options = signature.with_defaults(options or {})
+        self.rows: list[int] | None = None
+        for name, shape in signature.shapes(rank=rank, hidden=hidden_size, options=self.options).items():
+            empty = torch.empty(shape, dtype=torch.float32, device=device)
+            if name in self.frozen:
+                self.register_buffer(name, empty)
+            else:
+                self.register_parameter(name, nn.Parameter(empty))
         self.start(init_weights)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every saved tensor by name, trained or brought."""
+        return {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}
 
     def start(self, init_weights: Init) -> None:
         """Set the parameters to their start. On the meta device there is nothing to set."""
-        if any(parameter.is_meta for parameter in self.parameters()):
+        if any(tensor.is_meta for tensor in self.named_tensors().values()):
             return
         identity = self.starts_as_identity(self.act_fn)
         with torch.no_grad():
@@ -105,7 +124,7 @@ class Intervention(nn.Module):
                 self.identity()
             else:
                 raise ConfigError(
-                    f"init_weights=True with intervention={self.kind!r}, act_fn={self.act_fn!r}: it has no identity start",
+                    f"init_weights=True with intervention={self.kind!r}, act_fn={self.act_fn!r}: no identity start",
                     value=True,
                     fix="leave init_weights None or set it to 'paper'",
                 )
@@ -113,57 +132,71 @@ class Intervention(nn.Module):
     @classmethod
     def starts_as_identity(cls, act_fn: str | None) -> bool:
         """Whether some start makes the edit the identity, given the activation."""
-        if act_fn is None:
-            return cls.identity_start
-        return cls.identity_start and cls.act_keeps_identity and act_fn != "sigmoid"  # sigmoid(0) = 1/2
+        has_identity = cls.identity is not Intervention.identity
+        return has_identity and (act_fn is None or (cls.act_keeps_identity and act_fn != "sigmoid"))  # sigmoid(0) = ½
 
     def random_start(self) -> None:
         """Random and non-trivial."""
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=1.0)
+        for tensor in self.named_tensors().values():
+            nn.init.normal_(tensor, std=1.0)
 
     def paper_start(self) -> None:
         """The published start: projections and sources as in `nn.Linear`, rotations orthonormal."""
         bound = 1 / math.sqrt(self.hidden_size)
-        for name, parameter in self.named_parameters(recurse=False):
+        for name, tensor in self.named_tensors().items():
             if name in self.orthonormal:
-                nn.init.normal_(parameter)
-                parameter.copy_(orthonormal_rows(parameter))
+                nn.init.normal_(tensor)
+                tensor.copy_(orthonormal_rows(tensor))
             else:
-                nn.init.uniform_(parameter, -bound, bound)
+                nn.init.uniform_(tensor, -bound, bound)
 
     def identity(self) -> None:
-        """Set the parameters so that the edit is zero."""
+        """Set the parameters so that the edit is zero; a kind that cannot be the identity leaves this undefined."""
         raise NotImplementedError
 
-    def edit_delta(self, hidden: Tensor, rotation: Tensor | None) -> Tensor:
-        """h′ − h.
-
-        Args:
-            hidden: h `[..., hidden]`, float32 or float64.
-            rotation: R `[rank, hidden]` of the raw parameter, for kinds that have one; else None.
-
-        Returns:
-            `[..., hidden]`.
-        """
+    def edit_delta(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """h′ − h `[..., hidden]` for h `[..., hidden]`, float32 or float64; see the class for further arguments."""
         raise NotImplementedError
 
-    def forward(self, hidden: Tensor, rotation: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, rotation: Tensor | None = None, *, sequence: Tensor | None = None) -> Tensor:
         """The edit with dropout: delta `[..., hidden]` for h `[..., hidden]`.
 
-        `rotation` is passed where the rotations of all layers were computed in one call; without it it is computed
-        here, which sharded parameters need.
+        Args:
+            hidden: h.
+            rotation: R `[rank, hidden]`, passed where the rotations of all layers were computed in one call; without
+                it it is computed here, which sharded parameters need.
+            sequence: for kinds across tokens, long `[...]`: the sequence of each row of h, −1 for rows that are not
+                edited; without it the last but one dimension of h is the sequence.
         """
-        if rotation is None and self.orthonormal:
-            (name,) = self.orthonormal
-            rotation = orthonormal_rows(getattr(self, name))
-        delta = self.edit_delta(hidden, None if rotation is None else rotation.to(hidden.dtype))
+        given: list[Tensor] = []
+        if self.orthonormal:
+            rotation = orthonormal_rows(self.raw_rotation()) if rotation is None else rotation
+            given.append(self.active(rotation, next(iter(self.orthonormal))).to(hidden.dtype))
+        delta = (
+            self.edit_delta(hidden, *given, sequence=sequence)
+            if self.across_tokens
+            else self.edit_delta(hidden, *given)
+        )
         return F.dropout(delta, self.dropout, self.training) if self.dropout else delta
 
+    def raw_rotation(self) -> Tensor:
+        """The raw parameter of R `[rank, hidden]`; the rows of subspaces that are off get no gradient."""
+        (name,) = self.orthonormal
+        raw: Tensor = getattr(self, name)
+        if self.rows is None:
+            return raw
+        on = torch.zeros(self.rank, 1, dtype=torch.bool, device=raw.device)
+        on[self.rows] = True
+        return torch.where(on, raw, raw.detach())
+
+    def active(self, tensor: Tensor, name: str) -> Tensor:
+        """The rows of a tensor that are on: all of them, or those of the chosen subspaces."""
+        return tensor if self.rows is None or self.tensors[name][0] != "rank" else tensor[self.rows]
+
     def parameter(self, name: str, like: Tensor) -> Tensor:
-        """A parameter in the dtype in which the edit is computed."""
+        """A tensor in the dtype in which the edit is computed; where subspaces are off, without their rows."""
         value: Tensor = getattr(self, name)
-        return value.to(like.dtype)
+        return self.active(value, name).to(like.dtype)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""

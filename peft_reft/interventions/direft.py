@@ -8,7 +8,7 @@ from torch import Tensor
 from .base import Intervention, activation
 from .registry import register_intervention
 
-__all__ = ["DiReft", "direft_delta"]
+__all__ = ["DiReft", "SourceStartsAtZero", "direft_delta"]
 
 
 def direft_delta(
@@ -21,8 +21,23 @@ def direft_delta(
     return activation(act_fn, hidden @ weight.mT + bias) @ projection
 
 
+class SourceStartsAtZero(Intervention):
+    """What both DiReFT kinds share: the learned source Wh + b, and W = 0, b = 0 as the identity."""
+
+    weight: Tensor
+    bias: Tensor
+    activates = True
+    act_keeps_identity = True
+
+    def identity(self) -> None:
+        """W = 0, b = 0; the projection as published."""
+        self.paper_start()
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+
+
 @register_intervention("direft", version=1)
-class DiReft(Intervention):
+class DiReft(SourceStartsAtZero):
     """h′ = h + Pᵀ act(Wh + b) (arXiv 2404.03592, equation 3): LoReFT without subtraction and orthogonality.
 
     Like LoRA, applied to hidden states. Cheaper per step than LoReFT, a little less accurate in the paper.
@@ -30,15 +45,8 @@ class DiReft(Intervention):
     """
 
     tensors = {"projection": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
-    act_keeps_identity = True
 
-    def identity(self) -> None:
-        """W = 0, b = 0; P as in `nn.Linear`."""
-        self.paper_start()
-        torch.nn.init.zeros_(self.weight)
-        torch.nn.init.zeros_(self.bias)
-
-    def edit_delta(self, hidden: Tensor, rotation: Tensor | None) -> Tensor:
+    def edit_delta(self, hidden: Tensor) -> Tensor:
         """See `direft_delta`."""
         projection, weight, bias = (self.parameter(name, hidden) for name in ("projection", "weight", "bias"))
         return direft_delta(hidden, projection, weight, bias, self.act_fn)

@@ -31,8 +31,12 @@ class LoReft(Intervention):
     start with. Parameters: raw `rotation` X with R = `orthonormal_rows(X)`, `weight` W, `bias` b.
     """
 
+    rotation: Tensor
+    weight: Tensor
+    bias: Tensor
     tensors = {"rotation": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
     orthonormal = frozenset({"rotation"})
+    activates = True
 
     def identity(self) -> None:
         """W = R, b = 0."""
@@ -40,10 +44,7 @@ class LoReft(Intervention):
         self.weight.copy_(orthonormal_rows(self.rotation))
         torch.nn.init.zeros_(self.bias)
 
-    def edit_delta(self, hidden: Tensor, rotation: Tensor | None) -> Tensor:
+    def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
         """See `loreft_delta`."""
-        if rotation is None:
-            rotation = orthonormal_rows(self.rotation).to(hidden.dtype)
-        return loreft_delta(
-            hidden, rotation, self.parameter("weight", hidden), self.parameter("bias", hidden), self.act_fn
-        )
+        weight, bias = self.parameter("weight", hidden), self.parameter("bias", hidden)
+        return loreft_delta(hidden, rotation, weight, bias, self.act_fn)

@@ -27,7 +27,18 @@ def register_intervention(name: str, *, version: int = 1) -> Callable[[type[Inte
     """
 
     def register(cls: type[Intervention]) -> type[Intervention]:
-        register_kind(KindSignature(name, version, dict(cls.tensors), cls.orthonormal, dict(cls.option_checks)))
+        signature = KindSignature(
+            name,
+            version,
+            tensors=dict(cls.tensors),
+            orthonormal=cls.orthonormal,
+            options=dict(cls.option_table),
+            optional=dict(cls.optional),
+            activates=cls.activates,
+            across_tokens=cls.across_tokens,
+            module=cls.__module__,
+        )
+        register_kind(signature)
         cls.kind = name
         _CLASSES[name] = cls
         return cls

@@ -26,7 +26,7 @@ def orthonormal_rows(raw: Tensor) -> Tensor:
     Returns:
         `[..., rank, hidden]` with orthonormal rows, float64 for float64 input, else float32.
     """
-    rows: Tensor = _OrthonormalRows.apply(raw)
+    rows: Tensor = _OrthonormalRows.apply(raw)  # type: ignore[no-untyped-call]
     return rows
 
 
@@ -41,7 +41,7 @@ class _OrthonormalRows(torch.autograd.Function):
         return rows.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         # dR = C⁻¹ dX (I − RᵀR) + Ω R with Ω = triu(K, 1) − triu(K, 1)ᵀ and K = C⁻¹ dX Rᵀ
         factor, rows = ctx.saved_tensors
@@ -49,8 +49,8 @@ class _OrthonormalRows(torch.autograd.Function):
         inner = grad @ rows.mT
         inside = torch.triu(inner - inner.mT, diagonal=1) - inner
         tangent = grad + inside @ rows
-        solved = torch.linalg.solve_triangular(factor.mT, tangent, upper=True)
-        return solved.to(ctx.raw_dtype)
+        solved: Tensor = torch.linalg.solve_triangular(factor.mT, tangent, upper=True).to(ctx.raw_dtype)
+        return solved
 
 
 def _cholesky_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:

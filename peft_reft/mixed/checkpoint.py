@@ -41,7 +41,9 @@ class Bundle:
             folder = str(self.root / member.folder)
             kind = load_json(Path(folder, CONFIG_NAME)).get("peft_type")
             if kind not in PEFT_TYPE_TO_CONFIG_MAPPING or str(kind).lower() != member.kind:
-                raise ManifestError(f"lists {member.name!r} as {member.kind!r}, its config says {kind!r}", file=INDEX_NAME)
+                raise ManifestError(
+                    f"lists {member.name!r} as {member.kind!r}, its config says {kind!r}", file=INDEX_NAME
+                )
             found[member.name] = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(folder)
             found[member.name].inference_mode = not is_trainable
         return found
@@ -101,9 +103,9 @@ def load_members(model: MixedReftModel, bundle: Bundle, *, is_trainable: bool) -
     for member in bundle.members:
         _load_member(model, member.name, bundle.root / member.folder)
         if is_trainable:
-            model.base_model.set_requires_grad(member.name) if member.kind != "reft" else model.edits.set_requires_grad(
+            model.base_model.set_requires_grad(
                 member.name
-            )
+            ) if member.kind != "reft" else model.edits.set_requires_grad(member.name)
 
 
 def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable: bool, **kwargs: Any) -> Any:

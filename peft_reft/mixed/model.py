@@ -31,7 +31,9 @@ class MixedReftModel(PeftModelForCausalLM):
         adapter_name: of the first weight adapter.
     """
 
-    def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
+    ) -> None:
         self.__dict__["edits"] = None  # a plain attribute: its modules are the base's own, already registered there
         super().__init__(model, peft_config, adapter_name, **kwargs)
 
@@ -116,7 +118,9 @@ class MixedReftModel(PeftModelForCausalLM):
         """Add a fresh adapter of either part; it is not active until `set_adapter` names it."""
         check_name(adapter_name)
         if adapter_name in self.peft_config:
-            raise ConfigError(f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name")
+            raise ConfigError(
+                f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name"
+            )
         active = self.active_adapters
         if isinstance(peft_config, ReftConfig):
             self._add_edit(adapter_name, peft_config, low_cpu_mem_usage)
@@ -149,7 +153,9 @@ class MixedReftModel(PeftModelForCausalLM):
         if adapter_name not in self.peft_config:
             raise ConfigError(f"there is no adapter {adapter_name!r}", value=adapter_name)
         if adapter_name == "default":
-            raise ConfigError("the adapter 'default' cannot be deleted", rule="it stands at the root of a saved bundle")
+            raise ConfigError(
+                "the adapter 'default' cannot be deleted", rule="it stands at the root of a saved bundle"
+            )
         tuner = self.edits if isinstance(self.peft_config[adapter_name], ReftConfig) else self.base_model
         tuner.delete_adapter(adapter_name)
 
@@ -163,7 +169,9 @@ class MixedReftModel(PeftModelForCausalLM):
         """
         checkpoint.save_bundle(self, save_directory, is_main_process=is_main_process, **kwargs)
 
-    def load_adapter(self, model_id: str | PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+    def load_adapter(
+        self, model_id: str | PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
+    ) -> Any:  # type: ignore[override]
         """Load an adapter; from a bundle, every member that this model has.
 
         A trainer that resumes or restores its best checkpoint calls this with the name of the first adapter only, and

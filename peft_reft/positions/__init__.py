@@ -1,7 +1,16 @@
 """Which tokens are edited: pure functions from tensors to masks. Nothing here knows a model or an adapter."""
 
 from .explicit import location_masks
-from .layout import Layout, layout_of, prompt_before_labels, prompt_from_lengths, prompt_from_mask, sequence_starts
+from .layout import (
+    Layout,
+    layout_of,
+    prompt_before_labels,
+    prompt_from_lengths,
+    prompt_from_mask,
+    prompt_runs,
+    sequence_starts,
+    without_filler,
+)
 from .rows import RowPlan, plan_rows
 from .terms import needs_prompt, term_masks, term_width
 
@@ -15,7 +24,9 @@ __all__ = [
     "prompt_before_labels",
     "prompt_from_lengths",
     "prompt_from_mask",
+    "prompt_runs",
     "sequence_starts",
     "term_masks",
     "term_width",
+    "without_filler",
 ]

@@ -15,7 +15,9 @@ __all__ = [
     "prompt_before_labels",
     "prompt_from_lengths",
     "prompt_from_mask",
+    "prompt_runs",
     "sequence_starts",
+    "without_filler",
 ]
 
 
@@ -87,9 +89,31 @@ def prompt_from_mask(real: Tensor, start: Tensor, prompt_mask: Tensor) -> Tensor
     return marked & (count_before(broken, start) == 0)
 
 
+def prompt_runs(layout: Layout, supervised: Tensor) -> Tensor:
+    """An explicit mask that says of each sequence what its labels say: bool `[batch, seq]`, one run a turn.
+
+    Marked is what an answer follows: every token that is not supervised, up to the last supervised one. The first run
+    is the prompt of `layout`. A sequence without a prompt has no run at all, and one without labels is all prompt.
+
+    Args:
+        layout: of the batch, its prompt inferred from the labels.
+        supervised: bool `[batch, seq]`, where labels are not −100.
+    """
+    supervised = supervised & layout.real
+    total = count_in_sequence(supervised, layout.start)
+    answered = (total == 0) | (count_before(supervised, layout.start) < total)
+    has_prompt = count_in_sequence(layout.prompt, layout.start) > 0
+    return layout.real & ~supervised & answered & has_prompt
+
+
 def prompt_from_lengths(real: Tensor, start: Tensor, lengths: Tensor) -> Tensor:
     """The first `lengths[row]` real tokens of each row; `lengths` is `[batch]`."""
     return real & (count_before(real, start) < lengths[:, None])
+
+
+def without_filler(real: Tensor, start: Tensor, known: Tensor) -> Tensor:
+    """Real tokens of a packed row: a sequence of one token about which nothing is `known` is padding of the row."""
+    return real & ((count_in_sequence(real, start) > 1) | known)
 
 
 def layout_of(
@@ -100,9 +124,8 @@ def layout_of(
     In a packed row a prompt of one token counts as none, because trainers mask the first label of every sequence; and
     with labels a sequence of one token that is not supervised is padding of the row.
     """
-    if packed:
-        if supervised is not None:
-            filler = (count_in_sequence(real, start) == 1) & ~supervised
-            real, prompt = real & ~filler, prompt & ~filler
-            prompt = prompt & (count_in_sequence(prompt, start) > 1)
+    if packed and supervised is not None:
+        real = without_filler(real, start, supervised)
+        prompt = prompt & real
+        prompt = prompt & (count_in_sequence(prompt, start) > 1)
     return Layout(real, start, prompt, packed, sequences)

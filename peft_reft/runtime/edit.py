@@ -17,11 +17,15 @@ __all__ = ["Edit", "apply_edits"]
 
 @dataclass(frozen=True)
 class Edit:
-    """One unit at work: its module, the rotation it needs, and the factor of `scale_adapter`."""
+    """One unit at work: its module, the rotation it needs, and the factor of `scale_adapter`.
 
-    unit: Callable[[Tensor, Tensor | None], Tensor]
+    `sequence` `[n]` is the sequence of each row of the plan, for units whose edit depends on the whole sequence.
+    """
+
+    unit: Callable[..., Tensor]
     rotation: Tensor | None
     scale: float
+    sequence: Tensor | None = None
 
 
 def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
@@ -47,10 +51,14 @@ def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
 def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
     """The delta of one edit for every row of the plan; adding −0.0 where it edits nothing keeps the bits."""
     if member is not None and member.dtype == torch.long:
-        delta = edit.unit(rows.index_select(0, member), edit.rotation)
+        given = {} if edit.sequence is None else {"sequence": edit.sequence.index_select(0, member)}
+        delta = edit.unit(rows.index_select(0, member), edit.rotation, **given)
         delta = torch.full_like(rows, -0.0).index_copy(0, member, delta)
     else:
-        delta = edit.unit(rows, edit.rotation)
+        sequence = edit.sequence
+        if sequence is not None and member is not None:
+            sequence = torch.where(member, sequence, -1)
+        delta = edit.unit(rows, edit.rotation, **({} if sequence is None else {"sequence": sequence}))
     if edit.scale != 1.0:
         delta = delta * edit.scale
     if member is not None and member.dtype == torch.bool:

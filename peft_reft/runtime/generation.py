@@ -12,7 +12,8 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import PromptBoundaryError
 
-from .inputs import CallInputs, Explicit, _past_length
+from .caches import cache_of, check_continued, past_length, unknown_length
+from .inputs import CallInputs, Explicit
 from .masks import real_slots
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class Session:
         width: slots of the prompt; None until the decoder of an encoder-decoder starts.
         real: bool `[batch, width]`, where the caller passed an attention mask.
         explicit: positions the caller stated.
+        prompt: ids or embeddings as given, where there is one stack.
         prefilled: whether the cache holds the whole prompt.
+        seen: how many tokens have gone into the cache.
         rotations: of the active adapters; parameters do not change while generating.
     """
 
@@ -42,17 +45,27 @@ class Session:
     width: int | None
     real: Tensor | None
     explicit: Explicit
+    prompt: Tensor | None = field(default=None, repr=False)
     prefilled: bool = False
+    seen: int = 0
     rotations: dict[tuple[str, UnitKey], Tensor] | None = field(default=None, repr=False)
+
+    def is_continued_by(self, tokens: Tensor | None) -> bool:
+        """Whether an inner `generate` drafts this one's tokens: the model is its own assistant."""
+        own = self.prompt
+        if own is None or tokens is None or tokens.dim() != own.dim() or tokens.shape[1] < own.shape[1]:
+            return False
+        return torch.equal(tokens[:, : own.shape[1]], own)
 
     def is_decoding(self, call: Mapping[str, Any]) -> bool:
         """Whether a forward computes generated tokens only, told without a look at any tensor."""
-        return self.prefilled and call.get("past_key_values") is not None
+        return self.prefilled and cache_of(call) is not None
 
     def situation(self, call: CallInputs, situation: Situation) -> Situation:
         """What is known about one forward of this generation."""
         if self.width is None:
             self.width = call.past + call.length
+        self.seen = call.past + call.length
         if call.cached and call.past + call.length >= self.width:
             self.prefilled = True
         repeats = max(1, call.batch // self.batch)
@@ -90,30 +103,57 @@ def generate_with_positions(runtime: Runtime, *args: Any, **kwargs: Any) -> Any:
     """Run the model's own `generate` inside a session."""
     model = runtime.model
     explicit, kwargs = Explicit.take(kwargs)
+    _check_guidance(runtime, kwargs)
     own_generate = type(model).generate  # type: ignore[attr-defined]
-    _SESSIONS.stack.append(_session(runtime, explicit, args, kwargs))
+    tokens = _given_tokens(args, kwargs)
+    outer = current_session(runtime)
+    if outer is not None and outer.is_continued_by(tokens):
+        session = replace(outer, prefilled=False, seen=0)
+    else:
+        session = _session(runtime, explicit, tokens, kwargs)
+    _SESSIONS.stack.append(session)
     try:
         return own_generate(model, *args, **kwargs)
     finally:
         _SESSIONS.stack.pop()
 
 
-def _session(runtime: Runtime, explicit: Explicit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
-    tokens = args[0] if args else None
-    for name in ("inputs", "input_ids", "inputs_embeds", "input_features"):
-        tokens = kwargs.get(name) if tokens is None else tokens
-    batch = tokens.shape[0] if isinstance(tokens, Tensor) else 1
+def _check_guidance(runtime: Runtime, kwargs: Mapping[str, Any]) -> None:
+    """Refuse guidance: it runs a second prompt through the model, which would take the first one's positions."""
+    settings = (kwargs.get("generation_config"), getattr(runtime.model, "generation_config", None))
+    stated = (kwargs.get("guidance_scale"), *(getattr(config, "guidance_scale", None) for config in settings))
+    scale = next((value for value in stated if value is not None), None)
+    if scale in (None, 1) or not runtime.active():
+        return
+    raise PromptBoundaryError(
+        f"guidance_scale={scale} runs an unconditional prompt beside the given one",
+        code="positions.guidance",
+        value=scale,
+        rule="one generation edits one prompt per row",
+        fix="leave guidance_scale out, or disable the adapter with disable_adapter()",
+    )
+
+
+def _given_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """What `generate` was given as the prompt; beside embeddings, ids only head the output."""
+    given = (kwargs.get("inputs_embeds"), *args[:1], *map(kwargs.get, ("inputs", "input_ids", "input_features")))
+    return next((tokens for tokens in given if isinstance(tokens, Tensor)), None)
+
+
+def _session(runtime: Runtime, explicit: Explicit, tokens: Tensor | None, kwargs: dict[str, Any]) -> Session:
+    batch, width = (1, 1) if tokens is None else tokens.shape[:2]
     if getattr(getattr(runtime.model, "config", None), "is_encoder_decoder", False):
         return Session(runtime, batch, _decoder_width(runtime, kwargs), None, explicit)
-    width = tokens.shape[1] if isinstance(tokens, Tensor) else 1
-    mask = kwargs.get("attention_mask")
-    cached = _past_length(kwargs.get("past_key_values"))
+    mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
+    cached = past_length(cache)
+    if cached is None:
+        raise unknown_length()
     if cached and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == cached + width:
         width += cached  # only the new tokens were passed
-    if cached:
-        _check_cached(runtime, explicit, cached, width)
+    if cached and not explicit:
+        check_continued(cache, [runtime.views[name] for name in runtime.active()], cached=cached, width=width)
     real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == width else None
-    return Session(runtime, batch, width, real, explicit)
+    return Session(runtime, batch, width, real, explicit, prompt=tokens)
 
 
 def _decoder_width(runtime: Runtime, kwargs: dict[str, Any]) -> int | None:
@@ -121,29 +161,9 @@ def _decoder_width(runtime: Runtime, kwargs: dict[str, Any]) -> int | None:
     given = kwargs.get("decoder_input_ids")
     if not isinstance(given, Tensor):
         return None if kwargs.get("decoder_inputs_embeds") is not None else 1
-    start = getattr(runtime.model.generation_config, "decoder_start_token_id", None)  # type: ignore[union-attr]
+    start = getattr(runtime.model.generation_config, "decoder_start_token_id", None)
     begins = start is None or bool((given[:, 0] == start).all())
     return given.shape[1] + (0 if begins else 1)
-
-
-def _check_cached(runtime: Runtime, explicit: Explicit, cached: int, width: int) -> None:
-    """A window that counts from the prompt's end must not reach into what is cached already."""
-    from peft_reft.hub_format.positions import First, Last
-
-    for view in runtime.views.values():
-        for group in view.groups:
-            reach = [
-                term.count if isinstance(term, Last) else width
-                for term in group.positions.terms
-                if not isinstance(term, First)
-            ]
-            if not explicit and group.positions.needs_prompt_end and max(reach, default=0) > width - cached:
-                raise PromptBoundaryError(
-                    f"positions {str(group.positions)!r} reach into the {cached} cached slots of a prompt of {width}",
-                    code="positions.cached",
-                    rule="cached tokens cannot be edited any more",
-                    fix="leave at least as many new tokens as 'l<n>' edits, or generate without past_key_values",
-                )
 
 
 def _repeat(tensor: Tensor, repeats: int) -> Tensor:

@@ -2,13 +2,12 @@
 
 A pre-hook on the model, and on every module inside it that takes tokens and holds a stack, opens a frame unless one is
 open: so an encoder that `generate` calls by itself, or a backbone that a trainer calls, gets its positions too. The
-hook that closes the frame runs even if the forward raises.
+hook that closes the frame runs even if the forward raises; see `frames` for what it does not see.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,9 @@ from peft_reft.interventions import orthonormal_rows
 from peft_reft.sites import Stack
 
 from .adapters import AdapterView
-from .frames import Frame, StackPlan, UnitKey, current_frame, frame_stack
+from .caches import mark_cache, unknown_length
+from .checkpointing import FrameCarrier
+from .frames import Frame, StackPlan, UnitKey, close_frame, current_frame, open_frame
 from .generation import Session, current_session, generate_with_positions
 from .inputs import Explicit, bind_call, call_inputs
 from .resolve import Situation, unit_masks
@@ -53,6 +54,8 @@ class Runtime:
         self.has_completion: dict[str, bool] = {}
         self.unverified: dict[str, Any] = {}
         self.handles: list[RemovableHandle] = []
+        self.carriers: dict[str, FrameCarrier] = {}
+        self.inputs: set[str] = set()
         self.entries: list[tuple[nn.Module, list[str]]] = []
         self._open_entry(model)
         setattr(model, ATTRIBUTE, self)
@@ -74,10 +77,20 @@ class Runtime:
         """Make a site known and hook its module."""
         self.layers[layer.path] = layer
         self.handles.append(site.register_forward_hook(layer.edit_output))
+        inner = layer.path.removeprefix(f"{layer.stack}.").split(".")
+        if len(inner) > 1 and (block := f"{layer.stack}.{inner[0]}") not in self.carriers:
+            self.carriers[block] = FrameCarrier(self, self.model.get_submodule(block))
+
+    def hook_input(self, layer: Any) -> None:
+        """Let a site edit its module's input too; sites that edit outputs only are spared the hook."""
+        if layer.path not in self.inputs:
+            self.inputs.add(layer.path)
+            site = self.model.get_submodule(layer.path)
+            self.handles.append(site.register_forward_pre_hook(layer.edit_input, with_kwargs=True))
 
     def remove(self) -> None:
         """Take every hook and attribute off the model."""
-        for handle in self.handles:
+        for handle in (*self.handles, *self.carriers.values()):
             handle.remove()
         self.model.__dict__.pop(ATTRIBUTE, None)
         self.model.__dict__.pop("generate", None)
@@ -87,6 +100,14 @@ class Runtime:
         own = (p for name, p in self.model.get_submodule(path).named_parameters() if not name.startswith("reft."))
         return next((parameter.device for parameter in own if not parameter.is_meta), None)
 
+    def active(self, stack: str | None = None) -> list[str]:
+        """Names of the adapters that edit some site, or some site of a stack, now."""
+        names: dict[str, None] = {}
+        for layer in self.layers.values():
+            if stack in (None, layer.stack):
+                names.update(dict.fromkeys(name for name, _ in layer.active_keys()))
+        return list(names)
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`, inside a session that knows the prompt."""
         return generate_with_positions(self, *args, **kwargs)
@@ -94,25 +115,28 @@ class Runtime:
     def rotations(self, frame: Frame) -> dict[tuple[str, UnitKey], Tensor]:
         """R of every active unit that has one, for all sites of a shape in one call; made once per frame.
 
-        Sharded parameters are left out: their R is computed where the shards are gathered, in the unit's forward.
+        A generation runs many frames, some of one stack only: there it is made once, for all stacks. Sharded
+        parameters are left out: their R is computed where the shards are gathered, in the unit's forward.
         """
         if frame.rotations is not None:
             return frame.rotations
+        session = current_session(self)
         groups: dict[Any, list[tuple[tuple[str, UnitKey], Tensor]]] = {}
         for layer in self.layers.values():
-            if frame.plans.get(layer.stack) is None:
+            if session is None and frame.plans.get(layer.stack) is None:
                 continue
             for key in layer.active_keys():
                 unit = layer.unit(key)
                 for name in unit.orthonormal:
                     raw = getattr(unit, name)
                     if type(raw) is nn.Parameter and not hasattr(raw, "ds_id"):
-                        groups.setdefault((raw.shape, raw.dtype, raw.device), []).append(((layer.path, key), raw))
+                        member = ((layer.path, key), unit.raw_rotation())
+                        groups.setdefault((raw.shape, raw.dtype, raw.device), []).append(member)
         frame.rotations = {}
         for members in groups.values():
             rows = orthonormal_rows(torch.stack([raw for _, raw in members]))
             frame.rotations.update(zip((where for where, _ in members), rows.unbind(0), strict=True))
-        if (session := current_session(self)) is not None:
+        if session is not None:
             session.rotations = frame.rotations
         return frame.rotations
 
@@ -131,13 +155,13 @@ class Runtime:
         frame = current_frame(self)
         if frame is None:
             frame = self._new_frame(module, args, kwargs, explicit)
-        frame_stack().append(frame)
+        open_frame(frame, module)
         return args, kwargs
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        frames = frame_stack()
-        if frames and frames[-1].owner is self:
-            frames.pop()
+        frame = close_frame(self, module)
+        if frame is not None and frame.counts_from_end:
+            mark_cache(output)
 
     def _new_frame(self, module: nn.Module, args: Any, kwargs: dict[str, Any], explicit: Explicit) -> Frame:
         paths = next(paths for known, paths in self.entries if known is module)
@@ -146,42 +170,40 @@ class Runtime:
         if session is not None:
             if session.is_decoding(call) and not any(view.touches_generated for view in self.views.values()):
                 return Frame(self, dict.fromkeys(paths))
-            explicit = session.explicit if not explicit else explicit
+            explicit = explicit or session.explicit
         self._verify()
         plans = {path: self._plan(self.stacks[path], call, explicit, session) for path in paths}
-        return Frame(self, plans, None if session is None else session.rotations)
+        from_end = not explicit and any(self.views[name].needs_prompt_end for name in self.active())
+        return Frame(self, plans, from_end, None if session is None else session.rotations)
 
     def _plan(
         self, stack: Stack, call: dict[str, Any], explicit: Explicit, session: Session | None
     ) -> StackPlan | None:
-        active = self._active(stack.path)
-        inputs = call_inputs(call, stack.role) if active else None
+        active = self.active(stack.path)
+        seen = None if session is None else session.seen
+        inputs = call_inputs(call, stack.role, seen=seen) if active else None
         if inputs is None:
             return None
+        explicit.check_names(self.views, () if stack.role == "only" else ("encoder", "decoder"))
         views = [self.views[name] for name in active]
         generates = any(view.touches_generated for view in views)
-        if session is None and inputs.past and inputs.length == 1 and not generates and not explicit:
+        one = inputs.length == 1 and inputs.cu_seq_lens is None
+        if session is None and inputs.continues and one and not generates and not explicit:
             return None  # a single token on top of a cache is a generated one
+        if not inputs.past_known:
+            raise unknown_length()
         situation = Situation(
             role=stack.role,
             has_completion=any(self.has_completion[name] for name in active),
             trains_with_labels=self.model.training and self._takes_labels(),
-            encoder_edited=any(other.role == "encoder" and self._active(other.path) for other in self.stacks.values()),
+            encoder_edited=any(other.role == "encoder" and self.active(other.path) for other in self.stacks.values()),
             explicit=explicit,
         )
         if session is not None and stack.role != "encoder":
             situation = session.situation(inputs, situation)
             if inputs.past >= (situation.prompt_width or 0) and not generates:
                 return None
-        return StackPlan(inputs.batch, inputs.length, unit_masks(inputs, views, situation))
-
-    def _active(self, stack: str) -> list[str]:
-        """Names of the adapters that edit some site of a stack now."""
-        names: dict[str, None] = {}
-        for layer in self.layers.values():
-            if layer.stack == stack:
-                names.update(dict.fromkeys(name for name, _ in layer.active_keys()))
-        return list(names)
+        return StackPlan(inputs.batch, inputs.length, unit_masks(inputs, views, situation), inputs.past)
 
     def _takes_labels(self) -> bool:
         return "labels" in inspect.signature(self.model.forward).parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import LocationError
 
-__all__ = ["EXPLICIT", "CallInputs", "Explicit", "bind_call"]
+from .caches import cache_of, past_length
+
+__all__ = ["EXPLICIT", "CallInputs", "Explicit", "bind_call", "call_inputs"]
 
 EXPLICIT = ("prompt_mask", "prompt_lengths", "intervention_locations")
 """Keywords of `forward` and `generate` by which a caller states positions; the model itself never sees them."""
@@ -31,10 +33,23 @@ class Explicit:
         """Split the explicit keywords off a call's keywords."""
         rest = {name: value for name, value in kwargs.items() if name not in EXPLICIT}
         mask, lengths, locations = (kwargs.get(name) for name in EXPLICIT)
+        if mask is not None and lengths is not None:
+            raise LocationError("prompt_mask and prompt_lengths are both given", rule="one of them says the prompt")
         return cls(mask, lengths, locations), rest
 
     def __bool__(self) -> bool:
         return any(value is not None for value in (self.prompt_mask, self.prompt_lengths, self.locations))
+
+    def check_names(self, adapters: Collection[str], stacks: Collection[str]) -> None:
+        """Refuse a dict of locations whose keys name neither adapters nor the model's stacks."""
+        names = set(self.locations) if isinstance(self.locations, Mapping) else set()
+        unknown = set() if names <= set(stacks) else names - set(adapters)
+        if unknown:
+            known = ", ".join(sorted(adapters)) + (f"; or stacks: {', '.join(sorted(stacks))}" if stacks else "")
+            raise LocationError(
+                f"intervention_locations has the key {sorted(map(str, unknown))[0]!r}",
+                rule=f"keys are adapters: {known}",
+            )
 
     def locations_for(self, adapter: str, role: str, *, encoder_edited: bool) -> Tensor | None:
         """The tensor meant for one adapter and one stack, or None."""
@@ -60,6 +75,8 @@ class CallInputs:
     Attributes:
         batch, length: shape of the tokens that this forward computes.
         past: how many slots the cache holds before them.
+        past_known: whether that is known; a state of fixed size does not say how many tokens went into it, and a paged
+            cache holds many sequences.
         cached: whether a cache was passed, empty or not.
         attention_mask: as passed, 2-D, 4-D, or a dict of 4-D masks.
         position_ids, cu_seq_lens, labels, input_ids: as passed, where passed.
@@ -70,12 +87,18 @@ class CallInputs:
     length: int
     device: torch.device
     past: int = 0
+    past_known: bool = True
     cached: bool = False
     attention_mask: Any = None
     position_ids: Tensor | None = None
     cu_seq_lens: Tensor | None = None
     labels: Tensor | None = None
     input_ids: Tensor | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether these tokens stand on top of others in a cache."""
+        return self.past > 0 or not self.past_known
 
     def slots(self, prompt_width: int | None = None) -> int:
         """Absolute slots that matter: the cached ones, this forward's, and the rest of a prompt known to be longer."""
@@ -94,11 +117,16 @@ def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def call_inputs(call: Mapping[str, Any], role: str) -> CallInputs | None:
+def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) -> CallInputs | None:
     """A stack's view of a bound call of its model; None when the call does not run that stack.
 
     In an encoder-decoder the encoder's tokens are `input_ids`, the decoder's `decoder_input_ids`, or follow from
     `labels`.
+
+    Args:
+        call: arguments by name.
+        role: of the stack.
+        seen: how many tokens went into the cache, for caches that do not say.
     """
     if role == "encoder":
         if call.get("encoder_outputs") is not None:
@@ -121,10 +149,14 @@ def call_inputs(call: Mapping[str, Any], role: str) -> CallInputs | None:
     view = _view(tokens, mask)
     if view is None:
         return None
+    cache = cache_of(call)
+    past = past_length(cache)
+    past = seen if past is None else past
     return replace(
         view,
-        past=_past_length(call.get("past_key_values")),
-        cached=call.get("past_key_values") is not None,
+        past=past or 0,
+        past_known=past is not None,
+        cached=cache is not None,
         position_ids=call.get("position_ids") if role == "only" else None,
         cu_seq_lens=_first(call, "cu_seq_lens_q", "cu_seqlens_q"),
         labels=labels,
@@ -149,13 +181,3 @@ def _ids(tokens: Tensor | None) -> Tensor | None:
 
 def _first(call: Mapping[str, Any], *names: str) -> Any:
     return next((call[name] for name in names if call.get(name) is not None), None)
-
-
-def _past_length(cache: Any) -> int:
-    if cache is None:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    if isinstance(cache, (tuple, list)) and cache and cache[0] is not None:  # caches of older models: (keys, values)
-        return int(cache[0][0].shape[-2])
-    return 0

@@ -16,7 +16,7 @@ __all__ = ["real_slots"]
 
 
 def real_slots(call: CallInputs, situation: Situation, supervised: Tensor | None) -> Tensor:
-    """Which absolute slots hold real tokens, bool `[batch, slots]`. Slots still to come are real: padding comes first."""
+    """Which absolute slots hold real tokens, bool `[batch, slots]`. Slots still to come do: padding comes first."""
     slots = call.slots(situation.prompt_width)
     known = _known_slots(call, situation, supervised)[:, :slots]
     future = torch.ones(call.batch, slots - known.shape[1], dtype=torch.bool, device=call.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from peft_reft.positions import (
     sequence_starts,
     term_masks,
     term_width,
+    without_filler,
 )
 from peft_reft.positions.layout import count_in_sequence
 
@@ -27,7 +28,7 @@ from .adapters import AdapterView
 from .inputs import CallInputs, Explicit
 from .masks import real_slots
 
-__all__ = ["Situation", "UnitMask", "unit_masks"]
+__all__ = ["Situation", "UnitMask", "call_layout", "unit_masks"]
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,21 @@ class Situation:
     has_completion: bool = True
     trains_with_labels: bool = False
     encoder_edited: bool = False
-    explicit: Explicit = Explicit()
+    explicit: Explicit = field(default_factory=Explicit)
     prompt_width: int | None = None
     prompt_real: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class UnitMask:
-    """Tokens that one unit edits in this forward: bool `[batch, length]`, and its bound per row where known."""
+    """Tokens that one unit edits in this forward: bool `[batch, length]`, and its bound per row where known.
+
+    `start`, long `[batch, length]`, is where each token's sequence starts.
+    """
 
     mask: Tensor
     width: int | None
+    start: Tensor
 
 
 def unit_masks(
@@ -74,7 +79,7 @@ def unit_masks(
     explicit = situation.explicit
     for adapter in adapters:
         _check_boundary(call, adapter, situation)
-    layout = _layout(call, situation)
+    layout = call_layout(call, situation)
     found: dict[tuple[str, int], UnitMask] = {}
     for adapter in adapters:
         locations = explicit.locations_for(adapter.name, situation.role, encoder_edited=situation.encoder_edited)
@@ -100,11 +105,12 @@ def unit_masks(
                 ]
                 widths = [int(part.shape[2])] * group.units
             for unit, (mask, width) in enumerate(zip(masks, widths, strict=True), start=first):
-                found[adapter.name, unit] = UnitMask(mask[:, call.past : call.past + call.length], width)
+                columns = slice(call.past, call.past + call.length)
+                found[adapter.name, unit] = UnitMask(mask[:, columns], width, layout.start[:, columns])
     return found
 
 
-def _layout(call: CallInputs, situation: Situation) -> Layout:
+def call_layout(call: CallInputs, situation: Situation) -> Layout:
     """The layout over absolute slots: what the cache holds, this forward's columns, and the prompt's rest."""
     slots = call.slots(situation.prompt_width)
     supervised = _supervised(call, situation)
@@ -114,14 +120,18 @@ def _layout(call: CallInputs, situation: Situation) -> Layout:
     cu_seq_lens = call.cu_seq_lens if fresh and call.batch == 1 else None
     start = sequence_starts(real, position_ids, cu_seq_lens)
     packed = cu_seq_lens is not None or (position_ids is not None and call.attention_mask is None)
+    sequences = _sequences_per_row(position_ids, cu_seq_lens)
     explicit = situation.explicit
     takes_bare = situation.role in ("only", "encoder") or not situation.encoder_edited
     if takes_bare and explicit.prompt_mask is not None:
         marks = _explicit_mask(explicit.prompt_mask, call, situation)
-        return Layout(real, start, prompt_from_mask(real, start, marks), packed, None if packed else 1)
+        real = without_filler(real, start, marks) if packed else real
+        _check_marks(marks, real)
+        return Layout(real, start, prompt_from_mask(real, start, marks), packed, sequences)
     if takes_bare and explicit.prompt_lengths is not None:
         lengths = _explicit_lengths(explicit.prompt_lengths, call)
-        return Layout(real, start, prompt_from_lengths(real, start, lengths), packed, None if packed else 1)
+        _check_lengths(lengths, real[:, : situation.prompt_width], start)
+        return Layout(real, start, prompt_from_lengths(real, start, lengths), packed, sequences)
     columns = torch.arange(slots, device=real.device)
     if situation.prompt_width is not None:
         prompt = real & (columns < situation.prompt_width)
@@ -132,8 +142,14 @@ def _layout(call: CallInputs, situation: Situation) -> Layout:
         prompt = prompt_before_labels(real, start, labels, shifted=situation.role == "decoder")
     else:
         prompt = real & (columns < call.past) if call.past else real
-    sequences = (call.cu_seq_lens.numel() - 1 if cu_seq_lens is not None else None) if packed else 1  # type: ignore[union-attr]
     return layout_of(real, start, prompt, packed=packed, supervised=supervised, sequences=sequences)
+
+
+def _sequences_per_row(position_ids: Tensor | None, cu_seq_lens: Tensor | None) -> int | None:
+    """How many sequences a row holds at most; None where only the values of `position_ids` say."""
+    if cu_seq_lens is not None:
+        return cu_seq_lens.numel() - 1
+    return 1 if position_ids is None else None
 
 
 def _supervised(call: CallInputs, situation: Situation) -> Tensor | None:
@@ -161,8 +177,8 @@ def _check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation
         return
     if situation.trains_with_labels and adapter.needs_prompt_end:
         raise PromptBoundaryError(
-            f"adapter {adapter.name!r} edits positions that depend on the prompt's end, and a forward in training mode "
-            "got neither labels nor explicit positions",
+            f"adapter {adapter.name!r} edits positions that depend on the prompt's end, and a forward in training "
+            "mode got neither labels nor explicit positions",
             code="positions.no_labels",
             rule="in training the prompt ends before the first label that is not -100",
             fix="pass labels, prompt_mask or prompt_lengths (ReftDataCollator adds prompt_mask), or call model.eval() "
@@ -170,7 +186,7 @@ def _check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation
         )
     if call.past and call.length > 1 and _prompt_only(adapter):
         raise PromptBoundaryError(
-            f"{call.length} tokens continue a cache of {call.past}: whether they are prompt or completion is not known",
+            f"{call.length} tokens continue a cache of {call.past}: they may be prompt or completion",
             code="positions.continuation",
             rule="only a single token on top of a cache is taken for a generated one",
             fix="pass prompt_lengths or a prompt_mask over the cached and the new columns, or use generate",
@@ -190,9 +206,10 @@ def _check_prompts(layout: Layout, adapter: AdapterView) -> None:
         raise PromptBoundaryError(
             f"positions {specs} need a prompt, and a sequence of this batch has none",
             code="positions.no_prompt",
-            rule="the prompt is what stands before the first supervised label; in a packed row one token counts as none",
-            fix="mask the prompt's labels with -100 (completion-only loss), use positions without 'l', 'p' and 'prompt', "
-            "or pass prompt_mask; a fragment of a split document has no prompt",
+            rule="the prompt is what stands before the first supervised label; in a packed row one token counts as "
+            "none",
+            fix="mask the prompt's labels with -100 (completion-only loss), use positions without 'l', 'p' and "
+            "'prompt', or pass prompt_mask; a fragment of a split document has no prompt",
         )
 
 
@@ -203,8 +220,8 @@ def _check_terms(locations: Any, adapter: AdapterView) -> None:
     raise LocationError(
         f"intervention_locations of adapter {adapter.name!r} is {shape}",
         value=shape,
-        rule=f"it is a LongTensor [batch, terms, k], and this adapter has {adapter.units} term(s): one per tied group, "
-        "one per term of the positions otherwise",
+        rule=f"it is a LongTensor [batch, terms, k], and this adapter has {adapter.units} term(s): one per tied "
+        "group, one per term of the positions otherwise",
     )
 
 
@@ -228,6 +245,36 @@ def _explicit_lengths(lengths: Tensor, call: CallInputs) -> Tensor:
             f"prompt_lengths is {shape}", value=shape, rule=f"it is a LongTensor [batch] = [{call.batch}]"
         )
     return lengths.to(call.device)
+
+
+def _check_marks(marks: Tensor, real: Tensor) -> None:
+    if not torch.compiler.is_compiling() and bool((marks & ~real).any()):
+        raise LocationError(
+            "prompt_mask marks padding",
+            rule="only real tokens are prompt",
+            fix="set it to 0 wherever attention_mask is 0",
+        )
+
+
+def _check_lengths(lengths: Tensor, real: Tensor, start: Tensor) -> None:
+    if torch.compiler.is_compiling():
+        return
+    start = start[:, : real.shape[1]]
+    if bool((real & (start != real.long().argmax(1, keepdim=True))).any()):
+        raise LocationError(
+            "prompt_lengths says one length per row, and a row holds several sequences",
+            rule="each sequence of a packed row has its own prompt",
+            fix="pass prompt_mask, 1 on the prompt of every sequence",
+        )
+    wrong = (lengths < 0) | (lengths > real.sum(1))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise LocationError(
+            f"prompt_lengths[{row}] is {int(lengths[row])}",
+            value=int(lengths[row]),
+            rule=f"it counts real tokens, and the row has {int(real[row].sum())}",
+            fix="count from the row's first real token, padding excluded",
+        )
 
 
 def _padded_ids(call: CallInputs, layout: Layout) -> Tensor | None:

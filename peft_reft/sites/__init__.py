@@ -3,8 +3,19 @@
 Shared by the tuner, the causal toolkit and serving; knows nothing of adapters.
 """
 
-from .components import COMPONENTS, component_module
-from .stacks import Stack, find_stacks, hidden_size_of
+from .components import COMPONENTS, Place, Tap, component_place
+from .stacks import Stack, find_stacks, hidden_size_of, text_config
 from .table import Site, site_table
 
-__all__ = ["COMPONENTS", "Site", "Stack", "component_module", "find_stacks", "hidden_size_of", "site_table"]
+__all__ = [
+    "COMPONENTS",
+    "Place",
+    "Site",
+    "Stack",
+    "Tap",
+    "component_place",
+    "find_stacks",
+    "hidden_size_of",
+    "site_table",
+    "text_config",
+]

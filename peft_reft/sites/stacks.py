@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_reft.hub_format.errors import SiteError
 
-__all__ = ["Stack", "find_stacks", "hidden_size_of"]
+__all__ = ["Stack", "find_stacks", "hidden_size_of", "text_config"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def hidden_size_of(model: nn.Module) -> int:
     Raises:
         SiteError: the model has no config that says it.
     """
-    config = _text_config(model)
+    config = text_config(model)
     for name in ("hidden_size", "d_model", "n_embd", "dim"):
         if isinstance(size := getattr(config, name, None), int):
             return size
@@ -98,19 +98,20 @@ def _are_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
 
 
 def _fits_config(model: nn.Module, blocks: nn.ModuleList) -> bool:
-    config = _text_config(model)
+    config = text_config(model)
     lengths = {getattr(config, name, None) for name in ("num_hidden_layers", "num_layers", "n_layer", "n_layers")}
     return len(blocks) in lengths and len({type(block) for block in blocks}) == 1 and any(blocks[0].children())
 
 
-def _text_config(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
+def text_config(model: nn.Module) -> Any:
+    """The config of the text model, or of a module without towers its own; None without any."""
+    config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _text_tower(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> list[tuple[str, nn.ModuleList]]:
     config = getattr(model, "config", None)
-    text = _text_config(model)
+    text = text_config(model)
     if len(lists) < 2 or text is config or getattr(config, "is_encoder_decoder", False):
         return lists
     return [

@@ -9,52 +9,60 @@ from torch import nn
 
 from peft_reft.hub_format.errors import SiteError
 
-from .components import component_module
-from .stacks import Stack
+from .components import Tap, component_place
+from .stacks import Stack, text_config
 
 __all__ = ["Site", "site_table"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place that is edited.
+    """One module where something is edited.
 
     Attributes:
-        path: dotted name of the module whose output is edited.
+        path: dotted name of the module.
         stack: the stack it belongs to.
         block: index of its block in the stack.
         groups: numbers of the site groups that edit here.
+        taps: for each of them what of the module's call it edits.
     """
 
     path: str
     stack: Stack
     block: int
     groups: tuple[int, ...]
+    taps: tuple[Tap, ...]
 
 
 def site_table(
-    model: nn.Module, stacks: Sequence[Stack], groups: Iterable[tuple[Sequence[int] | None, str]]
-) -> list[Site]:
-    """The sites of an adapter, in the order of the forward pass.
+    model: nn.Module, groups: Iterable[tuple[Sequence[Stack], Sequence[int] | None, str]]
+) -> tuple[list[Site], list[Stack]]:
+    """The sites of an adapter, in the order of the forward pass, and the stacks they belong to.
 
     Args:
         model: the model.
-        stacks: its stacks, from `find_stacks`.
-        groups: for each site group its layers (None: all; negatives from the end) and its component.
+        groups: for each site group its stacks (from `find_stacks`), its layers (None: all; negatives from the end)
+            and its component.
 
     Raises:
         SiteError: a layer that a stack does not have, or a component that a block does not have.
     """
-    places: dict[tuple[int, int, str], list[int]] = {}
-    for number, (layers, component) in enumerate(groups):
-        for order, stack in enumerate(stacks):
+    config = text_config(model)
+    stacks: dict[str, Stack] = {}
+    places: dict[tuple[str, int, str], list[tuple[int, Tap]]] = {}
+    for number, (chosen, layers, component) in enumerate(groups):
+        for stack in chosen:
+            stacks.setdefault(stack.path, stack)
             for block in _indices(layers, stack):
-                inner = component_module(model.get_submodule(f"{stack.path}.{block}"), component)
-                path = ".".join(filter(None, (stack.path, str(block), inner)))
-                places.setdefault((order, block, path), []).append(number)
-    return [
-        Site(path, stacks[order], block, tuple(numbers)) for (order, block, path), numbers in sorted(places.items())
+                place = component_place(model.get_submodule(f"{stack.path}.{block}"), component, config)
+                path = ".".join(filter(None, (stack.path, str(block), place.path)))
+                places.setdefault((stack.path, block, path), []).append((number, place.tap))
+    order = {path: place for place, path in enumerate(stacks)}
+    sites = [
+        Site(path, stacks[stack], block, tuple(n for n, _ in found), tuple(tap for _, tap in found))
+        for (stack, block, path), found in sorted(places.items(), key=lambda item: (order[item[0][0]], *item[0][1:]))
     ]
+    return sites, list(stacks.values())
 
 
 def _indices(layers: Sequence[int] | None, stack: Stack) -> list[int]:

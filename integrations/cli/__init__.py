@@ -1,0 +1,5 @@
+"""The command `peft-reft`."""
+
+from .main import main
+
+__all__ = ["main"]

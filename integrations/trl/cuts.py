@@ -1,0 +1,103 @@
+"""What data must not be for positions to be right: rows cut anywhere, stated positions that preparation loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from peft_reft import ReftConfig
+from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.positions import All, Positions, Special
+from peft_reft.runtime.hooks import Runtime, runtime_of
+from peft_reft.runtime.inputs import EXPLICIT
+
+__all__ = ["active_specs", "has_reft", "refuse_cut_rows", "refuse_lost_columns"]
+
+CUTTING = ("wrapped", "bfd_split")
+
+
+def has_reft(model: Any) -> bool:
+    """Whether a model has ReFT adapters, active or not."""
+    return bool(_runtimes(model))
+
+
+def active_specs(model: Any, config: Any) -> list[tuple[str, Positions]]:
+    """(adapter, positions) of everything that will edit: of the adapter to be made, and of a model's active ones.
+
+    Args:
+        model: as given to a trainer: a name, a plain model or one with adapters.
+        config: the trainer's `peft_config`, or None.
+    """
+    specs = []
+    if isinstance(config, ReftConfig):
+        specs += [("default", group.positions) for group in config.groups()]
+    for runtime in _runtimes(model):
+        names = dict.fromkeys(name for layer in runtime.layers.values() for name, _ in layer.active_keys())
+        specs += [(name, group.positions) for name in names for group in runtime.views[name].groups]
+    return specs
+
+
+def refuse_cut_rows(args: Any, specs: list[tuple[str, Positions]]) -> None:
+    """Refuse a packing strategy that cuts documents anywhere, where positions count within a document.
+
+    Args:
+        args: the trainer's configuration, or None.
+        specs: what will edit; `all` and `tok(…)` need no document's bounds.
+
+    Raises:
+        ConfigError: see above; it names the strategy, the adapter and the fix.
+    """
+    strategy = getattr(args, "packing_strategy", None)
+    packs = getattr(args, "packing", False) or getattr(args, "eval_packing", False)
+    if not packs or strategy not in CUTTING:
+        return
+    for name, positions in specs:
+        if any(not isinstance(term, (All, Special)) for term in (*positions.terms, *positions.exclusions)):
+            raise ConfigError(
+                f"packing_strategy={strategy!r} with adapter {name!r}, whose positions are {str(positions)!r}",
+                code="positions.packing",
+                value=strategy,
+                rule="it cuts documents anywhere, so a row may start inside a prompt or an answer, and positions "
+                "count from a document's own start and its prompt's end",
+                fix="set packing_strategy='bfd', which keeps documents whole (and cuts only what is longer than "
+                "max_length), or packing=False, or use positions='all'",
+            )
+
+
+def refuse_lost_columns(dataset: Any, args: Any, *, packing: bool) -> None:
+    """Refuse to prepare a data set that states positions in a way that loses or moves them.
+
+    Args:
+        dataset: rows.
+        args: the trainer's configuration.
+        packing: whether it is packed, which keeps `input_ids` and `labels` only.
+
+    Raises:
+        ConfigError: the data set states positions, and they would not survive.
+    """
+    cuts_heads = args.max_length is not None and args.truncation_mode == "keep_end"
+    if not packing and not cuts_heads:
+        return
+    row: Mapping[str, Any] = next(iter(dataset), {})
+    for name in EXPLICIT:
+        if name in row:
+            raise ConfigError(
+                f"the data set has the column {name!r}, and {'packing is on' if packing else 'keep_end cuts rows'}",
+                code="positions.packing" if packing else "positions.truncation",
+                value=name,
+                rule="packing keeps input_ids and labels only, so stated positions would be lost"
+                if packing
+                else "positions count from a row's first token, which is cut off",
+                fix="set packing=False (padding_free=True keeps the columns), or mask the prompt's labels with -100 "
+                "instead of stating it"
+                if packing
+                else "cut the rows and their positions yourself, and set max_length=None",
+            )
+
+
+def _runtimes(model: Any) -> list[Runtime]:
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    found = (runtime_of(module) for module in modules)
+    return [runtime for runtime in found if runtime is not None]

@@ -1,0 +1,68 @@
+"""`ReftSFTTrainer`: TRL's `SFTTrainer`, and right also where a forward has no labels."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any
+
+from trl import SFTTrainer
+
+from peft_reft.integrations.data import ReftDataCollator
+from peft_reft.runtime.inputs import EXPLICIT
+
+from .cuts import active_specs, has_reft, refuse_cut_rows, refuse_lost_columns
+
+__all__ = ["ReftSFTTrainer"]
+
+
+class ReftSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
+    """`SFTTrainer` with the gaps closed that an adapter alone cannot close; same arguments, nothing else to write.
+
+    A plain `SFTTrainer` trains ReFT adapters too: a forward with labels knows where the prompt ends. This one adds:
+
+    - `compute_metrics`, `predict`, `label_smoothing_factor` and `compute_loss_func` make forwards without labels. Here
+      the batch carries `prompt_mask` (`ReftDataCollator` around the trainer's own collator), so they edit the tokens
+      that the forward with labels edits. In a plain `SFTTrainer` such a forward is an error in training for positions
+      that count from the prompt's end; for `f<n>` it is wrong where a prompt has fewer than n tokens. In evaluation it
+      is a prefill of prompt and answer: metrics, predictions and losses made of its logits are those of other edits,
+      and nothing tells. (The evaluation loss without these options comes from a forward with labels: right.)
+    - Rows that are cut anywhere (`packing_strategy` `"wrapped"` or `"bfd_split"`) are refused before anything runs,
+      if an active adapter's positions count from the start or the end of a document.
+    - The columns `prompt_mask`, `prompt_lengths` and `intervention_locations` of a tokenised data set reach the
+      collator; packing, which would drop them, and `truncation_mode="keep_end"`, which would move them, are refused.
+
+    Of a model without ReFT adapters it is a plain `SFTTrainer`.
+
+    Raises:
+        ConfigError: rows that are cut anywhere; positions in a data set that its preparation would lose.
+    """
+
+    data_collator: Any
+    _signature_columns: list[str]
+
+    @wraps(SFTTrainer.__init__)  # type: ignore[misc]  # as above
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(SFTTrainer.__init__).bind(self, *args, **kwargs).arguments
+        refuse_cut_rows(given.get("args"), active_specs(given["model"], given.get("peft_config")))
+        super().__init__(*args, **kwargs)
+        refuse_cut_rows(self.args, active_specs(self.model, None))  # of a model that was given by name
+        if has_reft(self.model) and not isinstance(self.data_collator, ReftDataCollator):
+            self.data_collator = ReftDataCollator(self.data_collator)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any, **named: Any
+    ) -> Any:
+        refuse_lost_columns(dataset, args, packing=packing)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, *rest, **named)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        known = self._signature_columns
+        self._signature_columns = [*known, *(name for name in EXPLICIT if name not in known)]
+
+    def _reject_skip_prepare_without_labels(self, datasets: Mapping[str, Any], data_collator: Any) -> None:
+        # TRL looks at the collator's class
+        plain = data_collator.collator if isinstance(data_collator, ReftDataCollator) else data_collator
+        super()._reject_skip_prepare_without_labels(datasets, plain)

@@ -1,0 +1,42 @@
+"""ConsReFT: LoReFT towards a constant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Intervention
+from .registry import register_intervention
+
+__all__ = ["ConsReft", "ConstantSource", "consreft_delta"]
+
+
+def consreft_delta(hidden: Tensor, rotation: Tensor, bias: Tensor) -> Tensor:
+    """Rᵀ(b − Rh). hidden `[..., hidden]`, rotation `[rank, hidden]`, bias `[rank]`; returns `[..., hidden]`."""
+    return (bias - hidden @ rotation.mT) @ rotation
+
+
+class ConstantSource(Intervention):
+    """What the kinds with a constant source share: raw `rotation`, `bias` b, and the published start of b."""
+
+    bias: Tensor
+    tensors = {"rotation": ("rank", "hidden"), "bias": ("rank",)}
+    orthonormal = frozenset({"rotation"})
+
+    def paper_start(self) -> None:
+        """R orthonormal; b uniform in [0, 1), as pyreft draws its `learned_source`."""
+        super().paper_start()
+        torch.nn.init.uniform_(self.bias, 0.0, 1.0)
+
+
+@register_intervention("consreft", version=1)
+class ConsReft(ConstantSource):
+    """h′ = h + Rᵀ(b − Rh), R Rᵀ = I (arXiv 2404.03592, appendix on ablations, "Rᵀ(b − Rh)").
+
+    Sets the subspace to one learned point, whatever h is: the closest kind to an interchange intervention with a fixed
+    source. No choice of parameters makes it the identity. Parameters: raw `rotation`, `bias` b.
+    """
+
+    def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
+        """See `consreft_delta`."""
+        return consreft_delta(hidden, rotation, self.parameter("bias", hidden))

@@ -1,0 +1,27 @@
+"""DiReFT with an orthonormal projection."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .direft import SourceStartsAtZero, direft_delta
+from .registry import register_intervention
+
+__all__ = ["DiReftOrthogonal"]
+
+
+@register_intervention("direft_orthogonal", version=1)
+class DiReftOrthogonal(SourceStartsAtZero):
+    """h′ = h + Rᵀ act(Wh + b), R Rᵀ = I (arXiv 2404.03592, appendix on ablations, "Rᵀ(Wh + b)").
+
+    DiReFT whose edit has the length of its source: |h′ − h| = |act(Wh + b)|. pyreft calls this class
+    `DireftIntervention`. Parameters: raw `rotation`, `weight` W, `bias` b.
+    """
+
+    tensors = {"rotation": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
+    orthonormal = frozenset({"rotation"})
+
+    def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
+        """See `direft_delta`, with R for P."""
+        weight, bias = self.parameter("weight", hidden), self.parameter("bias", hidden)
+        return direft_delta(hidden, rotation, weight, bias, self.act_fn)

@@ -1,0 +1,96 @@
+"""What a cache of earlier forwards tells, its length, and what it hides: edits of another prompt's end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from peft_reft.hub_format.errors import PromptBoundaryError
+from peft_reft.hub_format.positions import First, Last
+
+from .adapters import AdapterView
+
+__all__ = ["cache_of", "check_continued", "mark_cache", "past_length", "unknown_length"]
+
+_NAMES = ("past_key_values", "cache_params", "state", "cache")
+"""What models call the cache that they take: attention's, a state space's, RWKV's, the one of continuous batching."""
+
+_MARK = "_reft_counts_from_end"
+
+
+def cache_of(call: Mapping[str, Any]) -> Any:
+    """The cache that a call was given, or None."""
+    return next((call[name] for name in _NAMES if call.get(name) is not None), None)
+
+
+def past_length(cache: Any) -> int | None:
+    """How many slots a cache holds; None where it does not say: a state of fixed size, a cache of many sequences."""
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        try:
+            return int(cache.get_seq_length())
+        except ValueError:  # transformers' answer of a cache without a single attention layer
+            return None if cache.has_previous_state() else 0
+    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], (tuple, list)):  # older: (keys, values)
+        return int(cache[0][0].shape[-2])
+    return None
+
+
+def unknown_length() -> PromptBoundaryError:
+    """The refusal of a cache that does not say how many tokens went into it."""
+    return PromptBoundaryError(
+        "tokens continue a cache that does not say how many went before",
+        code="positions.cache_length",
+        rule="positions count from the sequence's start, which a state of fixed size and a paged cache do not tell",
+        fix="call generate with the whole prompt (generate_batch is not supported), or pass no cache",
+    )
+
+
+def mark_cache(output: Any) -> None:
+    """Note on the cache in a forward's output that it holds edits which count from a prompt's end.
+
+    The note belongs to the cache, goes with its copies, and is read when a generation continues from it.
+    """
+    if torch.compiler.is_compiling():
+        return
+    values = output if isinstance(output, tuple) else [getattr(output, name, None) for name in _NAMES]
+    for value in values:
+        if hasattr(value, "get_seq_length"):
+            setattr(value, _MARK, True)
+
+
+def check_continued(cache: Any, views: Iterable[AdapterView], *, cached: int, width: int) -> None:
+    """Refuse to continue a cache where one plain prefill of the whole prompt would edit other tokens.
+
+    Args:
+        cache: as passed to `generate`.
+        views: the active adapters.
+        cached: how many slots it holds.
+        width: slots of the prompt, the cached ones included.
+    """
+    for view in views:
+        for group in view.groups:
+            if not group.positions.needs_prompt_end:
+                continue
+            reach = (
+                term.count if isinstance(term, Last) else width
+                for term in group.positions.terms
+                if not isinstance(term, First)
+            )
+            if max(reach, default=0) > width - cached:
+                raise _refuse(f"positions {str(group.positions)!r} reach into {cached} cached slots of {width}")
+            if getattr(cache, _MARK, False):
+                raise _refuse(f"{cached} cached slots hold edits that count from the end of another prompt")
+
+
+def _refuse(what: str) -> PromptBoundaryError:
+    return PromptBoundaryError(
+        what,
+        code="positions.cached",
+        rule="cached tokens cannot be edited any more, nor their edits be taken back",
+        fix="pass prompt_lengths if the prompt is the one that the cache was made with, or generate without "
+        "past_key_values",
+    )

@@ -1,0 +1,67 @@
+"""Positions inside a checkpointed block: they travel with the call, so that recomputation sees the same ones.
+
+transformers checkpoints a block's `forward`, which leaves hooks of the block outside and those of its parts (attention,
+feed-forward) inside: they run again in the backward pass, when the model's forward is over (modeling_layers.py,
+`GradientCheckpointingLayer`). So the function that is checkpointed carries its frame along. R is computed from its raw
+parameter in there: a tensor of another region's graph must not be used across regions that are recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .frames import Frame, current_frame, frame_in_use
+
+if TYPE_CHECKING:
+    from .hooks import Runtime
+
+__all__ = ["FrameCarrier"]
+
+_FUNCTION = "_gradient_checkpointing_func"
+
+
+class FrameCarrier:
+    """A pre-hook of one block; `remove` takes it and what it set off the block again."""
+
+    def __init__(self, owner: Runtime, block: nn.Module) -> None:
+        self.owner = owner
+        self.block = block
+        self.handle = block.register_forward_pre_hook(self)
+
+    def __call__(self, block: nn.Module, args: Any) -> None:
+        """Wrap the function by which the block is about to be checkpointed, unless it is wrapped already."""
+        if not (getattr(block, "gradient_checkpointing", False) and block.training):
+            return
+        checkpoint = getattr(block, _FUNCTION)
+        if not isinstance(checkpoint, _Carrying):
+            setattr(block, _FUNCTION, _Carrying(self.owner, checkpoint))
+
+    def remove(self) -> None:
+        """Leave the block as it was."""
+        self.handle.remove()
+        checkpoint = getattr(self.block, _FUNCTION, None)
+        if isinstance(checkpoint, _Carrying):
+            setattr(self.block, _FUNCTION, checkpoint.checkpoint)
+
+
+class _Carrying:
+    """A checkpointing function whose argument runs inside the frame in which it was first called."""
+
+    def __init__(self, owner: Runtime, checkpoint: Callable[..., Any]) -> None:
+        self.owner = owner
+        self.checkpoint = checkpoint
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        frame = current_frame(self.owner)
+        if frame is None:
+            return self.checkpoint(function, *args, **kwargs)
+        inner = Frame(self.owner, frame.plans, rotations={})
+
+        def within(*given: Any, **named: Any) -> Any:
+            with frame_in_use(inner):
+                return function(*given, **named)
+
+        return self.checkpoint(within, *args, **kwargs)

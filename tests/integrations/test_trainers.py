@@ -1,0 +1,125 @@
+"""Around the trainer: other models, other data sets, new tokens, and transformers' own `Trainer`."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.testing import assert_close
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+from peft_reft import MixedReftModel
+from peft_reft.hub_format.errors import ConfigError, PromptBoundaryError
+from peft_reft.integrations import ReftDataCollator, ReftSFTTrainer
+
+from .tiny_sft import (
+    base_model,
+    conversations,
+    encoded,
+    first_batch,
+    losses,
+    pairs,
+    reft,
+    sft_config,
+    tokenizer,
+    trainable,
+    trainer_for,
+)
+
+
+def test_a_lora_and_a_reft_in_one_model(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    seen: list[Any] = []
+
+    def metric(prediction: Any) -> dict[str, float]:
+        seen.append(torch.as_tensor(prediction.predictions))
+        return {}
+
+    model = MixedReftModel.from_configs(base_model(), {"default": lora, "edit": reft()})
+    given = {"eval_dataset": pairs(), "compute_metrics": metric}
+    trainer = trainer_for(tmp_path, kind=ReftSFTTrainer, model=model, given=given)
+    before = trainable(model)
+    assert {name.split(".default")[0].split(".edit")[0].rsplit(".", 1)[1] for name in before} == {
+        "lora_A",
+        "lora_B",
+        "reft_0",
+    }
+    losses(trainer)
+    assert not any(torch.equal(before[name], parameter) for name, parameter in trainable(model).items())
+    trainer.evaluate()
+    batch = dict(next(iter(trainer.get_eval_dataloader())))
+    del batch["prompt_mask"]
+    with torch.no_grad():
+        assert torch.equal(seen[0], model.eval()(**batch).logits)
+    with pytest.raises(ConfigError, match="'edit'"):
+        trainer_for(
+            tmp_path, kind=ReftSFTTrainer, model=model, packing=True, packing_strategy="wrapped", max_length=16
+        )
+
+
+def test_a_streamed_data_set(tmp_path: Path) -> None:
+    stream = pairs().to_iterable_dataset()
+    fields = {"label_smoothing_factor": 0.1}
+    streamed = trainer_for(tmp_path, stream, kind=ReftSFTTrainer, **fields)
+    assert_close(losses(streamed), losses(trainer_for(tmp_path, kind=ReftSFTTrainer, **fields)), rtol=1e-5, atol=1e-6)
+
+
+def test_new_tokens_of_a_chat_template_train_beside_the_edit(tmp_path: Path) -> None:
+    """`chat_template_path` makes TRL add `trainable_token_indices` and `modules_to_save` to the adapter's config."""
+    source = copy.deepcopy(tokenizer())
+    source.add_tokens(["<|new|>"], special_tokens=True)
+    source.save_pretrained(tmp_path / "tokenizer")
+    trainer = ReftSFTTrainer(
+        model=base_model(),
+        args=sft_config(tmp_path, chat_template_path=str(tmp_path / "tokenizer")),
+        train_dataset=conversations(),
+        processing_class=copy.deepcopy(tokenizer()),
+        peft_config=reft(),
+    )
+    names = "".join(trainable(trainer.model))
+    assert all(part in names for part in ("trainable_tokens_delta", "modules_to_save", ".reft."))
+    found = losses(trainer)
+    assert found[-1] < found[0]
+    trainer.save_model(str(tmp_path / "adapter"))
+    batch = first_batch(trainer)
+    with torch.no_grad():
+        expected = trainer.model.eval()(**batch).logits
+        loaded = PeftModel.from_pretrained(base_model(), str(tmp_path / "adapter")).eval()
+        assert torch.equal(loaded(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_transformers_trainer_with_label_smoothing(tmp_path: Path, workers: int) -> None:
+    """It takes the labels out of the batch before the forward: only the collator knows the prompts."""
+    left = copy.deepcopy(tokenizer())
+    left.padding_side = "left"
+    rows = Dataset.from_list([{"input_ids": ids, "labels": [-100] * n + ids[n:]} for ids, n in encoded()])
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        label_smoothing_factor=0.1,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_num_workers=workers,
+    )
+
+    def trainer(collator: Any) -> Trainer:
+        torch.manual_seed(42)
+        return Trainer(get_peft_model(base_model(), reft()), args, train_dataset=rows, data_collator=collator)
+
+    found = losses(trainer(ReftDataCollator(DataCollatorForSeq2Seq(left))))
+    # the same steps by TRL, which pads on the right
+    by_trl = losses(trainer_for(tmp_path, kind=ReftSFTTrainer, label_smoothing_factor=0.1))
+    assert_close(found, by_trl, rtol=1e-4, atol=1e-5)
+    with pytest.raises(PromptBoundaryError, match="ReftDataCollator"):
+        losses(trainer(DataCollatorForSeq2Seq(left)))
