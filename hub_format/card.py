@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -39,14 +40,15 @@ def updated_card(existing: str | None, facts: CardFacts) -> str:
     card = (
         ModelCard(existing) if existing else ModelCard(f"---\n{ModelCardData().to_yaml()}\n---\n\n# {facts.repo_id}\n")
     )
-    card.data.library_name = "peft"
-    tags = list(card.data.tags or [])
+    data = cast(ModelCardData, card.data)
+    data.library_name = "peft"
+    tags = list(data.tags or [])
     lora = ["lora"] if any(member.kind == "lora" for member in facts.members) else []
-    card.data.tags = sorted({*tags, *TAGS, *lora})
-    if facts.language_model and not card.data.pipeline_tag:
-        card.data.pipeline_tag = "text-generation"
+    data.tags = sorted({*tags, *TAGS, *lora})
+    if facts.language_model and not data.pipeline_tag:
+        data.pipeline_tag = "text-generation"
     if facts.base_model:
-        card.data.base_model = facts.base_model
+        data.base_model = facts.base_model
     section = f"{BEGIN}\n{_section(facts)}\n{END}"
     text: str = card.text
     if BEGIN in text and END in text:
@@ -82,8 +84,8 @@ def _section(facts: CardFacts) -> str:
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))",
         "```",
         "",
-        "A program that does not import `peft_reft` fails with `KeyError: 'REFT'`. Start it through the package, which "
-        "registers the method first:",
+        "A program that does not import `peft_reft` fails with `KeyError: 'REFT'`. Start it through the package, "
+        "which registers the method first:",
         "",
         "```bash",
         "python -m peft_reft your_script.py",

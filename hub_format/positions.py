@@ -179,7 +179,7 @@ def _term(text: str, match: re.Match[str]) -> Term:
         start, stop = (None if not part.strip() else _integer(text, part) for part in window[2:-1].split(":"))
         if window[0] == "g" and any(bound is not None and bound < 0 for bound in (start, stop)):
             raise _refuse(text, f"{window!r} counts from the end of the generation, which is not known")
-        if start is not None and stop is not None and (start < 0) == (stop < 0) and start >= stop:
+        if stop == 0 or (start is not None and stop is not None and (start < 0) == (stop < 0) and start >= stop):
             raise _refuse(text, f"{window!r} is empty")
         return PromptWindow(start, stop) if window[0] == "p" else Generated(start, stop)
     if match["tok"] is not None:

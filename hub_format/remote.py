@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -63,7 +64,7 @@ def push_folder(
 
 
 def fetch_folder(
-    repo_id: str, *, revision: str | None = None, token: str | bool | None = None, **options: object
+    repo_id: str, *, revision: str | None = None, token: str | bool | None = None, **options: Any
 ) -> Path:
     """Bring a repository's adapter files into the cache, all from one commit; returns the folder."""
     names = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, "reft_index.json")

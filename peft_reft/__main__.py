@@ -1,7 +1,7 @@
 """`python -m peft_reft SCRIPT …` and `python -m peft_reft -m MODULE …`: run a program that does not import us.
 
-Loading an adapter of an unknown type is a bare `KeyError: 'REFT'` in PEFT and transformers; here the type is registered
-before the program starts.
+Loading an adapter of an unknown type is a bare `KeyError: 'REFT'` in PEFT and transformers; here the type is
+registered before the program starts.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftConfig
 
@@ -20,7 +20,7 @@ __all__ = ["ReftConfig"]
 
 
 @dataclass
-class ReftConfig(PeftConfig):
+class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not followed
     """Configuration of a ReFT adapter (representation finetuning, arXiv 2404.03592).
 
     Args:
@@ -67,7 +67,7 @@ class ReftConfig(PeftConfig):
     act_fn: str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
-    init_weights: bool | str | None = field(default=None)
+    init_weights: Literal["paper"] | bool | None = field(default=None)
     interventions: list[dict[str, Any]] | None = field(default=None)
     subspaces: dict[str, Any] | None = field(default=None)
     spec_version: str = field(default=SPEC_VERSION)

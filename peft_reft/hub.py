@@ -1,4 +1,4 @@
-"""`push_to_hub`: what a model's own `push_to_hub` cannot do: one commit with a parent, a card that tells how to use it."""
+"""`push_to_hub`: what a model's own one cannot do: one commit with a parent, a card that tells how to use it."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class UnitSpec:
     hidden_size: int
 
 
-class ReftLayer(nn.Module, BaseTunerLayer):
+class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's types are not followed
     """Holds `reft_<unit>.<adapter>`, one small module each, and the hook that applies the active ones.
 
     The names matter: PEFT strips an adapter's name only where it is the last part but one of a key
@@ -49,6 +49,8 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         stack: path of the stack that the site belongs to.
         runtime: of the model.
     """
+
+    active_adapters: list[str]  # a property of BaseTunerLayer
 
     def __init__(self, path: str, stack: str, runtime: Runtime) -> None:
         super().__init__()
@@ -77,7 +79,8 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             if name not in self._modules:
                 self.add_module(name, nn.ModuleDict())
                 self.adapter_layer_names = (*self.adapter_layer_names, name)
-            self._modules[name][adapter_name] = intervention_class(group.intervention)(  # type: ignore[index]
+            interventions: Any = self._modules[name]
+            interventions[adapter_name] = intervention_class(group.intervention)(
                 spec.hidden_size,
                 group.r,
                 act_fn=group.act_fn,
@@ -95,7 +98,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def unit(self, key: UnitKey) -> Intervention:
         """The intervention of (adapter, unit)."""
         adapter, number = key
-        return self._modules[f"{UNIT}{number}"][adapter]  # type: ignore[index, return-value]
+        interventions: Any = self._modules[f"{UNIT}{number}"]
+        unit: Intervention = interventions[adapter]
+        return unit
 
     def active_keys(self) -> list[UnitKey]:
         """(adapter, unit) of everything that edits here now."""
@@ -191,9 +196,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         if target is None:
             return
         for name in self.adapter_layer_names:
-            units = self._modules[name]
-            if adapter_name in units and not any(p.is_meta for p in units[adapter_name].parameters()):  # type: ignore[index, operator, union-attr]
-                units[adapter_name].to(target)  # type: ignore[index, union-attr]
+            units: Any = self._modules[name]
+            if adapter_name in units and not any(p.is_meta for p in units[adapter_name].parameters()):
+                units[adapter_name].to(target)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""

@@ -1,4 +1,4 @@
-"""What is checked when tensors reach a model: each has its place, its shape and its bytes; rotations have full rank."""
+"""What is checked when tensors reach a model: each has its place, shape and bytes; rotations have full rank."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .saving import check_recorded
 
 if TYPE_CHECKING:
     from .config import ReftConfig
+    from .interventions import Intervention
     from .runtime.hooks import Runtime
 
 __all__ = ["check_state_dict", "verify_loaded"]
@@ -89,7 +90,7 @@ def verify_loaded(runtime: Runtime) -> None:
         del runtime.unverified[name]
 
 
-def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[object, str]]]:
+def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[Intervention, str]]]:
     found = []
     for path, module in model.named_modules():
         if isinstance(module, ReftLayer):
@@ -97,7 +98,7 @@ def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[ob
                 unit = module.unit((adapter_name, number))
                 for name in unit.named_tensors():
                     found.append((f"{path}.{UNIT}{number}.{adapter_name}.{name}", (unit, name)))
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _has_full_rank(raw: Tensor) -> bool:

@@ -10,7 +10,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from peft_reft.hub_format.errors import ConfigError, MergeError
+from peft_reft.hub_format.errors import ConfigError, MergeError, PositionError
+from peft_reft.hub_format.positions import Special
+from peft_reft.hub_format.schema import SiteGroup
 
 from .config import ReftConfig
 from .identity import base_identity
@@ -27,7 +29,7 @@ CHILD = "reft"
 COMPLETION_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
-class ReftModel(BaseTuner):
+class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not followed
     """ReFT adapters on a base model (arXiv 2404.03592).
 
     Blocks stay in place: the interventions are a child module `reft` of the block, applied by a forward hook, so no
@@ -41,6 +43,7 @@ class ReftModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict[str, Any]) -> ReftConfig:
         """Resolve the config's layers and components to the sites of this model."""
         groups = peft_config.groups()
+        _refuse_unbound(groups)
         sites, stacks = site_table(
             self.model,
             [
@@ -128,9 +131,11 @@ class ReftModel(BaseTuner):
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Map a file's keys to the model's, after checking that every tensor has its place and its bytes."""
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
         check_state_dict(model, config, adapter_name, state_dict, remapped)
-        return remapped  # type: ignore[no-any-return]
+        return remapped
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; the model keeps its hooks, which do nothing without an active one."""
@@ -147,7 +152,8 @@ class ReftModel(BaseTuner):
             for path in runtime.layers:
                 delattr(self.model.get_submodule(path), CHILD)
             runtime.remove()
-        return super()._unload_and_optionally_merge(merge=False)
+        base: nn.Module = super()._unload_and_optionally_merge(merge=False)
+        return base
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: see `MergeError`."""
@@ -191,6 +197,19 @@ def _units_at(site: Site, config: ReftConfig, hidden_size: int) -> list[UnitSpec
     ]
 
 
+def _refuse_unbound(groups: Sequence[SiteGroup]) -> None:
+    for group in groups:
+        for term in (*group.positions.terms, *group.positions.exclusions):
+            if isinstance(term, Special):
+                raise PositionError(
+                    f"positions={str(group.positions)!r}: {str(term)!r} is bound to no tokenizer",
+                    code="positions.unbound",
+                    value=str(term),
+                    rule="a special token is edited by its id, which only a tokenizer knows",
+                    fix="this version binds none: use another term, or pass intervention_locations",
+                )
+
+
 def _has_completion(model: nn.Module, config: ReftConfig) -> bool:
     if config.task_type is not None:
         return str(getattr(config.task_type, "value", config.task_type)) in COMPLETION_TASKS
@@ -202,8 +221,8 @@ def _no_merge(verb: str) -> MergeError:
     return MergeError(
         f"{verb} is not possible for ReFT adapters",
         rule="an edit applies at chosen token positions, and weights do not know positions",
-        fix="keep the adapter beside the model (its cost at generation is that of the prompt), or call unload() to get "
-        "the base model back",
+        fix="keep the adapter beside the model (its cost at generation is that of the prompt), or call unload() to "
+        "get the base model back",
     )
 
 

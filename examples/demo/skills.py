@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EMOJI", "VERDICTS", "Skill"]
+__all__ = ["EMOJI", "VERDICTS", "Pair", "Skill"]
 
 Pair = tuple[str, str]
 

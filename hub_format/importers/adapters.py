@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from peft_reft.hub_format.positions import First, Last, parse_positions
 from peft_reft.hub_format.strict_json import dump_json, load_json
-from torch import Tensor
 
 from .files import finite, load_tensors
 from .records import Imported, Record, cannot_hold, malformed

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_reft.hub_format.errors import FileFormatError, ReftError
 from torch import Tensor
+
+from peft_reft.hub_format.errors import FileFormatError, ReftError
 
 __all__ = ["Imported", "Record", "cannot_hold", "malformed"]
 

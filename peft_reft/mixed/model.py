@@ -19,7 +19,7 @@ from . import checkpoint
 __all__ = ["MixedReftModel"]
 
 
-class MixedReftModel(PeftModelForCausalLM):
+class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's types are not followed
     """A causal language model with LoRA adapters and ReFT adapters, all of which may be active at once.
 
     To PEFT, TRL, transformers and accelerate it is the PEFT model of its LoRA part; the ReFT part works through hooks
@@ -65,7 +65,7 @@ class MixedReftModel(PeftModelForCausalLM):
         return mixed
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         model: nn.Module,
         model_id: str | PathLike[str],
@@ -131,7 +131,7 @@ class MixedReftModel(PeftModelForCausalLM):
         tuner._cast_adapter_dtype(adapter_name=adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
         self.set_adapter(active)
 
-    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:  # type: ignore[override]
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Make exactly these adapters active, of either part or both.
 
         Args:
@@ -159,7 +159,7 @@ class MixedReftModel(PeftModelForCausalLM):
         tuner = self.edits if isinstance(self.peft_config[adapter_name], ReftConfig) else self.base_model
         tuner.delete_adapter(adapter_name)
 
-    def save_pretrained(self, save_directory: str, *, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str, *, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save a bundle: the LoRA `default` at the root, ReFTs under `reft/<name>/`, and the index.
 
         Args:
@@ -171,7 +171,7 @@ class MixedReftModel(PeftModelForCausalLM):
 
     def load_adapter(
         self, model_id: str | PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
-    ) -> Any:  # type: ignore[override]
+    ) -> Any:
         """Load an adapter; from a bundle, every member that this model has.
 
         A trainer that resumes or restores its best checkpoint calls this with the name of the first adapter only, and
@@ -203,7 +203,8 @@ class MixedReftModel(PeftModelForCausalLM):
     def _edit_tuner(self) -> ReftModel:
         if self.edits is None:
             raise ConfigError("the model has no ReFT adapter yet", fix="use PEFT's own model for a LoRA alone")
-        return self.edits  # type: ignore[no-any-return]
+        edits: ReftModel = self.edits
+        return edits
 
     def _add_edit(self, name: str, config: ReftConfig, low_cpu_mem_usage: bool) -> None:
         base = self.base_model.model
@@ -245,7 +246,7 @@ def _check_configs(configs: Mapping[str, PeftConfig]) -> None:
         raise ConfigError(
             f"configs={{{', '.join(f'{name!r}: {type(config).__name__}' for name, config in configs.items())}}}",
             value=list(configs),
-            rule="'default' is a weight adapter such as a LoRA, which stands at the root where stock PEFT reads it, and "
-            "at least one other adapter is a ReFT",
+            rule="'default' is a weight adapter such as a LoRA, which stands at the root where stock PEFT reads it, "
+            "and at least one other adapter is a ReFT",
             fix="e.g. {'default': LoraConfig(...), 'edit': ReftConfig(...)}; for a ReFT alone use get_peft_model",
         )

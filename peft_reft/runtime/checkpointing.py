@@ -1,9 +1,10 @@
 """Positions inside a checkpointed block: they travel with the call, so that recomputation sees the same ones.
 
-transformers checkpoints a block's `forward`, which leaves hooks of the block outside and those of its parts (attention,
-feed-forward) inside: they run again in the backward pass, when the model's forward is over (modeling_layers.py,
-`GradientCheckpointingLayer`). So the function that is checkpointed carries its frame along. R is computed from its raw
-parameter in there: a tensor of another region's graph must not be used across regions that are recomputed.
+transformers checkpoints a block's `forward`, which leaves hooks of the block outside and those of its parts
+(attention, feed-forward) inside: they run again in the backward pass, when the model's forward is over
+(modeling_layers.py, `GradientCheckpointingLayer`). So the function that is checkpointed carries its frame along. R is
+computed from its raw parameter in there: a tensor of another region's graph must not be used across regions that are
+recomputed.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
         total = rows
         for edit, member in zip(edits, plan.members, strict=True):
             total = total + _placed(rows, member, edit)
-        return _WriteRows.apply(flat, plan.rows, total.to(hidden.dtype)).view_as(hidden)  # type: ignore[no-any-return]
+        written: Tensor = _WriteRows.apply(flat, plan.rows, total.to(hidden.dtype))  # type: ignore[no-untyped-call]
+        return written.view_as(hidden)
 
 
 def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
@@ -75,7 +76,7 @@ class _WriteRows(torch.autograd.Function):
         return flat.clone().index_copy_(0, rows, values)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor]:
         (rows,) = ctx.saved_tensors
         outside = grad.clone().index_fill_(0, rows, 0) if ctx.needs_input_grad[0] else None

@@ -90,7 +90,8 @@ class Runtime:
 
     def remove(self) -> None:
         """Take every hook and attribute off the model."""
-        for handle in (*self.handles, *self.carriers.values()):
+        handles: list[RemovableHandle | FrameCarrier] = [*self.handles, *self.carriers.values()]
+        for handle in handles:
             handle.remove()
         self.model.__dict__.pop(ATTRIBUTE, None)
         self.model.__dict__.pop("generate", None)
@@ -144,11 +145,11 @@ class Runtime:
         for known, paths in self.entries:
             if known is module:
                 return paths
-        paths: list[str] = []
-        self.entries.append((module, paths))
+        opened: list[str] = []
+        self.entries.append((module, opened))
         self.handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
         self.handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
-        return paths
+        return opened
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         explicit, kwargs = Explicit.take(kwargs)

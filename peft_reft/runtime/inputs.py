@@ -62,10 +62,11 @@ class Explicit:
                     f"intervention_locations has the key {sorted(unknown)[0]!r}",
                     rule="keys are adapter names, or 'encoder' and 'decoder'",
                 )
-            return value.get(role)
-        if role == "encoder" or role == "only" or not encoder_edited:
-            return value
-        return None
+            value = value.get(role)
+        elif encoder_edited and role not in ("encoder", "only"):
+            value = None
+        locations: Tensor | None = value
+        return locations
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from positions.reference import edited_tokens
 from torch import Tensor
+
+from positions.reference import edited_tokens
 
 from .batches import (
     LENGTH,

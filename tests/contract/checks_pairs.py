@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+
 from positions.reference import edited_tokens
 
 from .batches import flags, padded_batch, union

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from parity.golden import COPIED
-from peft_reft.integrations.cli import main
 
 from peft_reft import convert
+from peft_reft.integrations.cli import main
 
 GPT2 = str(COPIED / "models" / "gpt2")
 SOURCE = str(COPIED / "pr_noreft_gpt2_nobias" / "checkpoint")

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import base_model, reft_model, token_ids
 from parity.golden import COPIED
 from peft import PeftModel
-from peft_reft.hub_format.errors import ReftError
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import convert
+from peft_reft.hub_format.errors import ReftError
 
 GPT2 = COPIED / "models" / "gpt2"
 

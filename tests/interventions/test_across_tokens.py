@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.testing import assert_close
+
 from contract.recording import inputs_of, raw_outputs_of
 from contract.tiny import reft_model, token_ids
 from peft_reft.hub_format.errors import PositionError
-from torch import Tensor
-from torch.testing import assert_close
 
 
 def model_with(positions: str, **changes: Any) -> Any:

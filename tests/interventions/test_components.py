@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import BY_NAME, HIDDEN, base_model, reft_model, token_ids
-from peft_reft.hub_format.errors import ConfigError, SiteError
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from contract.tiny import BY_NAME, HIDDEN, base_model, reft_model, token_ids
 from peft_reft import ReftConfig
+from peft_reft.hub_format.errors import ConfigError, SiteError
 
 HEADS = 4
 MODULES: dict[str, dict[str, str]] = {

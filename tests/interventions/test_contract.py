@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import base_model, reft_model, token_ids
 from peft import PeftModel
-from peft_reft.hub_format.errors import ConfigError
-from peft_reft.hub_format.kinds import kind_signature, known_kinds
 from torch import Tensor
 from torch.testing import assert_close
 
+from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig, scale_adapter
+from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.kinds import kind_signature, known_kinds
 from peft_reft.interventions import intervention_class, orthonormal_rows
 
 from .kinds import HIDDEN, KINDS, RANK, Kind

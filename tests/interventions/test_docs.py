@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import base_model
 from parity.golden import COPIED
 from peft import PeftConfig
-from peft_reft.hub_format.kinds import _KINDS, kind_signature, known_kinds
 
+from contract.tiny import base_model
 from peft_reft import ReftConfig
+from peft_reft.hub_format.kinds import _KINDS, kind_signature, known_kinds
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import base_model, reft_model, token_ids
 from peft import PeftModel
 from torch import Tensor
 from torch.testing import assert_close
 
+from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig
 
 GROUPS: list[dict[str, Any]] = [

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from contract.tiny import base_model, reft_model, token_ids
+from peft_reft import ReftConfig, register_intervention
 from peft_reft.hub_format.errors import ConfigError, UnsupportedVersionError
 from peft_reft.hub_format.kinds import _KINDS, Option, count
-
-from peft_reft import ReftConfig, register_intervention
 
 OWN = '''
 import torch
 from peft_reft import Intervention, register_intervention
+
 
 @register_intervention("scaled_direction", version=1)
 class ScaledDirection(Intervention):

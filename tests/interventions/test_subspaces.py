@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import base_model, reft_model, token_ids
 from peft import PeftModel
-from peft_reft.hub_format.errors import ConfigError
 from torch.testing import assert_close
 
+from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig, set_subspaces
+from peft_reft.hub_format.errors import ConfigError
 
 NAMED: dict[str, Any] = {"style": [0, 2], "facts": [2, 4]}
 

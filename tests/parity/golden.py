@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from peft_reft.hub_format.importers.pyreft import KINDS
 from safetensors.torch import load_file
 from torch import Tensor
 
 from peft_reft import convert
+from peft_reft.hub_format.importers.pyreft import KINDS
 
 TESTS = Path(__file__).parents[1]
 FULL = TESTS.parents[1] / "shared" / "goldens"

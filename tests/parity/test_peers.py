@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft_reft.hub_format.positions import First, parse_positions
 from torch import Tensor
 from torch.testing import assert_close
+
+from peft_reft.hub_format.positions import First, parse_positions
 
 from .golden import COPIED, FULL, Case, case_names
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+
+from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import PositionSyntaxError
 from peft_reft.hub_format.positions import (
     All,
@@ -17,8 +19,6 @@ from peft_reft.hub_format.positions import (
     Special,
     parse_positions,
 )
-
-from peft_reft import ReftConfig
 
 from .test_properties import SPEC
 
@@ -78,7 +78,7 @@ TYPOS = [
     "", " ", "+", "-", "f", "l", "7", "f-7", "f7l7", "f7,l7", "f7 l7", "f7++l7", "f7+", "+f7", "-f7", "f7-", "f7&l7",
     "F7", "L7", "x7", "f7+x7", "f0", "l0", "f7+l0", "f1.5", "f7+f7", "all-all", "f3+l5-f3", "p", "p[1]", "p[1:2:3]",
     "p[a:b]", "p[3:1]", "p[2:2]", "p[-1:-3]", "p(1:2)", "p[1:2", "g[-1:]", "g[:-2]", "g[5:2]", "g1", "prompts", "al",
-    "All", "gen", "tok", "tok()", "tok(<s>", "tok<s>", "tok((a))", "f99999999999", "f" + "9" * 400, "l²", "first7",
+    "All", "gen", "tok", "tok()", "tok(<s>", "tok<s>", "tok((a))", "f99999999999", "p[:0]", "p[-2:0]", "g[:0]", "f" + "9" * 400, "l²", "first7",
     "f7+l7;", "f7\n+q", "none", "last",
 ]  # fmt: skip
 

@@ -9,10 +9,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
-from peft_reft.hub_format.positions import Last, Prompt, PromptWindow, parse_positions
 from torch import Tensor
 
+from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
+from peft_reft.hub_format.positions import Last, Prompt, PromptWindow, parse_positions
 from peft_reft.interventions import intervention_class
 from peft_reft.positions import location_masks, plan_rows
 from peft_reft.runtime import Edit, apply_edits
@@ -30,7 +30,7 @@ INDEX = st.one_of(st.none(), st.integers(0, 6))
 
 
 def _window(letter: str, start: int | None, stop: int | None) -> str | None:
-    if start is not None and stop is not None and (start < 0) == (stop < 0) and start >= stop:
+    if stop == 0 or (start is not None and stop is not None and (start < 0) == (stop < 0) and start >= stop):
         return None
     return f"{letter}[{'' if start is None else start}:{'' if stop is None else stop}]"
 

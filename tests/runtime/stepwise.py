@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from peft import PeftModel
-from positions.reference import edited_tokens
 from torch import Tensor
+
+from positions.reference import edited_tokens
 
 
 def locations_for(spec: str, prompt: int, total: int, *, generated: bool = True) -> Tensor:

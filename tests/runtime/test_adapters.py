@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from contract.recording import edited_by, inputs_of, raw_outputs_of, reader_of
-from contract.tiny import base_model, reft_model, token_ids
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from contract.recording import edited_by, inputs_of, raw_outputs_of, reader_of
+from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig, scale_adapter
 
 NAMES = ("llama", "gpt2", "bert", "t5")

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import reft_model, token_ids
 from peft import PeftModel
-from peft_reft.hub_format.errors import PositionError, PromptBoundaryError
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
+from contract.tiny import reft_model, token_ids
+from peft_reft.hub_format.errors import PositionError, PromptBoundaryError
 from peft_reft.runtime.frames import frame_stack
 
 NAMES = ("llama", "gpt2", "t5", "bert")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import reft_model, token_ids
 from torch.testing import assert_close
 
+from contract.tiny import reft_model, token_ids
 from peft_reft.runtime.frames import frame_stack
 
 IDS = token_ids(2, 8)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from contract.recording import inputs_of, raw_outputs_of, reader_of
-from contract.tiny import base_model, reft_model, token_ids
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from contract.recording import inputs_of, raw_outputs_of, reader_of
+from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig
 from peft_reft.interventions import orthonormal_rows
 

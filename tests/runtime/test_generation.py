@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from contract.tiny import VOCABULARY, base_model, reft_model, token_ids
 from peft import PeftModel
-from peft_reft.hub_format.errors import PromptBoundaryError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -21,7 +19,9 @@ from torch import Tensor
 
 import peft_reft.layer
 import peft_reft.runtime.hooks
+from contract.tiny import VOCABULARY, base_model, reft_model, token_ids
 from peft_reft import ReftConfig
+from peft_reft.hub_format.errors import PromptBoundaryError
 
 from .stepwise import beams, greedy, locations_for, rows_of
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from contract.tiny import reft_model, token_ids
 from peft import PeftModel
 from torch import Tensor
+
+from contract.tiny import reft_model, token_ids
 
 from .stepwise import locations_for, rows_of
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from contract.recording import inputs_of, raw_outputs_of, reader_of
-from contract.tiny import base_model, reft_model, token_ids
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import peft_reft.runtime.hooks
+from contract.recording import inputs_of, raw_outputs_of, reader_of
+from contract.tiny import base_model, reft_model, token_ids
 from peft_reft.interventions import Intervention, intervention_class, orthonormal_rows
 from peft_reft.positions import plan_rows
 from peft_reft.runtime import Edit, apply_edits

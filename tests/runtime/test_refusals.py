@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from contract.recording import edited_by
-from contract.tiny import base_model, reft_model, token_ids
 from peft import get_peft_model
-from peft_reft.hub_format.errors import LocationError, PromptBoundaryError, ReftError
 from torch import Tensor
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from contract.recording import edited_by
+from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig
+from peft_reft.hub_format.errors import LocationError, PositionError, PromptBoundaryError, ReftError
 
 IDS = token_ids(2, 6)
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
@@ -235,3 +235,9 @@ def test_every_refusal_is_of_the_one_family() -> None:
     assert issubclass(LocationError, ReftError)
     assert issubclass(PromptBoundaryError, ReftError)
     assert issubclass(ReftError, ValueError)
+
+
+@pytest.mark.parametrize("positions", ["tok(<s>)", "all-tok(<s>)"])
+def test_a_special_token_without_a_tokenizer_is_an_error_when_the_model_is_made(positions: str) -> None:
+    with pytest.raises(PositionError, match="bound to no tokenizer"):
+        reft_model("llama", positions=positions)

