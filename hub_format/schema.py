@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import ConfigError, UnsupportedVersionError
 from .kinds import KindSignature, kind_signature
@@ -254,7 +254,7 @@ def _layers(layers: object) -> tuple[int, ...] | None:
     if layers is None:
         return None
     if _is_int(layers):
-        return (layers,)  # type: ignore[return-value]
+        return (layers,)
     if not isinstance(layers, (list, tuple)) or not all(_is_int(item) for item in layers):
         raise _refuse("layers_to_transform", layers, "it is None (all), an integer or a list of integers")
     if not layers:
@@ -284,7 +284,7 @@ def _check_pattern(pattern: object) -> None:
         raise _refuse("layers_pattern", pattern, "it is the dotted name of a ModuleList of blocks, or a list of such")
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
