@@ -28,7 +28,7 @@ lint: $(VENV)/dev.stamp
 
 # type checkers cannot follow the mapped folders in the checkout: check the installed package
 types: $(VENV)/dev.stamp
-	rm -rf build/types && $(PIP) --no-deps --target build/types .
+	rm -rf build && $(PIP) --no-deps --target build/types .
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p peft_reft
 
 format: $(VENV)/dev.stamp
