@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import ConfigError, ManifestError
 from .manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, FileInfo, describe_file
+from .reader import check_link
 from .schema import SPEC_VERSION, _check_version
 from .strict_json import dump_json, load_json
 from .writer import write_atomic
@@ -65,6 +66,7 @@ def check_name(name: str) -> None:
             code="name",
             value=name,
             rule=f"a name has 1 to 64 letters, digits, '_' or '-', starts with no '-', and is not {REFT_FOLDER!r}",
+            fix="choose another name: it becomes the name of a folder",
         )
 
 
@@ -91,7 +93,10 @@ def read_index(root: Path) -> list[Member] | None:
     entries = stored.get("members")
     if set(stored) != {"spec_version", "members"} or not isinstance(entries, list):
         raise ManifestError("is not an index: it has 'spec_version' and a list 'members'", file=INDEX_NAME)
-    return [_member(root, entry) for entry in entries]
+    members = [_member(root, entry) for entry in entries]
+    if len({member.name for member in members}) != len(members):
+        raise ManifestError("lists a member twice", file=INDEX_NAME)
+    return members
 
 
 def _member(root: Path, entry: Any) -> Member:
@@ -102,6 +107,10 @@ def _member(root: Path, entry: Any) -> Member:
     member = Member.at(entry["name"], entry["kind"])
     if entry["folder"] != member.folder:
         raise ManifestError(f"puts member {member.name!r} into {str(entry['folder'])[:60]!r}", file=INDEX_NAME)
+    for part in ("", *(info for info in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME))):
+        check_link(root / member.folder / part)
+    if member.kind == "reft":
+        check_link(root / REFT_FOLDER)
     try:
         found = [info.to_json() for info in member.files(root)]
     except FileNotFoundError as error:

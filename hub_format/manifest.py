@@ -95,6 +95,11 @@ class Manifest:
         for name in ("files", "members"):
             if not isinstance(stored[name], list) or not all(isinstance(entry, dict) for entry in stored[name]):
                 raise _refuse(f"field {name!r} is not a list of objects")
+        paths = [entry.get("path") for entry in stored["files"]]
+        weights = [path for path in paths if path != CONFIG_NAME]
+        expected = [{"kind": "reft", "config": CONFIG_NAME, "weights": weights[0] if weights else None}]
+        if stored["members"] != expected or sorted(map(str, paths)) != sorted(map(str, {*paths})):
+            raise _refuse("does not list exactly one member, its config and its weights, once each")
         return cls(
             base_model=stored["base_model"],
             members=tuple(stored["members"]),

@@ -13,9 +13,10 @@ from .schema import SiteGroup, check_fields, from_object
 from .strict_json import load_json
 from .tensors import TensorInfo, read_tensor_table
 
-__all__ = ["CheckedFolder", "check_folder", "check_tensor_names", "unit_signatures"]
+__all__ = ["CheckedFolder", "check_folder", "check_link", "check_tensor_names", "unit_signatures"]
 
 UNIT_PREFIX = "reft_"
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def check_folder(folder: Path) -> CheckedFolder | None:
         FileFormatError, ConfigError, PositionSyntaxError: a file that the format does not allow.
     """
     for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME):
-        _check_link(folder / name)
+        check_link(folder / name)
     weights = [name for name in (WEIGHTS_NAME, PICKLE_NAME) if (folder / name).is_file()]
     config = load_json(folder / CONFIG_NAME)
     if not (folder / MANIFEST_NAME).is_file():
@@ -96,6 +97,8 @@ def check_tensor_names(
         number, _, tensor = rest.partition(".")
         if not site.endswith(".reft"):
             continue  # a module saved beside the edits (`modules_to_save`): PEFT's own
+        if info.dtype not in FLOATS:
+            raise _unfit(name, f"dtype {info.dtype}; parameters of an edit are {', '.join(FLOATS)}")
         if not number.isdecimal() or int(number) >= len(units):
             raise _unfit(name, f"the config describes {len(units)} interventions per site")
         group = units[int(number)]
@@ -117,7 +120,7 @@ def _width(name: str, tensors: Mapping[str, TensorInfo]) -> int:
     return max((info.shape[-1] for other, info in tensors.items() if other.startswith(unit) and info.shape), default=0)
 
 
-def _check_link(path: Path) -> None:
+def check_link(path: Path) -> None:
     """Links are followed only where the Hub's cache makes them: snapshots/… → blobs/…."""
     if not path.is_symlink():
         return

@@ -75,6 +75,14 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
     reft: InitVar[dict[str, Any] | None] = None
 
     def __post_init__(self, reft: dict[str, Any] | None) -> None:
+        if reft is None and self.peft_version is not None:
+            raise ConfigError(
+                "the config was stored and holds no object 'reft'",
+                code="config.reft",
+                value=self.peft_version,
+                rule="a stored config (it has a peft_version) carries all behaviour in 'reft', never in defaults",
+                fix="save the adapter again; to change a field of a config, set it, or make a new ReftConfig",
+            )
         super().__post_init__()
         self.peft_type = REFT
         self.recorded_tensors: dict[str, Any] | None = None

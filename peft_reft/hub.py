@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 
 from peft_reft.hub_format.bundle import INDEX_NAME, Member, read_index, write_index
@@ -91,7 +93,7 @@ def _remove_local_base(folder: Path) -> str | None:
     for path in sorted(folder.rglob(CONFIG_NAME)):
         config = load_json(path)
         named = config.get("base_model_name_or_path")
-        if isinstance(named, str) and not Path(named).exists():
+        if isinstance(named, str) and _is_hub_id(named):
             base = named
             continue
         config["base_model_name_or_path"] = None
@@ -100,6 +102,17 @@ def _remove_local_base(folder: Path) -> str | None:
     if index is not None:
         write_index(folder, index)
     return base
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a base's name says where it lies on the Hub: a path of this machine does not, even if it is gone."""
+    if Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _rewrite(path: Path, config: Mapping[str, Any]) -> None:

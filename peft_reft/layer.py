@@ -106,7 +106,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         """(adapter, unit) of everything that edits here now."""
         if self._disable_adapters:
             return []
-        return [(name, unit) for name in self.active_adapters for unit in self.units.get(name, ())]
+        return [(name, unit) for name in dict.fromkeys(self.active_adapters) for unit in self.units.get(name, ())]
 
     def edit_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the site's module: its output with the active edits applied."""

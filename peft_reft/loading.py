@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from peft.utils.other import EMBEDDING_LAYER_NAMES
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -54,6 +55,9 @@ def check_state_dict(
     expected = dict(_parameters(model, adapter_name))
     given = {name: tensor for name, tensor in remapped.items() if f".{UNIT}" in name}
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name in remapped:
+        if name not in given and not _is_beside(name, adapter_name):
+            raise _unfit(f"the tensor {name[:120]!r} belongs to no part of a ReFT adapter")
     for name in given:
         if name not in expected:
             raise _unfit(f"the tensor {name[:120]!r} finds no parameter in the model")
@@ -99,6 +103,14 @@ def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[In
                 for name in unit.named_tensors():
                     found.append((f"{path}.{UNIT}{number}.{adapter_name}.{name}", (unit, name)))
     return found
+
+
+def _is_beside(name: str, adapter_name: str) -> bool:
+    """Whether a tensor is PEFT's own: `modules_to_save`, trainable tokens, or embeddings of a grown vocabulary."""
+    parts = name.split(".")
+    if f".modules_to_save.{adapter_name}." in name or "token_adapter" in parts:
+        return True
+    return len(parts) > 1 and parts[-2] in EMBEDDING_LAYER_NAMES
 
 
 def _has_full_rank(raw: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -10,6 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from peft_reft.hub_format.bundle import check_name
 from peft_reft.hub_format.errors import ConfigError, MergeError, PositionError
 from peft_reft.hub_format.positions import Special
 from peft_reft.hub_format.schema import SiteGroup
@@ -52,6 +53,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             ],
         )
         self._sites = {site.path: site for site in sites}
+        _refuse_saved_sites(peft_config.modules_to_save, self._sites)
         self._hidden_size = hidden_size_of(self.model)
         peft_config.target_modules = tuple(self._sites)
         peft_config.base_identity = base_identity(self.model, stacks, self._hidden_size)
@@ -63,6 +65,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter's interventions to its sites; see PEFT's `BaseTuner.inject_adapter`."""
+        check_name(adapter_name)
         config = self.peft_config[adapter_name]
         if not isinstance(config, ReftConfig):
             raise ConfigError(
@@ -195,6 +198,22 @@ def _units_at(site: Site, config: ReftConfig, hidden_size: int) -> list[UnitSpec
         for number, tap in zip(site.groups, site.taps, strict=True)
         for offset in range(groups[number].units)
     ]
+
+
+def _refuse_saved_sites(modules: object, sites: Iterable[str]) -> None:
+    if modules is None:
+        return
+    if not isinstance(modules, (list, tuple, set)) or not all(isinstance(name, str) and name for name in modules):
+        raise ConfigError(f"modules_to_save={modules!r} is not allowed", value=modules, rule="it is a list of names")
+    for name in modules:
+        for site in sites:
+            if f".{name}." in f".{site}.":
+                raise ConfigError(
+                    f"modules_to_save={list(modules)!r}: {name!r} holds the site {site!r}",
+                    value=name,
+                    rule="a module that is trained and saved in full is copied, and a site cannot be",
+                    fix="save modules inside or beside the blocks, e.g. a classification head",
+                )
 
 
 def _refuse_unbound(groups: Sequence[SiteGroup]) -> None:

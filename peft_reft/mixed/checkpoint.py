@@ -5,26 +5,33 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
+from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import INDEX_NAME, Member, check_name, read_index, write_index
-from peft_reft.hub_format.errors import AdapterLoadError, ManifestError
-from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME
+from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError, ReftError
+from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.reader import check_folder
 from peft_reft.hub_format.remote import fetch_folder
 from peft_reft.hub_format.strict_json import load_json
+from peft_reft.hub_format.tensors import read_tensor_table
 
 if TYPE_CHECKING:
     from .model import MixedReftModel
 
 __all__ = ["Bundle", "load_adapter", "load_members", "open_bundle", "save_bundle"]
+
+
+ENVELOPE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config")
+"""Fields of a weight adapter's config that say nothing of what it computes."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,24 @@ def save_bundle(
 ) -> None:
     """Write every adapter of the model as a bundle. All processes call it; the main one writes."""
     root = Path(save_directory)
+    if not kwargs.get("safe_serialization", True) or kwargs.get("selected_adapters") is not None:
+        raise ConfigError(
+            "a bundle is not saved with safe_serialization=False or selected_adapters",
+            value=sorted(kwargs),
+            rule="it holds every adapter of the model, in safetensors",
+            fix="leave these out",
+        )
+    kwargs.pop("selected_adapters", None)
     if root.is_file() or root.is_symlink():
         raise ManifestError(f"{root} is not a folder", value=str(root), fix="choose a folder to save into")
     known = model.peft_config
+    if not any(isinstance(config, ReftConfig) for config in known.values()):
+        raise AdapterLoadError(
+            "the model has no ReFT adapter left to save",
+            code="save.members",
+            rule="a bundle holds at least one ReFT beside its LoRA",
+            fix="add one, or save the LoRA alone from a PeftModel",
+        )
     members = [Member.at(name, str(config.peft_type.value).lower()) for name, config in known.items()]
     with tempfile.TemporaryDirectory(dir=_existing_parent(root), prefix=".saving-") as temporary:
         for member in members:
@@ -110,8 +132,16 @@ def load_members(model: MixedReftModel, bundle: Bundle, *, is_trainable: bool) -
 
 def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable: bool, **kwargs: Any) -> Any:
     """See `MixedReftModel.load_adapter`."""
-    if Path(source, INDEX_NAME).is_file():
-        bundle = open_bundle(source)
+    folder = Path(source, kwargs.get("subfolder") or "")
+    if (folder / INDEX_NAME).is_file():
+        if name not in model.peft_config:
+            raise AdapterLoadError(
+                f"{source} is a bundle, and the model has no adapter {name!r}",
+                code="load.members",
+                rule="a bundle is loaded whole, into adapters of the names it gives",
+                fix="load one member as a new adapter with subfolder='reft/<name>'",
+            )
+        bundle = open_bundle(str(folder))
         stored = {member.name for member in bundle.members}
         if stored != set(model.peft_config):
             raise AdapterLoadError(
@@ -124,9 +154,15 @@ def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable:
         if not is_trainable:
             model.eval()
         return None
-    config_path = Path(source, CONFIG_NAME)
-    if config_path.is_file() and load_json(config_path).get("peft_type") == "REFT":
-        return _load_edit(model, source, name, is_trainable=is_trainable)
+    if (folder / CONFIG_NAME).is_file() and load_json(folder / CONFIG_NAME).get("peft_type") == "REFT":
+        return _load_edit(model, str(folder), name, is_trainable=is_trainable)
+    if folder.is_dir() and (name in model.peft_config or (folder / "reft").exists()):
+        raise ManifestError(
+            f"{folder} has no {INDEX_NAME}",
+            code="bundle.index",
+            rule="the checkpoint of a mixed model is a bundle with an index, which is written last",
+            fix="take an earlier checkpoint: this one was interrupted, or is not of a mixed model",
+        )
     return PeftModel.load_adapter(model, source, name, is_trainable=is_trainable, **kwargs)
 
 
@@ -156,21 +192,71 @@ def _load_member(model: MixedReftModel, name: str, folder: Path) -> Any:
                 fix="make the adapter from the stored config: ReftConfig.from_pretrained(folder)",
             )
         config.recorded_tensors = stored.recorded_tensors
+    else:
+        read_tensor_table(folder / WEIGHTS_NAME)
+        _check_weight_config(model, name, folder)
     weights = load_peft_weights(str(folder), device=str(model.device))
+    _check_weights(model, name, weights)
     return set_peft_model_state_dict(model, weights, adapter_name=name)
+
+
+def _check_weight_config(model: MixedReftModel, name: str, folder: Path) -> None:
+    own, stored = model.peft_config[name].to_dict(), load_json(folder / CONFIG_NAME)
+    for field in sorted(own):
+        plain = sorted(own[field]) if isinstance(own[field], set) else own[field]
+        given = sorted(stored[field]) if isinstance(own[field], set) and stored.get(field) else stored.get(field)
+        if field not in ENVELOPE and field in stored and plain != given:
+            raise AdapterLoadError(
+                f"the stored {field} of {name!r} is {given!r}, the model's {plain!r}"[:300],
+                code="load.config",
+                rule="a checkpoint is loaded into an adapter with the same behaviour",
+            )
+
+
+def _check_weights(model: MixedReftModel, name: str, weights: Mapping[str, Tensor]) -> None:
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    odd = sorted(set(expected) ^ set(weights)) or [
+        key for key in expected if tuple(expected[key].shape) != tuple(weights[key].shape)
+    ]
+    if odd:
+        raise AdapterLoadError(
+            f"the tensor {odd[0][:120]!r} of adapter {name!r} is missing, has no place, or has another shape",
+            code="load.fit",
+            rule="every tensor of the file and every parameter of the adapter belong together",
+        )
 
 
 def _move_into_place(stage: Path, root: Path) -> None:
     """Files over the old ones, index and manifests last; what belongs to no member any more is removed."""
     root.mkdir(parents=True, exist_ok=True)
+    former = _former_folders(root)
     (root / INDEX_NAME).unlink(missing_ok=True)
     files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+    for folder in former:
+        if not (stage / folder).is_dir():
+            for name in (CONFIG_NAME, WEIGHTS_NAME, "README.md"):
+                (root / folder / name).unlink(missing_ok=True)
+            if not any((root / folder).iterdir()):
+                (root / folder).rmdir()
     for old in (root / "reft").glob("*"):
         if old.is_dir() and not (stage / "reft" / old.name).is_dir() and (old / MANIFEST_NAME).is_file():
             shutil.rmtree(old)
+    for path in files:
+        for part in (path, *path.parents):
+            if (root / part).is_symlink() and part != Path("."):
+                raise ManifestError(f"{root / part} is a link", code="link", rule="nothing is written through links")
     for path in sorted(files, key=lambda path: (path.name == INDEX_NAME, path.name == MANIFEST_NAME)):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(stage / path, root / path)
+
+
+def _former_folders(root: Path) -> list[str]:
+    """Folders of the weight adapters beside `default` in the bundle that is about to be replaced."""
+    try:
+        members = read_index(root) or []
+    except ReftError:  # torn or changed: what lies there may be someone's own
+        return []
+    return [member.folder for member in members if member.kind != "reft" and member.folder != "."]
 
 
 def _existing_parent(path: Path) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-from peft import PeftConfig, PeftModelForCausalLM
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from torch import nn
 
 from peft_reft.config import ReftConfig
@@ -53,15 +54,25 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             ConfigError: a part is missing, or a name is not allowed.
         """
         _check_configs(configs)
+        if isinstance(model, PeftModel):
+            raise ConfigError(
+                f"the base is a {type(model).__name__}",
+                rule="a mixed model is made on a bare model",
+                fix="pass model.unload(), or model.get_base_model() of a model without adapters",
+            )
         weights = {name: config for name, config in configs.items() if not isinstance(config, ReftConfig)}
         first = weights.pop("default")
         for config in configs.values():
             config.base_model_name_or_path = model.__dict__.get("name_or_path") or None
         mixed = cls(model, first, "default", autocast_adapter_dtype=autocast_adapter_dtype)
         rest = {**weights, **{name: config for name, config in configs.items() if isinstance(config, ReftConfig)}}
-        for name, config in rest.items():
-            mixed.add_adapter(name, config, autocast_adapter_dtype=autocast_adapter_dtype)
-        mixed.set_adapter(list(configs))
+        try:
+            for name, config in rest.items():
+                mixed.add_adapter(name, config, autocast_adapter_dtype=autocast_adapter_dtype)
+            mixed.set_adapter(list(configs))
+        except Exception:
+            mixed.unload()  # the base as it was: a second try must not find half of the first
+            raise
         return mixed
 
     @classmethod
@@ -116,7 +127,7 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         autocast_adapter_dtype: bool = True,
     ) -> None:
         """Add a fresh adapter of either part; it is not active until `set_adapter` names it."""
-        check_name(adapter_name)
+        _check_part(adapter_name, peft_config)
         if adapter_name in self.peft_config:
             raise ConfigError(
                 f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name"
@@ -138,7 +149,9 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             adapter_name: a name or a list of names; an empty list leaves the base alone.
             inference_mode: whether the active adapters stay frozen.
         """
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        if not isinstance(adapter_name, (str, list, tuple)):
+            raise ConfigError(f"adapter_name={adapter_name!r} is not allowed", rule="it is a name or a list of names")
+        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
         known = self.peft_config
         for name in names:
             if name not in known:
@@ -166,13 +179,16 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             save_directory: folder; made if needed. Files of members that no longer exist are removed.
             is_main_process: whether this process writes.
             kwargs: `state_dict` and `save_embedding_layers` as in PEFT.
+
+        Raises:
+            ConfigError: `safe_serialization=False` or `selected_adapters`.
         """
         checkpoint.save_bundle(self, save_directory, is_main_process=is_main_process, **kwargs)
 
     def load_adapter(
         self, model_id: str | PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
     ) -> Any:
-        """Load an adapter; from a bundle, every member that this model has.
+        """Load an adapter; from a bundle, all members, into the adapters of their names, `adapter_name` among them.
 
         A trainer that resumes or restores its best checkpoint calls this with the name of the first adapter only, and
         must get both parts back.
@@ -191,6 +207,18 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             self.edits.unload()
         base: nn.Module = self.base_model.unload()
         return base
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Every call comes by here; the weight tuner would heed `adapter_names` and the edits would not."""
+        if kwargs.get("adapter_names") is not None:
+            raise ConfigError(
+                "adapter_names is not supported by a mixed model in this version",
+                value=kwargs["adapter_names"],
+                fix="activate one set of adapters for the whole batch with set_adapter",
+            )
+        with super()._enable_peft_forward_hooks(*args, **kwargs):
+            yield
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused while there are ReFT adapters: edits cannot be merged into weights."""
@@ -236,11 +264,35 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         self.base_model.model.peft_config = self.peft_config
 
 
+def _check_part(name: str, config: object) -> None:
+    check_name(name)
+    if not isinstance(config, PeftConfig) or config.is_prompt_learning or config.is_adaption_prompt:
+        raise ConfigError(
+            f"adapter {name!r} has a {type(config).__name__}",
+            value=type(config).__name__,
+            rule="each part is the config of a weight adapter such as a LoRA, or a ReftConfig",
+        )
+    if str(getattr(config.task_type, "value", config.task_type)) not in ("None", "CAUSAL_LM"):
+        raise ConfigError(
+            f"adapter {name!r} has task_type={config.task_type!r}",
+            value=config.task_type,
+            rule="a MixedReftModel is a causal language model",
+            fix="leave task_type out, or set it to 'CAUSAL_LM'",
+        )
+    for field in ("modules_to_save", "trainable_token_indices"):
+        if getattr(config, field, None):
+            raise ConfigError(
+                f"adapter {name!r} sets {field}",
+                value=getattr(config, field),
+                rule=f"a mixed model has no {field} in this version: its two parts would own the same modules",
+            )
+
+
 def _check_configs(configs: Mapping[str, PeftConfig]) -> None:
+    if not isinstance(configs, Mapping):
+        raise ConfigError(f"configs is a {type(configs).__name__}", rule="it is a dict: adapter name → config")
     for name, config in configs.items():
-        check_name(name)
-        if not isinstance(config, PeftConfig):
-            raise ConfigError(f"adapter {name!r} has a {type(config).__name__}", rule="it is a PeftConfig")
+        _check_part(name, config)
     edits = [name for name, config in configs.items() if isinstance(config, ReftConfig)]
     if "default" in edits or "default" not in configs or not edits:
         raise ConfigError(

@@ -62,6 +62,12 @@ class Explicit:
                     f"intervention_locations has the key {sorted(unknown)[0]!r}",
                     rule="keys are adapter names, or 'encoder' and 'decoder'",
                 )
+            if role == "only":
+                raise LocationError(
+                    f"intervention_locations of adapter {adapter!r} is a dict",
+                    rule="the model has one stack, so it is a LongTensor [batch, terms, k]",
+                    fix="pass the tensor itself",
+                )
             value = value.get(role)
         elif encoder_edited and role not in ("encoder", "only"):
             value = None

@@ -172,8 +172,10 @@ def _check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation
         or situation.prompt_width is not None
         or situation.role == "encoder"
         or not situation.has_completion
-        or (call.labels is not None and call.past == 0)
     ):
+        return
+    if call.labels is not None and call.past == 0:
+        _check_label_shape(call, adapter)
         return
     if situation.trains_with_labels and adapter.needs_prompt_end:
         raise PromptBoundaryError(
@@ -190,6 +192,18 @@ def _check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation
             code="positions.continuation",
             rule="only a single token on top of a cache is taken for a generated one",
             fix="pass prompt_lengths or a prompt_mask over the cached and the new columns, or use generate",
+        )
+
+
+def _check_label_shape(call: CallInputs, adapter: AdapterView) -> None:
+    shape = list(call.labels.shape) if isinstance(call.labels, Tensor) else type(call.labels).__name__
+    if shape != [call.batch, call.length] and adapter.needs_prompt_end:
+        raise PromptBoundaryError(
+            f"labels are {shape}, the tokens [{call.batch}, {call.length}]",
+            code="positions.labels",
+            value=shape,
+            rule="the prompt ends before the first supervised label, so labels have one entry per token",
+            fix="pass labels [batch, seq], or say the prompt with prompt_mask or prompt_lengths",
         )
 
 
@@ -227,6 +241,8 @@ def _check_terms(locations: Any, adapter: AdapterView) -> None:
 
 def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tensor:
     slots = call.slots(situation.prompt_width)
+    if isinstance(mask, Tensor) and (mask.is_floating_point() or mask.is_complex()):
+        raise LocationError(f"prompt_mask is a {mask.dtype}", value=mask.dtype, rule="it is a LongTensor of 0 and 1")
     widths = {slots} if situation.prompt_width is None else {situation.prompt_width, slots}
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != call.batch or mask.shape[1] not in widths:
         shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__

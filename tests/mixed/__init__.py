@@ -1,0 +1,1 @@
+"""A LoRA and a ReFT in one model."""
