@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in its stub
 from peft import PeftModel
 
 from peft_reft.hub_format.bundle import INDEX_NAME, Member, read_index, write_index
