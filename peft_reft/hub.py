@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in its stub
 from peft import PeftModel
 
-from peft_reft.hub_format.bundle import INDEX_NAME, Member, read_index, write_index
+from peft_reft.hub_format.bundle import Member, read_index, write_index
 from peft_reft.hub_format.card import CardFacts
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, Manifest
@@ -90,6 +90,7 @@ def describe(config: ReftConfig) -> str:
 def _remove_local_base(folder: Path) -> str | None:
     """Take local base paths out of every config; returns the base's Hub id where there is one."""
     base = None
+    members = read_index(folder)  # before the configs change, which its digests describe
     for path in sorted(folder.rglob(CONFIG_NAME)):
         config = load_json(path)
         named = config.get("base_model_name_or_path")
@@ -98,9 +99,8 @@ def _remove_local_base(folder: Path) -> str | None:
             continue
         config["base_model_name_or_path"] = None
         _rewrite(path, config)
-    index = read_index_members(folder)
-    if index is not None:
-        write_index(folder, index)
+    if members is not None:
+        write_index(folder, members)
     return base
 
 
@@ -122,10 +122,3 @@ def _rewrite(path: Path, config: Mapping[str, Any]) -> None:
     manifest = Manifest.load(path.parent / MANIFEST_NAME)
     stored = {**config, "reft": {name: value for name, value in config["reft"].items() if name != "tensors"}}
     write_adapter_files(path.parent, stored, base_model=manifest.base_model, producer=producer())
-
-
-def read_index_members(folder: Path) -> list[Member] | None:
-    """Members as an index lists them, without checking files that are about to be described anew."""
-    if not (folder / INDEX_NAME).is_file():
-        return None
-    return [Member.at(entry["name"], entry["kind"]) for entry in load_json(folder / INDEX_NAME)["members"]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from peft.utils.other import EMBEDDING_LAYER_NAMES
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .runtime.hooks import Runtime
 
 __all__ = ["check_state_dict", "verify_loaded"]
+
+Value = TypeVar("Value")
 
 MODEL_PREFIX = "base_model.model."
 MAX_CONDITION = 1e6
@@ -46,14 +49,12 @@ def check_state_dict(
         IntegrityError: the bytes are not those that the config recorded.
     """
     if config.recorded_tensors is not None:
-        auxiliary = {name for name in config.recorded_tensors if f".{UNIT}" not in name}
-        edits = {name: info for name, info in config.recorded_tensors.items() if name not in auxiliary}
-        check_recorded(edits, [(name, tensor) for name, tensor in stored.items() if f".{UNIT}" in name])
+        check_recorded(_of_edits(config.recorded_tensors), _of_edits(stored).items())
         config.recorded_tensors = None  # of this load; the adapter may be trained from here on
         for runtime in _runtimes(model):
             runtime.unverified.pop(adapter_name, None)
     expected = dict(_parameters(model, adapter_name))
-    given = {name: tensor for name, tensor in remapped.items() if f".{UNIT}" in name}
+    given = _of_edits(remapped)
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in remapped:
         if name not in given and not _is_beside(name, adapter_name):
@@ -80,17 +81,14 @@ def check_state_dict(
 
 def verify_loaded(runtime: Runtime) -> None:
     """Check digests of adapters that transformers' `load_adapter` filled; it gives no chance to look at the file."""
-    from peft_reft.saving import check_recorded as check
-
     for name, recorded in list(runtime.unverified.items()):
         state = get_peft_model_state_dict(runtime.model, adapter_name=name, save_embedding_layers=False)
-        edits = {key: info for key, info in recorded.items() if f".{UNIT}" in key}
         tensors = [
             (key if key.startswith(MODEL_PREFIX) else MODEL_PREFIX + key, tensor)
             for key, tensor in state.items()
             if f".{UNIT}" in key
         ]
-        check(edits, tensors)
+        check_recorded(_of_edits(recorded), tensors)
         del runtime.unverified[name]
 
 
@@ -103,6 +101,11 @@ def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[In
                 for name in unit.named_tensors():
                     found.append((f"{path}.{UNIT}{number}.{adapter_name}.{name}", (unit, name)))
     return found
+
+
+def _of_edits(entries: Mapping[str, Value]) -> dict[str, Value]:
+    """The entries of interventions, without those that PEFT saves beside them."""
+    return {name: entry for name, entry in entries.items() if f".{UNIT}" in name}
 
 
 def _is_beside(name: str, adapter_name: str) -> bool:

@@ -125,9 +125,8 @@ def load_members(model: MixedReftModel, bundle: Bundle, *, is_trainable: bool) -
     for member in bundle.members:
         _load_member(model, member.name, bundle.root / member.folder)
         if is_trainable:
-            model.base_model.set_requires_grad(
-                member.name
-            ) if member.kind != "reft" else model.edits.set_requires_grad(member.name)
+            tuner = model.edits if member.kind == "reft" else model.base_model
+            tuner.set_requires_grad(member.name)
 
 
 def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable: bool, **kwargs: Any) -> Any:

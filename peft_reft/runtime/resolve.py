@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
+from peft_reft.hub_format.positions import All
 from peft_reft.positions import (
     Layout,
     layout_of,
@@ -208,8 +209,6 @@ def _check_label_shape(call: CallInputs, adapter: AdapterView) -> None:
 
 
 def _prompt_only(adapter: AdapterView) -> bool:
-    from peft_reft.hub_format.positions import All
-
     return any(not isinstance(term, All) for group in adapter.groups for term in group.positions.terms)
 
 
