@@ -12,7 +12,8 @@ from typing import Any, TypeGuard
 
 from .errors import ConfigError, UnsupportedVersionError
 from .kinds import KindSignature, kind_signature
-from .positions import Positions, parse_positions
+from .positions import All, Positions, Special, parse_positions
+from .special_tokens import check_special_tokens
 
 __all__ = [
     "ACTIVATIONS",
@@ -29,7 +30,7 @@ SPEC_VERSION = "1.0"
 ACTIVATIONS = ("gelu", "gelu_tanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh")
 COMPONENTS = ("block_output", "block_input", "attention_output", "mlp_output")
 HEAD = re.compile(r"head_output\[(0|[1-9]\d{0,3})\]")
-TURNS = ("first",)
+TURNS = ("first", "each")
 MAX_RANK = 65_536
 MAX_LAYERS = 4_096
 MAX_GROUPS = 64
@@ -54,6 +55,7 @@ FIELDS: dict[str, Any] = {
     "init_weights": None,
     "interventions": None,
     "subspaces": None,
+    "special_tokens": None,
     "spec_version": SPEC_VERSION,
 }
 """Field → default, for everything that determines behaviour."""
@@ -90,6 +92,17 @@ class SiteGroup:
         return self.signature.shapes(rank=self.r, hidden=hidden, options=self.options)
 
     @property
+    def needs_prompt_end(self) -> bool:
+        """Whether the tokens edited depend on where a prompt ends."""
+        return self.positions.needs_prompt_end or self.needs_turns
+
+    @property
+    def needs_turns(self) -> bool:
+        """Whether the tokens edited depend on where every turn's prompt starts and ends."""
+        terms = (*self.positions.terms, *self.positions.exclusions)
+        return self.turns == "each" and any(not isinstance(term, (All, Special)) for term in terms)
+
+    @property
     def full_width(self) -> bool:
         """Whether its component is as wide as the hidden state; a head's output is narrower."""
         return self.component in COMPONENTS
@@ -112,6 +125,7 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
     if listed is None:
         groups = [_group(defaults)]
         _check_subspaces(values["subspaces"], groups)
+        check_special_tokens(values["special_tokens"], groups)
         return tuple(groups)
     if not isinstance(listed, (list, tuple)) or not 0 < len(listed) <= MAX_GROUPS:
         raise _refuse("interventions", listed, f"it is a list of 1 to {MAX_GROUPS} dicts")
@@ -124,6 +138,7 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
                 raise _refuse(f"interventions[{number}]", name, f"a group sets only {', '.join(GROUP_FIELDS)}")
         groups.append(_group({**defaults, **entry}))
     _check_subspaces(values["subspaces"], groups)
+    check_special_tokens(values["special_tokens"], groups)
     return tuple(groups)
 
 
@@ -203,7 +218,7 @@ def _group(values: Mapping[str, Any]) -> SiteGroup:
     component = values["component"]
     if not isinstance(component, str) or (component not in COMPONENTS and HEAD.fullmatch(component) is None):
         raise _refuse("component", component, f"it is one of {', '.join(COMPONENTS)}, or head_output[<n>]")
-    if values["turns"] not in TURNS:
+    if not isinstance(values["turns"], str) or values["turns"] not in TURNS:
         raise _refuse("turns", values["turns"], f"it is one of {', '.join(map(repr, TURNS))}")
     if not isinstance(values["share_weights"], bool):
         raise _refuse("share_weights", values["share_weights"], "it is True or False")

@@ -15,6 +15,7 @@ from peft_reft.hub_format.schema import FIELDS, SPEC_VERSION, SiteGroup, check_f
 from .interventions import intervention_class
 from .register import REFT
 from .saving import check_source, save_config
+from .special_tokens import bound_tokens
 
 __all__ = ["ReftConfig"]
 
@@ -32,7 +33,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         component: where in a block; `"block_output"` is its output, residual stream included.
         positions: which tokens, e.g. `"f7+l7"`: the first and the last seven of the prompt. See
             `hub_format.positions` for the grammar.
-        turns: `"first"`: the prompt ends before the first supervised token.
+        turns: `"first"`: the prompt ends before the first supervised token. `"each"`: every run of tokens before an
+            answer is a prompt, so that `l<n>` stands before each answer of a conversation.
         share_weights: True: one intervention for all positions of a block. False: one for each term of `positions`,
             so `"f7+l7"` has twice the parameters.
         dropout: probability in training; falls on the edit, never on h.
@@ -44,6 +46,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         interventions: a list of dicts with any of the fields from `r` to `act_fn`; each is one group of sites and the
             fields above are its defaults.
         subspaces: named row ranges of one R.
+        special_tokens: ids of the tokens that `tok(…)` names, and their tokenizer's fingerprint; set by
+            `bind_tokenizer`.
         spec_version: version of the file format.
         trainable_token_indices: as in PEFT's LoRA; TRL sets it for a chat template with new tokens.
         reft: the stored object that `adapter_config.json` holds; not for typing by hand.
@@ -70,6 +74,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
     init_weights: Literal["paper"] | bool | None = field(default=None)
     interventions: list[dict[str, Any]] | None = field(default=None)
     subspaces: dict[str, Any] | None = field(default=None)
+    special_tokens: dict[str, Any] | None = field(default=None)
     spec_version: str = field(default=SPEC_VERSION)
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(default=None)
     reft: InitVar[dict[str, Any] | None] = None
@@ -106,6 +111,24 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
                     fix="leave init_weights None, or set it to 'paper'",
                 )
         return groups
+
+    def bind_tokenizer(self, tokenizer: Any) -> ReftConfig:
+        """Look up the ids of the tokens that `tok(…)` names, and note which tokenizer gave them.
+
+        Needed before a model is made from positions with `tok(…)`; without such terms it changes nothing.
+
+        Args:
+            tokenizer: of the base model, a `PreTrainedTokenizerBase`.
+
+        Returns:
+            The config itself.
+
+        Raises:
+            ConfigError: a token that is neither special nor added to the tokenizer; or the config is bound already and
+                this tokenizer has other ids.
+        """
+        self.special_tokens = bound_tokens(tokenizer, self.groups(), self.special_tokens)
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `adapter_config.json`: PEFT's envelope, and the behaviour in `reft`."""

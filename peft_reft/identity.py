@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch import nn
 
 from .sites import Stack
 
-__all__ = ["base_identity"]
+__all__ = ["base_identity", "tokenizer_fingerprint"]
 
 
 def base_identity(model: nn.Module, stacks: Sequence[Stack], hidden_size: int) -> dict[str, Any]:
@@ -22,3 +24,13 @@ def base_identity(model: nn.Module, stacks: Sequence[Stack], hidden_size: int) -
         "stacks": {stack.path: stack.length for stack in stacks},
         "vocab_size": getattr(config, "vocab_size", None),
     }
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """`sha256:` of a tokenizer's vocabulary, added tokens included: the JSON of [token, id] pairs, sorted by id."""
+    pairs = sorted(([str(token), int(number)] for token, number in tokenizer.get_vocab().items()), key=_by_id)
+    return "sha256:" + hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()
+
+
+def _by_id(pair: list[Any]) -> tuple[int, str]:
+    return pair[1], pair[0]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from peft_reft.hub_format.bundle import check_name
 from peft_reft.hub_format.errors import ConfigError, MergeError, PositionError
-from peft_reft.hub_format.positions import Special
 from peft_reft.hub_format.schema import SiteGroup
+from peft_reft.hub_format.special_tokens import unbound_tokens
 
 from .config import ReftConfig
 from .identity import base_identity
@@ -44,7 +44,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
     def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict[str, Any]) -> ReftConfig:
         """Resolve the config's layers and components to the sites of this model."""
         groups = peft_config.groups()
-        _refuse_unbound(groups)
+        _refuse_unbound(peft_config, groups)
         sites, stacks = site_table(
             self.model,
             [
@@ -80,7 +80,9 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         finally:
             if not runtime.layers:
                 runtime.remove()
-        runtime.views[adapter_name] = AdapterView(adapter_name, config.groups())
+        runtime.views[adapter_name] = AdapterView(
+            adapter_name, config.groups(), (config.special_tokens or {}).get("ids", {})
+        )
         runtime.has_completion[adapter_name] = _has_completion(self.model, config)
         if config.recorded_tensors is not None:
             runtime.unverified[adapter_name] = config.recorded_tensors
@@ -216,17 +218,16 @@ def _refuse_saved_sites(modules: object, sites: Iterable[str]) -> None:
                 )
 
 
-def _refuse_unbound(groups: Sequence[SiteGroup]) -> None:
-    for group in groups:
-        for term in (*group.positions.terms, *group.positions.exclusions):
-            if isinstance(term, Special):
-                raise PositionError(
-                    f"positions={str(group.positions)!r}: {str(term)!r} is bound to no tokenizer",
-                    code="positions.unbound",
-                    value=str(term),
-                    rule="a special token is edited by its id, which only a tokenizer knows",
-                    fix="this version binds none: use another term, or pass intervention_locations",
-                )
+def _refuse_unbound(config: ReftConfig, groups: Sequence[SiteGroup]) -> None:
+    unbound = unbound_tokens(config.special_tokens, groups)
+    if unbound:
+        raise PositionError(
+            f"positions name tok({unbound[0]}), which is bound to no tokenizer",
+            code="positions.unbound",
+            value=unbound[0],
+            rule="a special token is edited by its id, which only a tokenizer knows",
+            fix="call config.bind_tokenizer(tokenizer) before the model is made",
+        )
 
 
 def _has_completion(model: nn.Module, config: ReftConfig) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "prompt_from_mask",
     "prompt_runs",
     "sequence_starts",
+    "turn_starts",
     "without_filler",
 ]
 
@@ -30,6 +31,7 @@ class Layout:
         start: long `[batch, seq]`, the column where each token's sequence starts (a packed row holds several).
         prompt: bool `[batch, seq]`, the prompt's tokens.
         packed: whether a row may hold several sequences.
+        runs: bool `[batch, seq]`, the prompts of all turns; None where there is one, `prompt`.
         sequences: how many sequences a row can hold at most, where that is known without looking at values.
     """
 
@@ -38,6 +40,30 @@ class Layout:
     prompt: Tensor
     packed: bool = False
     sequences: int | None = 1
+    runs: Tensor | None = None
+
+    def by_turns(self) -> Layout:
+        """The same tokens with every turn as a sequence of its own: a run of prompt, and what follows it."""
+        if self.runs is None:
+            return self
+        start = turn_starts(self.real, self.start, self.runs)
+        return Layout(self.real, start, self.runs, self.packed, None)
+
+
+def turn_starts(real: Tensor, start: Tensor, runs: Tensor) -> Tensor:
+    """The column where each token's turn starts, long `[batch, seq]`: the sequence's start, or that of a later run.
+
+    Args:
+        real: bool `[batch, seq]`.
+        start: the column where each token's sequence starts.
+        runs: bool `[batch, seq]`, the prompts of all turns.
+    """
+    columns = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    latest = torch.where(real, columns, torch.full_like(columns, -1)).cummax(1).values
+    before = torch.nn.functional.pad(latest[:, :-1], (1, 0), value=-1)  # the real token before each column
+    answer = real & ~runs & (count_before(runs, start) > 0)
+    begins = runs & (before >= start) & answer.gather(1, before.clamp_min(0))
+    return torch.maximum(start, torch.where(begins, columns, torch.zeros_like(columns)).cummax(1).values)
 
 
 def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_lens: Tensor | None = None) -> Tensor:

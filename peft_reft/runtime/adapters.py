@@ -27,7 +27,12 @@ class AdapterView:
     @property
     def needs_prompt_end(self) -> bool:
         """Whether the edited tokens depend on where the prompt ends."""
-        return any(group.positions.needs_prompt_end for group in self.groups)
+        return any(group.needs_prompt_end for group in self.groups)
+
+    @property
+    def needs_turns(self) -> bool:
+        """Whether the edited tokens depend on where every turn of a conversation starts and ends."""
+        return any(group.needs_turns for group in self.groups)
 
     @property
     def needs_prompt(self) -> bool:

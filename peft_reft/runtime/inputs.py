@@ -144,6 +144,7 @@ def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) 
     if role == "decoder" and not _is_inner_call(call):
         labels = call.get("labels")
         tokens = _first(call, "decoder_input_ids", "decoder_inputs_embeds")
+        ids = _ids(tokens)  # made from labels they are the labels, shifted: not ours to know
         if tokens is None:
             tokens = labels if labels is not None else call.get("input_ids")
         mask = call.get("decoder_attention_mask")
@@ -151,6 +152,7 @@ def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) 
         labels = call.get("labels")
         tokens = _first(call, "input_ids", "inputs_embeds", "pixel_values", "inputs")
         mask = call.get("attention_mask")
+        ids = _ids(tokens)
         if tokens is None:
             tokens = next((value for value in call.values() if isinstance(value, Tensor) and value.dim() > 1), None)
     view = _view(tokens, mask)
@@ -167,7 +169,7 @@ def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) 
         position_ids=call.get("position_ids") if role == "only" else None,
         cu_seq_lens=_first(call, "cu_seq_lens_q", "cu_seqlens_q"),
         labels=labels,
-        input_ids=_ids(tokens),
+        input_ids=ids,
     )
 
 
@@ -182,8 +184,8 @@ def _view(tokens: Any, mask: Any) -> CallInputs | None:
     return CallInputs(tokens.shape[0], tokens.shape[1], tokens.device, attention_mask=mask)
 
 
-def _ids(tokens: Tensor | None) -> Tensor | None:
-    return tokens if tokens is not None and tokens.dim() == 2 and not tokens.is_floating_point() else None
+def _ids(tokens: Any) -> Tensor | None:
+    return tokens if isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point() else None
 
 
 def _first(call: Mapping[str, Any], *names: str) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
+from peft_reft.hub_format.errors import LocationError, PositionError, PromptBoundaryError
 from peft_reft.hub_format.positions import All
+from peft_reft.hub_format.special_tokens import tokens_of
 from peft_reft.positions import (
     Layout,
     layout_of,
@@ -18,6 +19,7 @@ from peft_reft.positions import (
     prompt_before_labels,
     prompt_from_lengths,
     prompt_from_mask,
+    prompt_runs,
     sequence_starts,
     term_masks,
     term_width,
@@ -91,10 +93,10 @@ def unit_masks(
         for number, group in enumerate(adapter.groups):
             first = adapter.first_unit(number)
             if locations is None:
-                masks = term_masks(
-                    group.positions, layout, input_ids=_padded_ids(call, layout), token_ids=adapter.token_ids
-                )
-                widths = [_width(term_width(term), layout.sequences) for term in group.positions.terms]
+                counted = layout.by_turns() if group.turns == "each" else layout
+                ids = _padded_ids(call, layout, adapter) if tokens_of([group]) else None
+                masks = term_masks(group.positions, counted, input_ids=ids, token_ids=adapter.token_ids)
+                widths = [_width(term_width(term), counted.sequences) for term in group.positions.terms]
                 if group.share_weights:
                     masks, widths = [torch.stack(masks).any(0)], [_total(widths)]
             else:
@@ -128,7 +130,7 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
         marks = _explicit_mask(explicit.prompt_mask, call, situation)
         real = without_filler(real, start, marks) if packed else real
         _check_marks(marks, real)
-        return Layout(real, start, prompt_from_mask(real, start, marks), packed, sequences)
+        return Layout(real, start, prompt_from_mask(real, start, marks), packed, sequences, marks & real)
     if takes_bare and explicit.prompt_lengths is not None:
         lengths = _explicit_lengths(explicit.prompt_lengths, call)
         _check_lengths(lengths, real[:, : situation.prompt_width], start)
@@ -143,7 +145,10 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
         prompt = prompt_before_labels(real, start, labels, shifted=situation.role == "decoder")
     else:
         prompt = real & (columns < call.past) if call.past else real
-    return layout_of(real, start, prompt, packed=packed, supervised=supervised, sequences=sequences)
+    layout = layout_of(real, start, prompt, packed=packed, supervised=supervised, sequences=sequences)
+    if supervised is None or situation.role == "decoder" or situation.prompt_width is not None:
+        return layout
+    return replace(layout, runs=prompt_runs(layout, supervised))
 
 
 def _sequences_per_row(position_ids: Tensor | None, cu_seq_lens: Tensor | None) -> int | None:
@@ -170,10 +175,18 @@ def _check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation
         explicit.prompt_mask is not None
         or explicit.prompt_lengths is not None
         or explicit.locations_for(adapter.name, situation.role, encoder_edited=situation.encoder_edited) is not None
-        or situation.prompt_width is not None
         or situation.role == "encoder"
         or not situation.has_completion
     ):
+        return
+    if adapter.needs_turns and (call.labels is None or situation.prompt_width is not None):
+        raise PromptBoundaryError(
+            f"adapter {adapter.name!r} edits every turn (turns='each'), and nothing says where the turns are",
+            code="positions.turns",
+            rule="without labels a conversation of several turns looks like one prompt",
+            fix="pass prompt_mask [batch, seq]: 1 on what an answer follows, 0 on earlier answers and padding",
+        )
+    if situation.prompt_width is not None:
         return
     if call.labels is not None and call.past == 0:
         _check_label_shape(call, adapter)
@@ -292,9 +305,19 @@ def _check_lengths(lengths: Tensor, real: Tensor, start: Tensor) -> None:
         )
 
 
-def _padded_ids(call: CallInputs, layout: Layout) -> Tensor | None:
+def _padded_ids(call: CallInputs, layout: Layout, adapter: AdapterView) -> Tensor:
+    """Ids of all slots, long `[batch, slots]`, −1 where this forward does not have them.
+
+    Raises:
+        PositionError: the call has no ids, so that a special token cannot be found.
+    """
     if call.input_ids is None:
-        return None
+        raise PositionError(
+            f"adapter {adapter.name!r} edits special tokens, and the call has no token ids",
+            code="positions.no_ids",
+            rule="tok(…) finds a token by its id",
+            fix="pass input_ids (for a decoder: decoder_input_ids), or intervention_locations",
+        )
     future = layout.real.shape[1] - call.past - call.length
     return torch.nn.functional.pad(call.input_ids, (call.past, future), value=-1)
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from parity.golden import COPIED
 from peft import PeftConfig
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from contract.tiny import base_model
 from peft_reft import ReftConfig
@@ -28,6 +30,10 @@ def blocks(page: str) -> list[str]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with what the pages name: a base, and folders of the other libraries."""
     base_model("llama").save_pretrained(tmp_path / "base")
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "word": 2}, unk_token="<pad>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", pad_token="<pad>").save_pretrained(
+        tmp_path / "base"
+    )
     shutil.copytree(COPIED / "models/gpt2", tmp_path / "gpt2_base")
     shutil.copytree(COPIED / "pr_loreft_gpt2_f1/checkpoint", tmp_path / "pyreft_folder")
     shutil.copytree(COPIED / "ad_noreft_gpt2_relu/checkpoint", tmp_path / "adapters_folder")

@@ -64,21 +64,56 @@ def prompt_of(
     return prompt
 
 
-def claims(spec: str, sequence: Columns, prompt: Columns) -> list[Columns]:
-    """For each term of a spec the columns that it claims in one sequence."""
+def turns_of(
+    sequence: Columns,
+    prompt: Columns,
+    *,
+    labels: Sequence[int] | None = None,
+    mask: Sequence[int] | None = None,
+    length: int | None = None,
+) -> list[tuple[Columns, Columns]]:
+    """The turns of one sequence, each as its columns and its prompt: what stands before an answer is a prompt."""
+    if not prompt or length is not None or (mask is None and labels is None):
+        return [(sequence, prompt)]
+    turns: list[tuple[Columns, Columns]] = [([], [])]
+    answered = False
+    for place, column in enumerate(sequence):
+        if mask is not None:
+            asks = mask[column] == 1
+        else:
+            answers_follow = any(labels[later] != -100 for later in sequence[place:])
+            answers_exist = any(labels[other] != -100 for other in sequence)
+            asks = labels[column] == -100 and (answers_follow or not answers_exist)
+        if asks and answered:
+            turns.append(([], []))
+            answered = False
+        turns[-1][0].append(column)
+        if asks:
+            turns[-1][1].append(column)
+        elif turns[-1][1]:
+            answered = True
+    return turns
+
+
+def claims(spec: str, sequence: Columns, prompt: Columns, special: Columns) -> list[Columns]:
+    """For each term of a spec the columns that it claims in one sequence; `special` are those of `tok(…)`."""
     pieces = re.findall(r"(?:^|[+-])[^+\[(-]+(?:\[[^\]]*\]|\([^)]*\))?", spec.replace(" ", ""))
-    taken = [column for piece in pieces if piece[0] == "-" for column in _selected(piece[1:], sequence, prompt)]
+    taken = [
+        column for piece in pieces if piece[0] == "-" for column in _selected(piece[1:], sequence, prompt, special)
+    ]
     result = []
     for piece in pieces:
         if piece[0] == "-":
             continue
-        claimed = [column for column in _selected(piece.lstrip("+"), sequence, prompt) if column not in taken]
+        claimed = [column for column in _selected(piece.lstrip("+"), sequence, prompt, special) if column not in taken]
         taken = taken + claimed
         result.append(claimed)
     return result
 
 
-def _selected(term: str, sequence: Columns, prompt: Columns) -> Columns:
+def _selected(term: str, sequence: Columns, prompt: Columns, special: Columns) -> Columns:
+    if term.startswith("tok"):
+        return [column for column in sequence if column in special]
     after = [column for column in sequence if column > prompt[-1]] if prompt else list(sequence)
     if term == "all":
         return list(sequence)
@@ -111,8 +146,10 @@ def edited_tokens(
     position_ids: Sequence[Sequence[int]] | None = None,
     offsets: Sequence[int] | None = None,
     packed: bool = False,
+    special: Sequence[Sequence[bool]] | None = None,
+    turns: str = "first",
 ) -> list[set[tuple[int, int]]]:
-    """For each term of a spec the tokens (row, column) that it edits in a batch."""
+    """For each term of a spec the tokens (row, column) that it edits in a batch; `special` marks those of `tok(…)`."""
     found: list[set[tuple[int, int]]] = []
     for row, flags in enumerate(real):
         ids = None if position_ids is None else position_ids[row]
@@ -128,8 +165,15 @@ def edited_tokens(
                 width=width,
                 packed=packed,
             )
-            for term, columns in enumerate(claims(spec, sequence, prompt)):
-                while len(found) <= term:
-                    found.append(set())
-                found[term] |= {(row, column) for column in columns}
+            named = [column for column in sequence if special is not None and special[row][column]]
+            parts = [(sequence, prompt)]
+            if turns == "each":
+                told_length = None if lengths is None else lengths[row]
+                told_mask = None if mask is None else mask[row]
+                parts = turns_of(sequence, prompt, labels=row_labels, mask=told_mask, length=told_length)
+            for part, asked in parts:
+                for term, columns in enumerate(claims(spec, part, asked, named)):
+                    while len(found) <= term:
+                        found.append(set())
+                    found[term] |= {(row, column) for column in columns}
     return found

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peft_reft import ReftConfig
+from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.runtime.adapters import AdapterView
 from peft_reft.runtime.inputs import CallInputs, Explicit
 from peft_reft.runtime.resolve import Situation, unit_masks
@@ -80,6 +81,32 @@ CASES = [
     ("all", "ppa|p|p", "000--"),
 ]
 
+TURNS = [
+    # every run before an answer is a prompt of its own
+    ("l1", "ppaappa", "-0---0-"),
+    ("l2", "pppaappaa", "-00--00--"),
+    ("f1+l1", "pppaappp" + "a", "0-1--0-1-"),
+    ("l3", "ppaapa", "00--0-"),
+    ("prompt", "ppapaa", "00-0--"),
+    ("generated", "ppapaa", "--0-00"),
+    ("g[:1]", "ppaapaa", "--0--0-"),
+    ("p[1:]", "pppappa", "-00--0-"),
+    ("f1+g[1:]", "ppaapaa", "0--10-1"),
+    ("all-l1", "ppapa", "0-0-0"),
+    # what follows the last answer is no prompt
+    ("l1", "ppaapppa" + "pp", "-0----0---"),
+    # padding on either side, packed rows
+    ("l1", "..ppapa..", "---0-0---"),
+    ("l1+f1", "pppapp" + "a|ppapa|ppaa", "1-0-10-10-0-10--"),
+    # a sequence that starts with an answer has no prompt, a later run does not give it one
+    ("f1", "aapa", "0---"),
+    # a row without supervised labels is all prompt
+    ("l2", "..pppp", "----00"),
+    # one turn is one turn
+    ("f3+l5", "ppppaa", "0001--"),
+]
+"""With `turns="each"`."""
+
 
 def parse(drawn: str) -> dict[str, Any]:
     """Real flags, labels and position ids of a drawn row."""
@@ -117,9 +144,15 @@ def call_of(row: dict[str, Any], **more: Any) -> CallInputs:
     )
 
 
-def resolved(call: CallInputs, spec: str, situation: Situation, *, share: bool = False) -> list[set[tuple[int, int]]]:
-    """The resolver's answer as sets of (row, column), one per unit."""
-    view = AdapterView("default", ReftConfig(positions=spec, share_weights=share).groups())
+TOKEN, TOKEN_ID = "<s>", 3
+
+
+def resolved(
+    call: CallInputs, spec: str, situation: Situation, *, share: bool = False, turns: str = "first"
+) -> list[set[tuple[int, int]]]:
+    """The resolver's answer as sets of (row, column), one per unit; `tok(<s>)` is the id 3."""
+    groups = ReftConfig(positions=spec, share_weights=share, turns=turns).groups()
+    view = AdapterView("default", groups, {TOKEN: TOKEN_ID})
     masks = unit_masks(call, [view], situation)
     assert list(masks) == [("default", number) for number in range(view.units)]
     for unit in masks.values():
@@ -143,6 +176,37 @@ def test_the_resolver_gives_the_drawn_answer(spec: str, drawn: str, expected: st
     assert drawn_answer(resolved(call_of(row), spec, Situation()), len(expected)) == expected
     tied = resolved(call_of(row), spec, Situation(), share=True)
     assert tied == [{(0, column) for column, mark in enumerate(expected) if mark != "-"}]
+
+
+@pytest.mark.parametrize(("spec", "drawn", "expected"), TURNS)
+def test_every_turn_has_its_own_prompt(spec: str, drawn: str, expected: str) -> None:
+    row = parse(drawn)
+    assert drawn_answer(resolved(call_of(row), spec, Situation(), turns="each"), len(expected)) == expected
+    mask = [[int(mark == "p" and "a" in later) for mark, later in _with_rest(drawn)]]
+    if "aapa" not in drawn and "a" in drawn and "|" not in drawn:
+        said = Situation(explicit=Explicit(prompt_mask=torch.tensor(mask)))
+        plain = call_of({**row, "labels": [[-100] * len(expected)]})
+        assert drawn_answer(resolved(plain, spec, said, turns="each"), len(expected)) == expected
+    if not row["packed"]:
+        row["position_ids"] = None
+    assert drawn_answer(edited_tokens(spec, **row, turns="each"), len(expected)) == expected
+
+
+def _with_rest(drawn: str) -> list[tuple[str, str]]:
+    return [(mark, drawn[place:]) for place, mark in enumerate(drawn)]
+
+
+@pytest.mark.parametrize("spec", ["l1", "f1", "prompt", "generated", "g[1:2]", "p[0:1]", "all-f1"])
+@pytest.mark.parametrize("width", [None, 4])
+def test_turns_that_nothing_tells_are_an_error(spec: str, width: int | None) -> None:
+    """In a prefill and in `generate` a conversation looks like one prompt."""
+    call = CallInputs(1, 4, torch.device("cpu"))
+    with pytest.raises(PromptBoundaryError, match="prompt_mask") as caught:
+        resolved(call, spec, Situation(prompt_width=width), turns="each")
+    assert caught.value.code == "positions.turns"
+    resolved(call, "all", Situation(prompt_width=width), turns="each")  # the same in every turn
+    resolved(call, spec, Situation(has_completion=False), turns="each")  # no turns at all
+    resolved(call, spec, Situation(role="encoder"), turns="each")
 
 
 @pytest.mark.parametrize(("spec", "drawn", "expected"), [case for case in CASES if "|" in case[1]])

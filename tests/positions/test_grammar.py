@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -119,5 +121,9 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 def test_a_changed_character_is_another_spec_or_an_error(spec: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(spec) - 1))
     changed = spec[:place] + data.draw(st.sampled_from("xq;,|&*!_")) + spec[place + 1 :]
+    if "tok(" in spec and "tok(<s>)" not in changed:  # the token's own name may be any other
+        with contextlib.suppress(PositionSyntaxError):
+            assert parse_positions(changed) != parse_positions(spec)
+        return
     with pytest.raises(PositionSyntaxError):
         parse_positions(changed)

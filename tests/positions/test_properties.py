@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
-from peft_reft.hub_format.positions import Last, Prompt, PromptWindow, parse_positions
+from peft_reft.hub_format.positions import All, Last, Prompt, PromptWindow, Special, parse_positions
 from peft_reft.interventions import intervention_class
 from peft_reft.positions import location_masks, plan_rows
 from peft_reft.runtime import Edit, apply_edits
@@ -20,7 +20,7 @@ from peft_reft.runtime.inputs import CallInputs, Explicit
 from peft_reft.runtime.resolve import Situation
 
 from .reference import edited_tokens, prompt_of, split_row
-from .test_cases import resolved
+from .test_cases import TOKEN, TOKEN_ID, resolved
 
 fast = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
@@ -38,7 +38,7 @@ def _window(letter: str, start: int | None, stop: int | None) -> str | None:
 TERM = st.one_of(
     st.builds("f{}".format, COUNT),
     st.builds("l{}".format, COUNT),
-    st.sampled_from(["prompt", "all", "generated"]),
+    st.sampled_from(["prompt", "all", "generated", f"tok({TOKEN})"]),
     st.builds(lambda start, stop: _window("p", start, stop), BOUND, BOUND),
     st.builds(lambda start, stop: _window("g", start, stop), INDEX, INDEX),
 ).filter(bool)
@@ -60,6 +60,8 @@ class Batch:
     position_ids: list[list[int]] | None = None
     offsets: list[int] | None = None
     masked: bool = True
+    turns: str = "first"
+    special: list[list[bool]] | None = None
 
     @property
     def packed(self) -> bool:
@@ -74,6 +76,8 @@ class Batch:
             "position_ids": self.position_ids,
             "offsets": self.offsets,
             "packed": self.packed,
+            "turns": self.turns,
+            "special": self.special,
         }
 
     def call(self) -> CallInputs:
@@ -85,6 +89,7 @@ class Batch:
             position_ids=tensor_of(self.position_ids),
             cu_seq_lens=None if self.offsets is None else torch.tensor(self.offsets, dtype=torch.int32),
             labels=tensor_of(self.labels),
+            input_ids=None if self.special is None else torch.where(torch.tensor(self.special), TOKEN_ID, 9),
         )
 
     def explicit(self) -> Explicit:
@@ -110,6 +115,12 @@ def marks_for(draw: st.DrawFn, tokens: int) -> list[int]:
     return [int(label == -100) for label in draw(labels_for(tokens))]
 
 
+def choose_tokens(draw: st.DrawFn, batch: Batch) -> None:
+    """Say how turns count, and which tokens are special."""
+    batch.turns = draw(st.sampled_from(["first", "each"]))
+    batch.special = [draw(st.lists(st.booleans(), min_size=len(row), max_size=len(row))) for row in batch.real]
+
+
 @st.composite
 def padded_batches(draw: st.DrawFn) -> Batch:
     """Rows padded left, right or on both sides, with or without labels or a stated prompt."""
@@ -131,6 +142,7 @@ def padded_batches(draw: st.DrawFn) -> Batch:
         batch.mask = padded([draw(marks_for(tokens)) for _, tokens in shapes], 0)
     if stated == "lengths":
         batch.lengths = [draw(st.integers(0, tokens)) for _, tokens in shapes]
+    choose_tokens(draw, batch)
     if draw(st.booleans()):
         batch.position_ids = padded([list(range(tokens)) for _, tokens in shapes], draw(st.integers(0, 1)))
     return batch
@@ -153,7 +165,16 @@ def packed_batches(draw: st.DrawFn) -> Batch:
         batch.labels = [[label for tokens in row for label in draw(labels_for(tokens))] for row in rows]
     if draw(st.booleans()):
         batch.mask = [[mark for tokens in row for mark in draw(marks_for(tokens))] for row in rows]
+    choose_tokens(draw, batch)
     return batch
+
+
+def lacks_turns(spec: str, batch: Batch) -> bool:
+    """Whether the spec speaks of turns and nothing says where they are."""
+    parsed = parse_positions(spec)
+    told = batch.labels is not None or batch.mask is not None or batch.lengths is not None
+    speaks = any(not isinstance(term, (All, Special)) for term in (*parsed.terms, *parsed.exclusions))
+    return batch.turns == "each" and speaks and not told
 
 
 def lacks_a_prompt(spec: str, batch: Batch) -> bool:
@@ -174,15 +195,19 @@ def lacks_a_prompt(spec: str, batch: Batch) -> bool:
 
 def check(spec: str, batch: Batch) -> None:
     situation = Situation(explicit=batch.explicit())
-    call = batch.call()
+    call, turns = batch.call(), batch.turns
+    if lacks_turns(spec, batch):
+        with pytest.raises(PromptBoundaryError, match="turns='each'"):
+            resolved(call, spec, situation, turns=turns)
+        return
     if lacks_a_prompt(spec, batch):
         with pytest.raises(PromptBoundaryError, match="need a prompt"):
-            resolved(call, spec, situation)
+            resolved(call, spec, situation, turns=turns)
         return
     terms = len(parse_positions(spec).terms)
     expected = edited_tokens(spec, batch.real, **batch.told()) or [set()] * terms
-    assert resolved(call, spec, situation) == expected
-    assert resolved(call, spec, situation, share=True) == [set().union(*expected)]
+    assert resolved(call, spec, situation, turns=turns) == expected
+    assert resolved(call, spec, situation, share=True, turns=turns) == [set().union(*expected)]
     assert sum(map(len, expected)) == len(set().union(*expected))  # no token belongs to two terms
 
 
@@ -220,8 +245,10 @@ def test_a_forward_of_a_generation_sees_its_window_of_the_whole(spec: str, gener
         prompt_real=flags[:, :width],
         explicit=Explicit(prompt_lengths=tensor_of(lengths)),
     )
-    call = CallInputs(len(real), length, flags.device, past=past, cached=True)
-    whole = edited_tokens(spec, real, width=width, lengths=lengths)
+    special = (flags.cumsum(1) % 3 == 1).tolist()
+    ids = torch.where(torch.tensor(special), TOKEN_ID, 9)[:, past : past + length]
+    call = CallInputs(len(real), length, flags.device, past=past, cached=True, input_ids=ids)
+    whole = edited_tokens(spec, real, width=width, lengths=lengths, special=special)
     expected = [{(row, column - past) for row, column in term if past <= column < past + length} for term in whole]
     assert resolved(call, spec, situation) == expected
 

@@ -37,7 +37,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "layers_to_transform": {"layers_to_transform": [0, -1]},
     "component": {"component": "mlp_output"},
     "positions": {"positions": "f7+l7-p[2:4]"},
-    "turns": {"turns": "first"},
+    "turns": {"turns": "each"},
     "share_weights": {"positions": "f1+l1", "share_weights": False},
     "dropout": {"dropout": 0.25},
     "act_fn": {"intervention": "direft", "act_fn": "gelu"},
@@ -46,6 +46,10 @@ VALUES: dict[str, dict[str, Any]] = {
     "init_weights": {"init_weights": "paper"},
     "interventions": {"interventions": [{"r": 2}, {"intervention": "bias", "layers_to_transform": [1]}]},
     "subspaces": {"subspaces": {"tone": [0, 2], "topic": [2, 4]}},
+    "special_tokens": {
+        "positions": "tok(<s>)+l2",
+        "special_tokens": {"tokenizer": "sha256:" + "5a" * 32, "ids": {"<s>": 1}},
+    },
     "spec_version": {"spec_version": "1.0"},
     "trainable_token_indices": {"trainable_token_indices": [5, 6]},
 }

@@ -1,0 +1,61 @@
+"""Special tokens → ids: what `ReftConfig.bind_tokenizer` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.schema import SiteGroup
+from peft_reft.hub_format.special_tokens import tokens_of
+
+from .identity import tokenizer_fingerprint
+
+__all__ = ["bound_tokens"]
+
+
+def bound_tokens(
+    tokenizer: Any, groups: Iterable[SiteGroup], bound: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """The field `special_tokens` for the tokens that the groups' positions name; None where they name none.
+
+    Args:
+        tokenizer: a `PreTrainedTokenizerBase`.
+        groups: of the config.
+        bound: the field as it is.
+
+    Raises:
+        ConfigError: an ordinary word, an unknown token, or other ids than those that are bound already.
+    """
+    names = tokens_of(groups)
+    if not names:
+        return None
+    known = _whole_tokens(tokenizer)
+    for name in names:
+        if name not in known:
+            shown = ", ".join(sorted(known)[:12]) or "none"
+            raise ConfigError(
+                f"tok({name}) names no special token of {type(tokenizer).__name__}",
+                code="config.special_tokens",
+                value=name,
+                rule="a special or added token is never merged with its neighbours; an ordinary word may be",
+                fix=f"name one of: {shown}",
+            )
+    ids = {name: known[name] for name in names}
+    if bound is not None and dict(bound["ids"]) != ids:
+        raise ConfigError(
+            f"the config is bound to the ids {dict(bound['ids'])}, this tokenizer has {ids}",
+            code="config.special_tokens",
+            value=ids,
+            rule="a trained adapter edits the tokens whose ids it was trained with",
+            fix="use the tokenizer it was trained with; for an adapter yet to be trained set special_tokens to None "
+            "first",
+        )
+    return {"tokenizer": tokenizer_fingerprint(tokenizer), "ids": ids}
+
+
+def _whole_tokens(tokenizer: Any) -> dict[str, int]:
+    """Tokens that a tokenizer keeps whole wherever they stand → ids."""
+    added = {str(token): int(number) for token, number in tokenizer.get_added_vocab().items()}
+    special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return {**added, **{str(token): int(number) for token, number in special}}
