@@ -9,6 +9,7 @@ from .hub import push_to_hub
 from .interventions import Intervention, register_intervention
 from .mixed import MixedReftModel
 from .model import ReftModel, scale_adapter
+from .prompt_cache import prompt_cache
 from .register import REFT
 from .subspaces import set_subspaces
 
@@ -21,6 +22,7 @@ __all__ = [
     "ReftConfig",
     "ReftModel",
     "convert",
+    "prompt_cache",
     "push_to_hub",
     "register_intervention",
     "scale_adapter",

@@ -5,21 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from peft_reft.hub_format.errors import PromptBoundaryError
+from peft_reft.hub_format.positions import Last, PromptWindow
 
+from .adapters import AdapterView
 from .caches import cache_of, check_continued, past_length, unknown_length
 from .inputs import CallInputs, Explicit
 from .masks import real_slots
+from .records import CacheRecord, edit_state, note_record, record_of
+from .resolve import Situation, slot_masks
 
 if TYPE_CHECKING:
     from .frames import UnitKey
     from .hooks import Runtime
-    from .resolve import Situation
 
 __all__ = ["Session", "current_session", "generate_with_positions"]
 
@@ -38,6 +41,7 @@ class Session:
         prefilled: whether the cache holds the whole prompt.
         seen: how many tokens have gone into the cache.
         rotations: of the active adapters; parameters do not change while generating.
+        recording: stack → masks of what was edited, where a prompt cache is made: the prompt goes on after it.
     """
 
     owner: Runtime
@@ -49,6 +53,7 @@ class Session:
     prefilled: bool = False
     seen: int = 0
     rotations: dict[tuple[str, UnitKey], Tensor] | None = field(default=None, repr=False)
+    recording: dict[str, dict[UnitKey, Tensor]] | None = field(default=None, repr=False)
 
     def is_continued_by(self, tokens: Tensor | None) -> bool:
         """Whether an inner `generate` drafts this one's tokens: the model is its own assistant."""
@@ -111,6 +116,7 @@ def generate_with_positions(runtime: Runtime, *args: Any, **kwargs: Any) -> Any:
         session = replace(outer, prefilled=False, seen=0)
     else:
         session = _session(runtime, explicit, tokens, kwargs)
+        _reuse(session, tokens, kwargs)
     _SESSIONS.stack.append(session)
     try:
         return own_generate(model, *args, **kwargs)
@@ -150,10 +156,90 @@ def _session(runtime: Runtime, explicit: Explicit, tokens: Tensor | None, kwargs
         raise unknown_length()
     if cached and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == cached + width:
         width += cached  # only the new tokens were passed
-    if cached and not explicit:
+    record = record_of(cache)
+    if cached and not explicit and (record is None or cached > record.length):
         check_continued(cache, [runtime.views[name] for name in runtime.active()], cached=cached, width=width)
     real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == width else None
     return Session(runtime, batch, width, real, explicit, prompt=tokens)
+
+
+def recorded_prefill(runtime: Runtime, call: dict[str, Any]) -> Any:
+    """Run the head of a longer prompt, and note on the cache in its output what was edited.
+
+    Args:
+        runtime: of the model.
+        call: keywords of its forward: `input_ids` `[batch, seq]`, `attention_mask` or None, …
+    """
+    ids, mask = call["input_ids"], call["attention_mask"]
+    batch, width = ids.shape
+    rest = 1 + max((_reach(runtime.views[name]) for name in runtime.active()), default=0)
+    real = None if mask is None else torch.nn.functional.pad(mask.bool(), (0, rest), value=True)
+    recording: dict[str, dict[UnitKey, Tensor]] = {}
+    session = Session(runtime, batch, width + rest, real, Explicit(), prompt=ids, recording=recording)
+    _SESSIONS.stack.append(session)
+    try:
+        output = runtime.model(**call)
+    finally:
+        _SESSIONS.stack.pop()
+    cache = cache_of(output)
+    if cache is not None:
+        note_record(cache, CacheRecord(ids.clone(), recording, edit_state(runtime)))
+    return output
+
+
+def _reach(view: AdapterView) -> int:
+    """How far from a prompt's end its edits can start."""
+    bounds = [0]
+    for group in view.groups:
+        for term in (*group.positions.terms, *group.positions.exclusions):
+            if isinstance(term, Last):
+                bounds.append(term.count)
+            elif isinstance(term, PromptWindow):
+                bounds += [-bound for bound in (term.start, term.stop) if bound is not None and bound < 0]
+    return max(bounds)
+
+
+def _is_whole(tokens: Tensor | None, width: int | None) -> TypeGuard[Tensor]:
+    """Whether these are the ids of a whole prompt, its cached head included."""
+    return tokens is not None and tokens.dim() == 2 and tokens.shape[1] == width
+
+
+def _reuse(session: Session, tokens: Tensor | None, kwargs: dict[str, Any]) -> None:
+    """Cut a prompt cache where this prompt asks for other edits than it holds, so that the rest is computed again."""
+    cache, runtime = cache_of(kwargs), session.owner
+    record = record_of(cache)
+    past = past_length(cache) or 0
+    if record is None or past > record.length or not _is_whole(tokens, session.width):
+        return
+    record.check_state(runtime)
+    record.check_ids(tokens)
+    kept = min(past, tokens.shape[1] - 1)  # a prefill computes at least one token
+    for path in runtime.stacks:
+        views = [runtime.views[name] for name in runtime.active(path)]
+        call = CallInputs(
+            tokens.shape[0],
+            tokens.shape[1],
+            tokens.device,
+            attention_mask=kwargs.get("attention_mask"),
+            input_ids=tokens,
+        )
+        known = Situation(
+            has_completion=any(runtime.has_completion[view.name] for view in views),
+            explicit=session.explicit,
+            prompt_width=session.width,
+            prompt_real=session.real,
+        )
+        kept = min(kept, record.agreeing(path, slot_masks(call, views, known)))
+    if kept < past and hasattr(cache, "crop"):
+        try:
+            cache.crop(kept - past)
+        except RuntimeError as error:  # a sliding window has let go of what would be needed
+            raise PromptBoundaryError(
+                f"slot {kept} of {past} cached ones holds other edits than this prompt asks for",
+                code="positions.cached",
+                rule="a cache with a sliding window cannot be cut, so the rest cannot be computed again",
+                fix="make the prompt cache shorter than the prompt by as many tokens as its end is edited",
+            ) from error
 
 
 def _decoder_width(runtime: Runtime, kwargs: dict[str, Any]) -> int | None:

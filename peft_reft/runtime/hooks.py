@@ -8,22 +8,25 @@ hook that closes the frame runs even if the forward raises; see `frames` for wha
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.interventions import orthonormal_rows
 from peft_reft.sites import Stack
 
 from .adapters import AdapterView
-from .caches import mark_cache, unknown_length
+from .caches import cache_of, mark_cache, past_length, unknown_length
 from .checkpointing import FrameCarrier
 from .frames import Frame, StackPlan, UnitKey, close_frame, current_frame, open_frame
 from .generation import Session, current_session, generate_with_positions
 from .inputs import Explicit, bind_call, call_inputs
-from .resolve import Situation, unit_masks
+from .records import record_of
+from .resolve import Situation, columns_of, slot_masks
 
 __all__ = ["Runtime", "runtime_of"]
 
@@ -173,8 +176,15 @@ class Runtime:
                 return Frame(self, dict.fromkeys(paths))
             explicit = explicit or session.explicit
         self._verify()
+        record = record_of(cache_of(call))
+        if record is not None and (past_length(cache_of(call)) or 0) <= record.length:
+            record.check_state(self)
         plans = {path: self._plan(self.stacks[path], call, explicit, session) for path in paths}
-        from_end = not explicit and any(self.views[name].needs_prompt_end for name in self.active())
+        from_end = (
+            not explicit
+            and (session is None or session.recording is None)
+            and any(self.views[name].needs_prompt_end for name in self.active())
+        )
         return Frame(self, plans, from_end, None if session is None else session.rotations)
 
     def _plan(
@@ -188,6 +198,11 @@ class Runtime:
         explicit.check_names(self.views, () if stack.role == "only" else ("encoder", "decoder"))
         views = [self.views[name] for name in active]
         generates = any(view.touches_generated for view in views)
+        record = record_of(cache_of(call))
+        fresh = record is not None and inputs.past <= record.length
+        if record is not None and fresh:
+            _check_told(session, explicit)
+            inputs = replace(inputs, past_ids=record.ids_for(inputs.batch)[:, : inputs.past])
         one = inputs.length == 1 and inputs.cu_seq_lens is None
         if session is None and inputs.continues and one and not generates and not explicit:
             return None  # a single token on top of a cache is a generated one
@@ -202,9 +217,14 @@ class Runtime:
         )
         if session is not None and stack.role != "encoder":
             situation = session.situation(inputs, situation)
-            if inputs.past >= (situation.prompt_width or 0) and not generates:
+            if inputs.past >= (situation.prompt_width or 0) and not generates and not fresh:
                 return None
-        return StackPlan(inputs.batch, inputs.length, unit_masks(inputs, views, situation), inputs.past)
+        masks = slot_masks(inputs, views, situation)
+        if record is not None and fresh:
+            record.check(stack.path, masks, inputs.past)
+        if session is not None and session.recording is not None:
+            session.recording[stack.path] = {key: found.mask[:, : inputs.length] for key, found in masks.items()}
+        return StackPlan(inputs.batch, inputs.length, columns_of(masks, inputs), inputs.past)
 
     def _takes_labels(self) -> bool:
         return "labels" in inspect.signature(self.model.forward).parameters
@@ -215,3 +235,14 @@ class Runtime:
             from peft_reft.loading import verify_loaded
 
             verify_loaded(self)
+
+
+def _check_told(session: Session | None, explicit: Explicit) -> None:
+    """Refuse a prompt cache in a forward that cannot tell where its prompt ends."""
+    if session is None and not explicit:
+        raise PromptBoundaryError(
+            "a forward continues a prompt cache, and nothing says where the prompt ends",
+            code="positions.continuation",
+            rule="a prompt cache holds the head of a longer prompt",
+            fix="use generate, or pass prompt_lengths or a prompt_mask over the cached and the new columns",
+        )

@@ -87,6 +87,7 @@ class CallInputs:
         cached: whether a cache was passed, empty or not.
         attention_mask: as passed, 2-D, 4-D, or a dict of 4-D masks.
         position_ids, cu_seq_lens, labels, input_ids: as passed, where passed.
+        past_ids: `[batch, past]`, ids of the cached tokens, where they are known.
         device: of the tokens.
     """
 
@@ -101,6 +102,7 @@ class CallInputs:
     cu_seq_lens: Tensor | None = None
     labels: Tensor | None = None
     input_ids: Tensor | None = None
+    past_ids: Tensor | None = None
 
     @property
     def continues(self) -> bool:

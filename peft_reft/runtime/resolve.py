@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError, PositionError, PromptBoundaryError
 from peft_reft.hub_format.positions import All
+from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import tokens_of
 from peft_reft.positions import (
     Layout,
@@ -31,7 +32,7 @@ from .adapters import AdapterView
 from .inputs import CallInputs, Explicit
 from .masks import real_slots
 
-__all__ = ["Situation", "UnitMask", "call_layout", "unit_masks"]
+__all__ = ["Situation", "UnitMask", "call_layout", "columns_of", "slot_masks", "unit_masks"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,19 @@ def unit_masks(
         PromptBoundaryError: a prompt's end is needed and cannot be told.
         LocationError: explicit positions that do not fit the batch.
     """
+    return columns_of(slot_masks(call, adapters, situation), call)
+
+
+def columns_of(masks: Mapping[tuple[str, int], UnitMask], call: CallInputs) -> dict[tuple[str, int], UnitMask]:
+    """Of masks over all slots, the columns that this forward computes."""
+    own = slice(call.past, call.past + call.length)
+    return {key: UnitMask(of.mask[:, own], of.width, of.start[:, own]) for key, of in masks.items()}
+
+
+def slot_masks(
+    call: CallInputs, adapters: Sequence[AdapterView], situation: Situation
+) -> dict[tuple[str, int], UnitMask]:
+    """(adapter, unit) → the tokens it edits among all slots: cached ones, this forward's, the rest of the prompt."""
     check = not torch.compiler.is_compiling()
     explicit = situation.explicit
     for adapter in adapters:
@@ -93,12 +107,7 @@ def unit_masks(
         for number, group in enumerate(adapter.groups):
             first = adapter.first_unit(number)
             if locations is None:
-                counted = layout.by_turns() if group.turns == "each" else layout
-                ids = _padded_ids(call, layout, adapter) if tokens_of([group]) else None
-                masks = term_masks(group.positions, counted, input_ids=ids, token_ids=adapter.token_ids)
-                widths = [_width(term_width(term), counted.sequences) for term in group.positions.terms]
-                if group.share_weights:
-                    masks, widths = [torch.stack(masks).any(0)], [_total(widths)]
+                masks, widths = _inferred(group, call, layout, adapter)
             else:
                 part = locations[:, first : first + group.units]
                 real = layout.real if situation.prompt_width is None else layout.real[:, : situation.prompt_width]
@@ -108,9 +117,19 @@ def unit_masks(
                 ]
                 widths = [int(part.shape[2])] * group.units
             for unit, (mask, width) in enumerate(zip(masks, widths, strict=True), start=first):
-                columns = slice(call.past, call.past + call.length)
-                found[adapter.name, unit] = UnitMask(mask[:, columns], width, layout.start[:, columns])
+                found[adapter.name, unit] = UnitMask(mask, width, layout.start)
     return found
+
+
+def _inferred(
+    group: SiteGroup, call: CallInputs, layout: Layout, adapter: AdapterView
+) -> tuple[list[Tensor], list[int | None]]:
+    """Masks of a group's units, and their bounds per row, from its positions."""
+    counted = layout.by_turns() if group.turns == "each" else layout
+    ids = _padded_ids(call, layout, adapter) if tokens_of([group]) else None
+    masks = term_masks(group.positions, counted, input_ids=ids, token_ids=adapter.token_ids)
+    widths = [_width(term_width(term), counted.sequences) for term in group.positions.terms]
+    return ([torch.stack(masks).any(0)], [_total(widths)]) if group.share_weights else (masks, widths)
 
 
 def call_layout(call: CallInputs, situation: Situation) -> Layout:
@@ -319,6 +338,8 @@ def _padded_ids(call: CallInputs, layout: Layout, adapter: AdapterView) -> Tenso
             fix="pass input_ids (for a decoder: decoder_input_ids), or intervention_locations",
         )
     future = layout.real.shape[1] - call.past - call.length
+    if call.past_ids is not None:
+        return torch.nn.functional.pad(torch.cat([call.past_ids, call.input_ids], 1), (0, future), value=-1)
     return torch.nn.functional.pad(call.input_ids, (call.past, future), value=-1)
 
 

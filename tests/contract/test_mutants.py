@@ -38,8 +38,8 @@ def swapped_units(patch: pytest.MonkeyPatch) -> None:
 
 
 def patched_masks(patch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
-    original = resolve.unit_masks
-    patch.setattr(hooks, "unit_masks", lambda *args: change(original(*args)))
+    original = resolve.slot_masks
+    patch.setattr(hooks, "slot_masks", lambda *args: change(original(*args)))
 
 
 def padding_ignored(patch: pytest.MonkeyPatch) -> None:

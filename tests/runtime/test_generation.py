@@ -296,7 +296,7 @@ def test_a_pipeline(name: str, batch_size: int) -> None:
 def test_a_decode_step_does_no_work(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An adapter of the prompt resolves no positions and calls no unit once the cache holds the prompt."""
     model, log = model_for(name, "f2+l2"), []
-    spy_on(monkeypatch, peft_reft.runtime.hooks, "unit_masks", log)
+    spy_on(monkeypatch, peft_reft.runtime.hooks, "slot_masks", log)
     spy_on(monkeypatch, peft_reft.runtime.hooks, "call_inputs", log)
     spy_on(monkeypatch, peft_reft.layer, "apply_edits", log)
     spy_on(monkeypatch, peft_reft.runtime.hooks, "orthonormal_rows", log)
@@ -305,7 +305,7 @@ def test_a_decode_step_does_no_work(name: str, way: str, monkeypatch: pytest.Mon
         WAYS[way](model)
     finally:
         handle.remove()
-    forwards = "".join({"forward": "|", "apply_edits": "e", "unit_masks": "m"}.get(entry, "r") for entry in log).split(
+    forwards = "".join({"forward": "|", "apply_edits": "e", "slot_masks": "m"}.get(entry, "r") for entry in log).split(
         "|"
     )
     prefills = [entry for entry in forwards if entry]
