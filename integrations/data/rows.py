@@ -159,6 +159,7 @@ def read_row(
 
 def _vector(columns: Mapping[str, Any], name: str, width: int | None = None) -> Tensor:
     values = torch.as_tensor(columns[name])
+    values = values if values.numel() else values.long()
     if values.dim() != 1 or values.is_floating_point() or (width is not None and len(values) != width):
         raise LocationError(
             f"{name} has shape {list(values.shape)} and dtype {values.dtype}",
