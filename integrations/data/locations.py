@@ -7,10 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 from peft_reft import ReftConfig
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, PositionError
 from peft_reft.hub_format.schema import SiteGroup
+from peft_reft.hub_format.special_tokens import unbound_tokens
 from peft_reft.model import COMPLETION_TASKS
 from peft_reft.runtime.adapters import AdapterView
+from peft_reft.special_tokens import special_ids
 
 from .rows import WholeRow, is_batch, read_row, rows_of
 
@@ -103,6 +105,8 @@ def is_encoder_decoder(config: ReftConfig) -> bool:
 
 
 def _task(config: ReftConfig) -> str | None:
+    if not isinstance(config, ReftConfig):
+        raise ConfigError(f"config is a {type(config).__name__}", rule="it is a ReftConfig")
     task = config.task_type
     return None if task is None else str(getattr(task, "value", task))
 
@@ -118,9 +122,18 @@ def view_of(config: ReftConfig, tokenizer: Any = None, *, groups: tuple[SiteGrou
     Raises:
         PositionError: `tok(…)`, and neither the config nor a tokenizer says its id.
     """
-    if not isinstance(config, ReftConfig):
-        raise ConfigError(f"config is a {type(config).__name__}", rule="it is a ReftConfig")
-    return AdapterView("default", config.groups() if groups is None else groups)
+    groups = config.groups() if groups is None else groups
+    if tokenizer is not None:
+        return AdapterView("default", groups, special_ids(tokenizer, groups, config.special_tokens))
+    if unbound := unbound_tokens(config.special_tokens, groups):
+        raise PositionError(
+            f"positions name tok({unbound[0]}), which is bound to no tokenizer",
+            code="positions.unbound",
+            value=unbound[0],
+            rule="a special token is edited by its id, which only a tokenizer knows",
+            fix="pass tokenizer, or a config after config.bind_tokenizer(tokenizer)",
+        )
+    return AdapterView("default", groups, (config.special_tokens or {}).get("ids", {}))
 
 
 @lru_cache(maxsize=64)

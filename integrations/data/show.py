@@ -74,7 +74,7 @@ def show_positions(
         terms=_names(groups, stated=stated is not None),
         tokens=tuple(_text(tokenizer, number) for number in real),
         edited=tuple(map(tuple, edited)),
-        prompts=_prompts(row) if row.knows_prompt else None,
+        prompts=_prompts(row, config) if row.knows_prompt else None,
         padding=(row.first, row.call.length - row.first - row.length),
         note=_note(config),
     )
@@ -112,8 +112,13 @@ def _note(config: ReftConfig) -> str:
     return "positions " + " and ".join(counts) + stack
 
 
-def _prompts(row: Row) -> tuple[tuple[int, int], ...]:
-    prompt = row.layout().prompt[0, row.first : row.first + row.length].tolist()
+def _prompts(row: Row, config: ReftConfig) -> tuple[tuple[int, int], ...]:
+    """Start and stop of the prompt; with turns="each" of every turn's."""
+    layout = row.layout()
+    each = layout.runs is not None and any(group.turns == "each" for group in config.groups())
+    prompt = (layout.runs if layout.runs is not None and each else layout.prompt)[
+        0, row.first : row.first + row.length
+    ].tolist()
     fenced = [False, *prompt, False]
     edges = [number for number in range(len(prompt) + 1) if fenced[number] != fenced[number + 1]]
     return tuple(zip(edges[::2], edges[1::2], strict=True))

@@ -20,7 +20,7 @@ from transformers import DataCollatorForSeq2Seq
 from contract.recording import edited_by
 from contract.tiny import reft_model
 from peft_reft import ReftConfig
-from peft_reft.hub_format.errors import ConfigError, LocationError, PromptBoundaryError
+from peft_reft.hub_format.errors import ConfigError, LocationError, PositionError, PromptBoundaryError
 from peft_reft.integrations import ReftDataCollator, add_intervention_locations
 
 from .test_collator import COLLATORS
@@ -233,12 +233,11 @@ def test_columns_may_be_arrays(form: Callable[[Any], Any]) -> None:
     assert located({name: values[None] for name, values in example.items()}, "l2") == [[[2, 3]]]
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("processes", [None, 2])
-@pytest.mark.parametrize("form", [None, "torch"])
+@pytest.mark.parametrize(
+    ("batched", "processes", "form"),
+    [(False, 2, None), (True, 2, None), (False, None, "torch"), (True, None, "torch"), (True, None, "numpy")],
+)
 def test_datasets_map(batched: bool, processes: int | None, form: str | None) -> None:
-    if form is not None and processes is not None:
-        pytest.skip("the form does not matter to processes")
     rows = [row(prompt, 2, left=left) for prompt, left in [(1, 5), (4, 2), (6, 0)]]
     work = partial(add_intervention_locations, positions="f2+l2", share_weights=False)
     made = Dataset.from_list(rows).with_format(form).map(work, batched=batched, num_proc=processes).with_format(None)
@@ -261,36 +260,54 @@ def test_nothing_of_the_example_changes() -> None:
 
 
 SPECS = ["f2", "l1", "f3+l5", "l2+f2", "prompt", "p[1:-1]", "generated", "g[0:2]", "all", "all-f1", "f1+generated"]
+SPECS += ["tok(<|user|>)", "all-tok(<|user|>)", "f1+tok(<|user|>)+l2"]
 
 
 @cache
-def model_for(spec: str, share_weights: bool) -> PeftModel:
-    return reft_model("llama", positions=spec, share_weights=share_weights, intervention="direft").train()
+def model_for(config: Callable[[], ReftConfig]) -> PeftModel:
+    made = config()
+    fields = {name: getattr(made, name) for name in ("positions", "share_weights", "turns", "special_tokens")}
+    return reft_model("llama", **fields, intervention="direft").train()
 
 
-ROWS = st.lists(
-    st.builds(
-        lambda prompt, answer, left, right: row(prompt, answer, left=left, right=right),
-        st.integers(0, 6),
-        st.integers(1, 4),
-        st.integers(0, 2),
-        st.integers(0, 2),
-    ),
-    min_size=1,
-    max_size=3,
+@cache
+def config_for(spec: str, share_weights: bool, turns: str) -> Callable[[], ReftConfig]:
+    return lambda: ReftConfig(positions=spec, share_weights=share_weights, turns=turns).bind_tokenizer(tokenizer())
+
+
+def marked_row(pattern: str, left: int, right: int) -> dict[str, list[int]]:
+    """`p` is a token of a prompt, `u` a special one, `a` one of an answer; padded on both sides."""
+    user = tokenizer().convert_tokens_to_ids("<|user|>")
+    ids = [user if mark == "u" else 10 + number for number, mark in enumerate(pattern)]
+    labels = [number if mark == "a" else -100 for number, mark in zip(ids, pattern, strict=True)]
+    return {
+        "input_ids": [0] * left + ids + [0] * right,
+        "attention_mask": [0] * left + [1] * len(ids) + [0] * right,
+        "labels": [-100] * left + labels + [-100] * right,
+    }
+
+
+ONE_ANSWER = st.builds("{}{}".format, st.text("pu", max_size=6), st.text("a", min_size=1, max_size=3))
+PATTERN = st.one_of(ONE_ANSWER, st.lists(ONE_ANSWER, min_size=2, max_size=3).map("".join))
+ROWS = st.lists(st.builds(marked_row, PATTERN, st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=3)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    rows=ROWS,
+    spec=st.sampled_from(SPECS),
+    share_weights=st.booleans(),
+    turns=st.sampled_from(["first", "each"]),
+    padding=st.sampled_from(["left", "right"]),
 )
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(rows=ROWS, spec=st.sampled_from(SPECS), share_weights=st.booleans(), padding=st.sampled_from(["left", "right"]))
 def test_a_model_edits_with_them_what_it_edits_by_labels(
-    rows: list[dict[str, list[int]]], spec: str, share_weights: bool, padding: str
+    rows: list[dict[str, list[int]]], spec: str, share_weights: bool, turns: str, padding: str
 ) -> None:
-    model = model_for(spec, share_weights)
-    collate = COLLATORS[padding]()
+    config = config_for(spec, share_weights, turns)
+    model, collate = model_for(config), COLLATORS[padding]()
     by_labels = collate([dict(example) for example in rows])
     try:
-        added = [{**e, **add_intervention_locations(e, spec, share_weights=share_weights)} for e in rows]
+        added = [{**example, **add_intervention_locations(example, config=config())} for example in rows]
     except PromptBoundaryError:
         with pytest.raises(PromptBoundaryError):
             model(**by_labels)
@@ -300,3 +317,24 @@ def test_a_model_edits_with_them_what_it_edits_by_labels(
     expected = edited_by(model, "llama", 0, lambda: model(**by_labels))
     assert edited_by(model, "llama", 0, lambda: model(**batch)) == expected
     assert torch.equal(model(**batch).logits, model(**by_labels).logits)  # and each by its own term
+
+
+def test_special_tokens_by_a_tokenizer_or_a_bound_config() -> None:
+    example = marked_row("uppuaa", 1, 0)
+    assert located(example, "tok(<|user|>)", tokenizer=tokenizer()) == [[0, 3]]
+    config = ReftConfig(positions="l2-tok(<|user|>)")
+    assert located(example, config=config, tokenizer=tokenizer()) == [[2]]
+    assert config.special_tokens is None
+    with pytest.raises(PositionError, match="bound to no tokenizer"):
+        located(example, config=config)
+    assert located(example, config=config.bind_tokenizer(tokenizer())) == [[2]]
+    with pytest.raises(ConfigError, match="names no special token"):
+        located(example, "tok(apple)", tokenizer=tokenizer())
+
+
+def test_each_turn_has_its_prompt() -> None:
+    example = marked_row("ppapppaa", 2, 1)
+    assert located(example, "f1+l1", turns="each", share_weights=False) == [[0, 3], [1, 5]]
+    assert located(example, "f1+l1", turns="first", share_weights=False) == [[0], [1]]
+    with pytest.raises(PromptBoundaryError):
+        located({"input_ids": example["input_ids"]}, "f1", turns="each")
