@@ -14,7 +14,8 @@ from peft_reft.model import COMPLETION_TASKS
 from peft_reft.runtime.adapters import AdapterView
 from peft_reft.special_tokens import special_ids
 
-from .rows import WholeRow, is_batch, read_row, rows_of
+from .example_columns import WholeRow, is_batch, rows_of
+from .rows import read_row
 
 __all__ = ["add_intervention_locations", "has_no_answer", "is_encoder_decoder", "rectangle", "view_of"]
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 
 from peft_reft.hub_format.errors import ConfigError, LocationError
 
+from .example_columns import WholeRow, is_batch, rows_of
 from .locations import rectangle
-from .rows import Row, WholeRow, is_batch, read_row, rows_of
+from .rows import Row, read_row
 
 __all__ = ["Dummy", "Order", "convert_intervention_locations"]
 

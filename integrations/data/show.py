@@ -12,10 +12,11 @@ from peft_reft.hub_format.errors import LocationError
 from peft_reft.hub_format.schema import SiteGroup
 
 from .columns import Slots, merge_locations
+from .example_columns import WholeRow, is_batch, rows_of
 from .examples import tokenised
 from .locations import has_no_answer, is_encoder_decoder, view_of
 from .picture import PositionPicture
-from .rows import Row, WholeRow, is_batch, read_row, rows_of
+from .rows import Row, read_row
 
 __all__ = ["show_positions"]
 
