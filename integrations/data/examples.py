@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.runtime.inputs import EXPLICIT
 
 __all__ = ["tokenised"]
 
@@ -30,6 +31,14 @@ def tokenised(tokenizer: Any, example: Any) -> tuple[dict[str, Any], bool]:
         raise _form(type(example).__name__)
     if example.get("input_ids") is not None:
         return dict(example), False
+    if counted := [name for name in (*EXPLICIT, "labels") if example.get(name) is not None]:
+        raise ConfigError(
+            f"the example has {counted[0]} and no input_ids",
+            code="example.form",
+            value=counted[0],
+            rule="positions count tokens, so they stand beside the tokens that they count",
+            fix="pass the example after it is tokenised",
+        )
     if example.get("prompt") is not None:
         return _prompt_completion(tokenizer, example)
     if example.get("messages") is not None:

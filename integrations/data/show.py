@@ -51,15 +51,10 @@ def show_positions(
     columns, only_prompt = tokenised(tokenizer, example)
     if is_batch(columns):
         raise LocationError("the example is a batch", rule="one example is shown", fix="pass one row")
-    said = (
-        any(columns.get(name) is not None for name in ("prompt_mask", "prompt_lengths")) or prompt_length is not None
-    )
-    if only_prompt and not said:
+    if only_prompt and prompt is None and prompt_length is None:
         prompt = "all"
-    (read,) = rows_of(columns)
-    row = read_row(
-        read, prompt=prompt, prompt_length=prompt_length, no_answer=has_no_answer(config) or is_encoder_decoder(config)
-    )
+    no_answer = has_no_answer(config) or is_encoder_decoder(config)
+    row = read_row(rows_of(columns)[0], prompt=prompt, prompt_length=prompt_length, no_answer=no_answer)
     stated = columns.get("intervention_locations")
     groups = config.groups()
     if stated is None:  # each term by itself, also where they share an intervention

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from contract.recording import edited_by
 from contract.tiny import reft_model
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import ConfigError, LocationError, PositionError, PromptBoundaryError
-from peft_reft.integrations import ReftDataCollator, add_intervention_locations
+from peft_reft.integrations import ReftDataCollator, ReftSFTTrainer, add_intervention_locations
 
 from .test_collator import COLLATORS
-from .tiny_sft import tokenizer
+from .tiny_sft import losses, reft, tokenizer, trainer_for
 
 Locations = list[list[int]]
 
@@ -247,6 +248,15 @@ def test_datasets_map(batched: bool, processes: int | None, form: str | None) ->
     assert batch["intervention_locations"].tolist() == [[[5, -1], [-1, -1]], [[2, 3], [4, 5]], [[0, 1], [4, 5]]]
 
 
+def test_a_trainer_learns_the_same_from_them_as_from_labels(tmp_path: Path) -> None:
+    """And something else from other positions, so it does read the column."""
+    made = trainer_for(tmp_path).train_dataset
+    by_labels = losses(trainer_for(tmp_path, made, config=reft()))
+    same, other = (made.map(partial(add_intervention_locations, positions=spec)) for spec in ("f2+l2", "f1"))
+    assert losses(trainer_for(tmp_path, same, kind=ReftSFTTrainer, config=reft())) == by_labels
+    assert losses(trainer_for(tmp_path, other, kind=ReftSFTTrainer, config=reft())) != by_labels
+
+
 def test_it_can_be_pickled() -> None:
     work = partial(add_intervention_locations, config=ReftConfig(positions="l1"), prompt="all")
     assert pickle.loads(pickle.dumps(work))({"input_ids": [5, 6]}) == {"intervention_locations": [[1]]}
@@ -338,3 +348,4 @@ def test_each_turn_has_its_prompt() -> None:
     assert located(example, "f1+l1", turns="first", share_weights=False) == [[0], [1]]
     with pytest.raises(PromptBoundaryError):
         located({"input_ids": example["input_ids"]}, "f1", turns="each")
+    assert located({"input_ids": [5, 6, 7]}, "f1+l1", turns="each", prompt="all") == [[0, 2]]

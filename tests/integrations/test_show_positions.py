@@ -114,7 +114,9 @@ def test_prompts_without_an_answer_are_prompts() -> None:
         picture = shown(example, "l1")
         assert picture.prompts == ((0, len(picture.tokens)),)
         assert picture.edited == ((len(picture.tokens) - 1,),)
-    assert shown({"prompt": CHAT[:1]}, "l1").tokens[-1] == "<|assistant|>"
+    for example in ({"prompt": CHAT[:1]}, {"messages": CHAT[:1]}):
+        assert shown(example, "l1").tokens[-1] == "<|assistant|>"
+    assert shown({"prompt": "what is red ?"}, "l1", prompt_length=2).edited == ((1,),)
     assert shown(PAIRS[0]["prompt"], "l1", prompt="all").edited == ((5,),)
 
 
@@ -188,6 +190,8 @@ def test_classification_and_encoders_are_all_prompt() -> None:
         ({}, ConfigError),
         ({"question": "what"}, ConfigError),
         ({"prompt": "what", "completion": CHAT[1:2]}, ConfigError),
+        ({"prompt": "what", "prompt_lengths": 1}, ConfigError),
+        ({"text": "what", "intervention_locations": [[0]]}, ConfigError),
         ({"input_ids": [[7, 8]]}, LocationError),
         ({"input_ids": []}, LocationError),
         ("", LocationError),
@@ -196,6 +200,15 @@ def test_classification_and_encoders_are_all_prompt() -> None:
 def test_other_examples_are_refused(example: Any, error: type[ReftError]) -> None:
     with pytest.raises(error, match="Rule"):
         shown(example, "f1")
+
+
+def test_choices_are_checked() -> None:
+    with pytest.raises(ConfigError, match="prompt='most'"):
+        shown({"prompt": "what"}, prompt="most")
+    with pytest.raises(LocationError, match="one of them"):
+        shown("what is", prompt="all", prompt_length=1)
+    with pytest.raises(LocationError, match="prompt_lengths"):
+        shown("what is", prompt_length=3)
 
 
 def test_a_config_is_needed() -> None:
@@ -220,9 +233,12 @@ HOSTILE = [
 ]
 
 
+IMAGE = """<img src="x" onerror='alert'>"""
+
+
 def hostile_tokenizer() -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.WordLevel({token: number for number, token in enumerate([*HOSTILE, "<unk>"])}, "<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", extra_special_tokens=[HOSTILE[1][:7]])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", extra_special_tokens=[IMAGE])
 
 
 class _Reader(HTMLParser):
@@ -250,12 +266,13 @@ def test_hostile_tokens_stay_text_in_html() -> None:
 
 
 def test_a_hostile_term_stays_text_in_html() -> None:
-    config = ReftConfig(positions="tok(</span>)-f1")
+    picture = show_positions(hostile_tokenizer(), {"input_ids": [4]}, ReftConfig(positions=f"tok({IMAGE})"))
     reader = _Reader()
-    picture = show_positions(hostile_tokenizer(), {"input_ids": [4]}, config)
     reader.feed(picture._repr_html_())
-    assert "tok(</span>)-f1" in reader.text
+    assert reader.text.count(f"tok({IMAGE})") == 2  # in the title and in the legend
     assert {tag for tag, _ in reader.tags} == {"div", "span", "sup", "ul", "li"}
+    assert {name for _, attributes in reader.tags for name in attributes} == {"style", "title"}
+    assert f"tok({IMAGE})" in {attributes.get("title") for _, attributes in reader.tags}
 
 
 def test_hostile_tokens_neither_steer_a_terminal_nor_look_like_marks() -> None:
