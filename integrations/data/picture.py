@@ -88,7 +88,7 @@ class PositionPicture:
 
     def _boundary(self) -> str:
         if self.prompts is None:
-            return f"{END} nothing says where the prompt ends; these positions do not depend on it"
+            return f"{END} is not shown: nothing says where the prompt ends"
         runs = ", ".join(f"{start}-{stop - 1}" for start, stop in self.prompts)
         return f"{END} end of the prompt, tokens {runs}" if runs else f"{END} there is no prompt"
 
