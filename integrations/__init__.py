@@ -6,12 +6,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data import ReftDataCollator
+    from .data import (
+        ReftDataCollator,
+        add_intervention_locations,
+        convert_intervention_locations,
+        show_positions,
+    )
     from .trl import ReftSFTTrainer
 
-__all__ = ["ReftDataCollator", "ReftSFTTrainer"]
+__all__ = [
+    "ReftDataCollator",
+    "ReftSFTTrainer",
+    "add_intervention_locations",
+    "convert_intervention_locations",
+    "show_positions",
+]
 
-_MODULES = {"ReftDataCollator": "data", "ReftSFTTrainer": "trl"}
+_MODULES = {
+    "ReftDataCollator": "data",
+    "ReftSFTTrainer": "trl",
+    "add_intervention_locations": "data",
+    "convert_intervention_locations": "data",
+    "show_positions": "data",
+}
 
 
 def __getattr__(name: str) -> Any:
