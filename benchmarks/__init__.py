@@ -1,0 +1,1 @@
+"""Commands that measure speed, memory and quality, and print tables."""
