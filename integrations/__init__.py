@@ -12,21 +12,26 @@ if TYPE_CHECKING:
         convert_intervention_locations,
         show_positions,
     )
+    from .evals import GenerationMetric, evaluate_generations
     from .trl import ReftSFTTrainer
 
 __all__ = [
+    "GenerationMetric",
     "ReftDataCollator",
     "ReftSFTTrainer",
     "add_intervention_locations",
     "convert_intervention_locations",
+    "evaluate_generations",
     "show_positions",
 ]
 
 _MODULES = {
+    "GenerationMetric": "evals",
     "ReftDataCollator": "data",
     "ReftSFTTrainer": "trl",
     "add_intervention_locations": "data",
     "convert_intervention_locations": "data",
+    "evaluate_generations": "evals",
     "show_positions": "data",
 }
 

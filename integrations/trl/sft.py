@@ -10,6 +10,7 @@ from typing import Any
 from trl import SFTTrainer
 
 from peft_reft.integrations.data import ReftDataCollator
+from peft_reft.integrations.evals import GenerationMetric
 from peft_reft.runtime.inputs import EXPLICIT
 
 from .cuts import active_specs, has_reft, refuse_cut_rows, refuse_lost_columns
@@ -33,6 +34,8 @@ class ReftSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
     - The columns `prompt_mask`, `prompt_lengths` and `intervention_locations` of a tokenised data set reach the
       collator; packing, which would drop them, and `truncation_mode="keep_end"`, which would move them, are refused.
 
+    - A `GenerationMetric` among the callbacks is computed before the evaluation is logged, so reporters get it too.
+
     Of a model without ReFT adapters it is a plain `SFTTrainer`.
 
     Raises:
@@ -50,6 +53,21 @@ class ReftSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         refuse_cut_rows(self.args, active_specs(self.model, None))  # of a model that was given by name
         if has_reft(self.model) and not isinstance(self.data_collator, ReftDataCollator):
             self.data_collator = ReftDataCollator(self.data_collator)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The trainer's own, and the metrics of generated answers in what it returns."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, GenerationMetric):
+                callback.measure(output.metrics, metric_key_prefix, self.model, dataloader, self.processing_class)
+        return output
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any, **named: Any
