@@ -104,7 +104,7 @@ def question_of_row(row: Mapping[str, Any], tokenizer: Any) -> Question | None:
         raise ConfigError(
             f"a row has {', '.join(f'{name} ({type(value).__name__})' for name, value in row.items())}",
             code="evals.rows",
-            rule="rows have 'prompt' and 'completion' (text, or messages with one answer), or 'input_ids' and 'labels'",
+            rule="rows have 'prompt' and 'completion' (text, or messages with one answer) or 'input_ids' and 'labels'",
         )
     return Question(torch.as_tensor(ids, dtype=torch.long), completion)
 

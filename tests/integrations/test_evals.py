@@ -1,4 +1,4 @@
-"""Metrics of generated answers: what is asked, what is answered, who sees the number, and that nothing is disturbed."""
+"""Metrics of generated answers: what is asked, what is answered, who sees the number; and nothing is disturbed."""
 
 from __future__ import annotations
 
