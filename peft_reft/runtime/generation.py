@@ -149,7 +149,8 @@ def _given_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | 
 def _session(runtime: Runtime, explicit: Explicit, tokens: Tensor | None, kwargs: dict[str, Any]) -> Session:
     batch, width = (1, 1) if tokens is None else tokens.shape[:2]
     if getattr(getattr(runtime.model, "config", None), "is_encoder_decoder", False):
-        return Session(runtime, batch, _decoder_width(runtime, kwargs), None, explicit)
+        width = _decoder_width(runtime, kwargs)
+        return Session(runtime, batch, width, None, _own_columns(explicit, width, kwargs.get("labels")))
     mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     cached = past_length(cache)
     if cached is None:
@@ -250,6 +251,14 @@ def _decoder_width(runtime: Runtime, kwargs: dict[str, Any]) -> int | None:
     start = getattr(runtime.model.generation_config, "decoder_start_token_id", None)
     begins = start is None or bool((given[:, 0] == start).all())
     return given.shape[1] + (0 if begins else 1)
+
+
+def _own_columns(explicit: Explicit, width: int | None, labels: Any) -> Explicit:
+    """What is stated of a decoder's prompt. Beside labels (a trainer's batch) a mask has their columns: cut it."""
+    mask = explicit.prompt_mask
+    if width is None or not isinstance(mask, Tensor) or not isinstance(labels, Tensor) or mask.shape != labels.shape:
+        return explicit
+    return replace(explicit, prompt_mask=mask[:, :width])
 
 
 def _repeat(tensor: Tensor, repeats: int) -> Tensor:
