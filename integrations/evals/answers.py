@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.runtime.hooks import runtime_of
 
 from .questions import Question
 
@@ -55,10 +56,11 @@ def answers_to(
         raise ConfigError(
             "the tokenizer has neither pad_token nor eos_token", rule="a batch of prompts is padded", fix="set one"
         )
+    needs_mask = _edits_every_turn(model)
     predictions: list[str] = []
     for start in range(0, len(questions), batch_size):
         chosen = questions[start : start + batch_size]
-        inputs = _left_padded(chosen, pad, _device(model))
+        inputs = _left_padded(chosen, pad, _device(model), needs_mask=needs_mask)
         out = model.generate(**inputs, **{"pad_token_id": pad, **generation})  # type: ignore[operator]
         if out.shape[0] != len(chosen):
             raise ConfigError(
@@ -75,8 +77,10 @@ def answers_to(
     return predictions, [reference.strip() for reference in references]
 
 
-def _left_padded(questions: Sequence[Question], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` and, where stated, `prompt_mask`, long `[batch, width]`."""
+def _left_padded(
+    questions: Sequence[Question], pad: int, device: torch.device, *, needs_mask: bool
+) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and, where stated or needed, `prompt_mask`, long `[batch, width]`."""
     width = max(len(question.ids) for question in questions)
 
     def stack(rows: Sequence[Tensor], value: int) -> Tensor:
@@ -85,10 +89,16 @@ def _left_padded(questions: Sequence[Question], pad: int, device: torch.device) 
 
     ids = [question.ids for question in questions]
     batch = {"input_ids": stack(ids, pad), "attention_mask": stack([torch.ones_like(row) for row in ids], 0)}
-    marks = [question.marks for question in questions if question.marks is not None]
-    if len(marks) == len(questions):  # one batch states all of its prompts, or none
+    if needs_mask or any(question.marks is not None for question in questions):
+        marks = [torch.ones_like(entry.ids) if entry.marks is None else entry.marks for entry in questions]
         batch["prompt_mask"] = stack(marks, 0)
     return batch
+
+
+def _edits_every_turn(model: nn.Module) -> bool:
+    """Whether an active adapter counts turn by turn: `generate` then has to be told that a question is one turn."""
+    runtimes = [runtime for runtime in map(runtime_of, model.modules()) if runtime is not None]
+    return any(runtime.views[name].needs_turns for runtime in runtimes for name in runtime.active())
 
 
 def _texts(tokenizer: Any, ids: Any) -> list[str]:

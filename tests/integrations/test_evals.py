@@ -52,12 +52,14 @@ class Notes:
 
 
 @torch.no_grad()
-def stepwise(model: nn.Module, prompts: list[list[int]] | None = None, **said: Any) -> dict[str, str]:
+def stepwise(
+    model: nn.Module, prompts: list[list[int]] | None = None, references: list[str] = REFERENCES, **said: Any
+) -> dict[str, str]:
     """Reference → greedy answer, one prompt and one token at a time, without a cache, its length said by hand."""
     model.eval()
     made, found = tokenizer(), {}
     prompts = [ids[:length] for ids, length in encoded()] if prompts is None else prompts
-    for reference, prompt in zip(REFERENCES, prompts, strict=True):
+    for reference, prompt in zip(references, prompts, strict=True):
         ids = list(prompt)
         explicit = said if said or not hasattr(model, "peft_config") else {"prompt_lengths": torch.tensor([len(ids)])}
         for _ in range(STEPS):
@@ -101,12 +103,19 @@ def test_conversations_are_asked_by_their_template(tmp_path: Path) -> None:
 
 
 def test_of_several_turns_the_first_is_asked(tmp_path: Path) -> None:
+    """Also by an adapter that edits every turn: a question is one turn."""
     turns = ["what is red ?", "apple", "and green ?", "leaf and grass"]
     roles = ["user", "assistant"] * 2
     data = Dataset.from_list([{"messages": [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]}])
-    notes = Notes()
-    trainer_for(tmp_path, data, assistant_only_loss=True, given=with_metric(notes, eval_dataset=data)).evaluate()
-    assert list(notes.calls[0]) == ["apple"]
+    for counted in ("first", "each"):
+        notes = Notes()
+        given = with_metric(notes, eval_dataset=data)
+        trainer = trainer_for(tmp_path, data, config=reft(turns=counted), assistant_only_loss=True, given=given)
+        trainer.evaluate()
+        words = "<|user|> what is red ? <|end|> <|assistant|>".split()
+        prompt = tokenizer().convert_tokens_to_ids(words)
+        where = torch.tensor([[[0, 1, len(prompt) - 2, len(prompt) - 1]]])
+        assert notes.calls == [stepwise(trainer.model, [prompt], ["apple"], intervention_locations=where)]
 
 
 def test_the_best_model_is_chosen_by_a_generated_metric(tmp_path: Path) -> None:
