@@ -112,7 +112,7 @@ def test_of_several_turns_the_first_is_asked(tmp_path: Path) -> None:
         given = with_metric(notes, eval_dataset=data)
         trainer = trainer_for(tmp_path, data, config=reft(turns=counted), assistant_only_loss=True, given=given)
         trainer.evaluate()
-        words = "<|user|> what is red ? <|end|> <|assistant|>".split()
+        words = ["<|user|>", "what", "is", "red", "?", "<|end|>", "<|assistant|>"]
         prompt = tokenizer().convert_tokens_to_ids(words)
         where = torch.tensor([[[0, 1, len(prompt) - 2, len(prompt) - 1]]])
         assert notes.calls == [stepwise(trainer.model, [prompt], ["apple"], intervention_locations=where)]

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
+from torch.testing import assert_close
 from trl import SFTTrainer
 
 from peft_reft.hub_format.errors import PromptBoundaryError
+from peft_reft.integrations import ReftSFTTrainer
 
 from .reading import LAYOUTS, documents_of, edited_tokens
 from .tiny_sft import PAIRS, encoded, first_batch, losses, pairs, reft, tokenizer, trainer_for
@@ -107,3 +110,92 @@ def test_of_several_assistant_turns_the_first_ends_the_prompt(tmp_path: Path) ->
     assert words[end - 1] == "<|assistant|>"
     assert edited_tokens(trainer.model, batch) == {(0, 0), (0, end - 2), (0, end - 1)}
     assert_learns(trainer)
+
+
+TURNS = [
+    ["what is red ?", "apple", "and green ?", "leaf and grass"],
+    ["name one thing that is white", "snow and milk", "and one that is pink", "rose", "what is grey ?", "a stone"],
+    ["tell me the colour of coal", "black"],
+]
+
+
+def talks() -> Dataset:
+    """Conversations of two, three and one turn."""
+    roles = ["user", "assistant"] * 3
+    return Dataset.from_list(
+        [
+            {"messages": [{"role": role, "content": text} for role, text in zip(roles, talk, strict=False)]}
+            for talk in TURNS
+        ]
+    )
+
+
+def answers_of(talk: list[str]) -> tuple[list[int], list[tuple[int, int]]]:
+    """(ids of a conversation, where every answer starts and stops), made without TRL."""
+    ids: list[int] = []
+    answers = []
+    for number, text in enumerate(talk):
+        words = ["<|assistant|>" if number % 2 else "<|user|>", *text.split(), "<|end|>"]
+        if number % 2:
+            answers.append((len(ids) + 1, len(ids) + len(words)))
+        ids += tokenizer().convert_tokens_to_ids(words)
+    return ids, answers
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("turns", ["first", "each"])
+def test_suffixes_of_turns_stand_before_answers(tmp_path: Path, turns: str, layout: str) -> None:
+    check_turns(tmp_path, turns, layout)
+
+
+def check_turns(folder: Path, turns: str, layout: str) -> None:
+    """`f1+l2` edits the ends of the first prompt, or of the user's part of every turn."""
+    fields = {"assistant_only_loss": True, **LAYOUTS[layout]}
+    config = reft(positions="f1+l2", turns=turns, layers_to_transform=[0])
+    trainer = trainer_for(folder, talks(), config=config, **fields)
+    batch = first_batch(trainer)
+    known = {tuple(ids): answers for ids, answers in map(answers_of, TURNS)}
+    expected, documents = set(), 0
+    for row, line in enumerate(batch["input_ids"].tolist()):
+        for ids, answers in known.items():
+            for at in (at for at in range(len(line)) if tuple(line[at : at + len(ids)]) == ids):
+                documents += 1
+                starts = [0, *(stop for _, stop in answers[:-1])]
+                for start, (stop, _) in list(zip(starts, answers, strict=True))[: 1 if turns == "first" else None]:
+                    expected |= {(row, at + column) for column in (start, stop - 2, stop - 1)}
+    assert documents == len(TURNS)
+    assert edited_tokens(trainer.model, batch) == expected
+    found = losses(trainer_for(folder, talks(), config=config, **fields))
+    assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("kind", [SFTTrainer, ReftSFTTrainer])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_every_turn_are_those_of_the_conversations_one_by_one(
+    tmp_path: Path, layout: str, kind: type[SFTTrainer]
+) -> None:
+    """The reference: one conversation a forward, without labels, positions by hand."""
+    fields = {"assistant_only_loss": True, **LAYOUTS[layout]}
+    config = reft(positions="f1+l2", turns="each", share_weights=False, layers_to_transform=[0, 1])
+    trainer = trainer_for(tmp_path, talks(), kind=kind, config=config, **fields)
+    model = trainer.model.train()
+    loss = trainer.compute_loss(model, first_batch(trainer))
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    rows = [answers_of(talk) for talk in TURNS]
+    total = sum(stop - start for _, answers in rows for start, stop in answers)
+    expected: Any = 0
+    for ids, answers in rows:
+        starts = [0, *(stop for _, stop in answers[:-1])]
+        ends = [column for start, _ in answers for column in (start - 2, start - 1)]
+        where = torch.tensor([[starts + [-1] * (len(ends) - len(starts)), ends]])
+        scores = model(input_ids=torch.tensor([ids]), intervention_locations=where).logits[0].log_softmax(-1)
+        for start, stop in answers:
+            expected = expected - scores[start - 1 : stop - 1].gather(1, torch.tensor(ids[start:stop])[:, None]).sum()
+    assert_close(loss, expected / total, rtol=1e-5, atol=1e-6)
+    (expected / total).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.abs().max() > 1e-7, name
+            assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7)
