@@ -18,13 +18,17 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 """With four short rows each makes the same steps: all four rows in one batch."""
 
 
-def edited_tokens(model: PeftModel, batch: dict[str, Any]) -> set[tuple[int, int]]:
-    """(row, column) of the tokens that the first block's edit changes, in the forward that TRL makes for its loss."""
+def edited_tokens(model: PeftModel, batch: dict[str, Any], *, fused: bool = True) -> set[tuple[int, int]]:
+    """(row, column) of the tokens that the first block's edit changes, in the forward that TRL makes for its loss.
+
+    `fused=False` is the forward of a model whose head TRL has not replaced.
+    """
     reader = model.get_base_model().get_submodule("model.layers.1")
+    given = {**batch, "use_cache": False, **({"fused_lm_head": True} if fused else {})}
     with inputs_of(reader) as edited:
-        model(**batch, use_cache=False, fused_lm_head=True)
+        model(**given)
     with model.disable_adapter(), inputs_of(reader) as plain:
-        model(**batch, use_cache=False, fused_lm_head=True)
+        model(**given)
     return differing(edited[0], plain[0])
 
 

@@ -11,12 +11,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from peft_reft import MixedReftModel
 from peft_reft.hub_format.errors import ConfigError, PromptBoundaryError
 from peft_reft.integrations import ReftDataCollator, ReftSFTTrainer
 
+from .reading import documents_of, edited_tokens
 from .tiny_sft import (
     base_model,
     conversations,
@@ -123,3 +124,63 @@ def test_transformers_trainer_with_label_smoothing(tmp_path: Path, workers: int)
     assert_close(found, by_trl, rtol=1e-4, atol=1e-5)
     with pytest.raises(PromptBoundaryError, match="ReftDataCollator"):
         losses(trainer(DataCollatorForSeq2Seq(left)))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_plain_text_in_the_trainer_of_transformers(tmp_path: Path, wrapped: bool, side: str) -> None:
+    """`DataCollatorForLanguageModeling` makes labels of all tokens: prefixes count from the text, no suffix is known.
+
+    The reference of loss and gradients: one text a forward, without labels, positions by hand. Padded on the left the
+    base model's own loss is another: the padding before a text predicts its first token.
+    """
+    made = copy.deepcopy(tokenizer())
+    made.padding_side = side
+    rows = Dataset.from_list([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids, _ in encoded()])
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    plain = DataCollatorForLanguageModeling(made, mlm=False)
+    collator: Any = ReftDataCollator(plain) if wrapped else plain
+
+    def trainer(**config: Any) -> Trainer:
+        torch.manual_seed(42)
+        return Trainer(get_peft_model(base_model(), reft(**config)), args, train_dataset=rows, data_collator=collator)
+
+    for spec in ("l1", "f1+l1", "prompt"):
+        with pytest.raises(PromptBoundaryError, match="need a prompt"):
+            losses(trainer(positions=spec))
+    reading = trainer(positions="f3", layers_to_transform=[0])
+    batch = first_batch(reading)
+    starts = {(row, at + column) for row, at, _ in documents_of(batch) for column in range(3)}
+    assert edited_tokens(reading.model, batch, fused=False) == starts
+    steps = losses(trainer(positions="f3"))
+    assert steps[-1] < steps[0]
+    if side == "left":
+        return
+    made_trainer = trainer(positions="f3", layers_to_transform=[0, 1])  # after the last block a prefix is not read
+    model = made_trainer.model.train()
+    loss = made_trainer.compute_loss(model, first_batch(made_trainer))
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    expected: Any = 0
+    for ids, _ in encoded():
+        where = torch.tensor([[[0, 1, 2]]])
+        scores = model(input_ids=torch.tensor([ids]), intervention_locations=where).logits[0, :-1].log_softmax(-1)
+        expected = expected - scores.gather(1, torch.tensor(ids[1:])[:, None]).sum()
+    expected = expected / sum(len(ids) - 1 for ids, _ in encoded())
+    assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    expected.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.abs().max() > 1e-7, name
+            assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
