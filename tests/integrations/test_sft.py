@@ -78,6 +78,22 @@ def test_gradients_are_those_of_the_documents_one_by_one(tmp_path: Path, layout:
         assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_chunked_loss_is_the_model_s_own(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's loss goes past the model's own forward, in chunks: here three tokens each, the last one not full."""
+    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 3)
+    trainer = trainer_for(tmp_path, **LAYOUTS[layout])
+    model, batch = trainer.model.train(), first_batch(trainer)
+    loss = trainer.compute_loss(model, dict(batch))
+    loss.backward()
+    found = taken_gradients(model)
+    own = model(**batch).loss
+    assert_close(loss, own, rtol=1e-5, atol=1e-6)
+    own.backward()
+    for name, gradient in taken_gradients(model).items():
+        assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
 def taken_gradients(model: PeftModel) -> dict[str, Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

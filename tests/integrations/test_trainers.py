@@ -74,14 +74,26 @@ def test_new_tokens_of_a_chat_template_train_beside_the_edit(tmp_path: Path) -> 
     """`chat_template_path` makes TRL add `trainable_token_indices` and `modules_to_save` to the adapter's config."""
     source = copy.deepcopy(tokenizer())
     source.add_tokens(["<|new|>"], special_tokens=True)
+    source.chat_template = source.chat_template.replace("<|assistant|>", "<|new|>")
     source.save_pretrained(tmp_path / "tokenizer")
-    trainer = ReftSFTTrainer(
-        model=base_model(),
-        args=sft_config(tmp_path, chat_template_path=str(tmp_path / "tokenizer")),
-        train_dataset=conversations(),
-        processing_class=copy.deepcopy(tokenizer()),
-        peft_config=reft(),
-    )
+
+    def made(**config: Any) -> ReftSFTTrainer:
+        return ReftSFTTrainer(
+            model=base_model(),
+            args=sft_config(tmp_path, chat_template_path=str(tmp_path / "tokenizer")),
+            train_dataset=conversations(),
+            processing_class=copy.deepcopy(tokenizer()),
+            peft_config=reft(**config),
+        )
+
+    reading = made(positions="f1+l2", layers_to_transform=[0])
+    batch = first_batch(reading)
+    new = source.convert_tokens_to_ids("<|new|>")
+    ends = [line.index(new) for line in batch["input_ids"].tolist()]  # the template's last word before the answer
+    expected = {(row, column) for row, end in enumerate(ends) for column in (0, end - 1, end)}
+    mask = {"prompt_mask": batch.pop("prompt_mask")}
+    assert edited_tokens(reading.model, batch) == edited_tokens(reading.model, {**batch, **mask}) == expected
+    trainer = made()
     names = "".join(trainable(trainer.model))
     assert all(part in names for part in ("trainable_tokens_delta", "modules_to_save", ".reft."))
     found = losses(trainer)
