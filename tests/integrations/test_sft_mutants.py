@@ -32,6 +32,7 @@ from .test_evals import (
     test_answers_are_the_stepwise_ones_in_every_layout as check_answers,
 )
 from .test_evals import test_training_is_not_disturbed as check_undisturbed
+from .test_random_batches import test_batches_of_sft_trainers as check_random
 from .test_sft import test_gradients_are_those_of_the_documents_one_by_one as check_gradients
 from .test_sft_data import check_turns
 from .test_sft_logits import evaluated, smoothed
@@ -205,6 +206,7 @@ def random_numbers_spent(patch: Patch) -> None:
     patch.setattr("torch.random.fork_rng", lambda *args, **kwargs: original([], enabled=False))
 
 
+EVERYWHERE = (shifted, packing_forgotten, turns_forgotten)
 MUTANTS: list[tuple[Callable[[Patch], None], Callable[..., None], tuple[Any, ...]]] = [
     *((shifted, check_layout, (layout,)) for layout in LAYOUTS),
     *((labels_ignored, check_layout, (layout,)) for layout in LAYOUTS),
@@ -212,6 +214,11 @@ MUTANTS: list[tuple[Callable[[Patch], None], Callable[..., None], tuple[Any, ...
     *((labels_ignored, check_gradients, (layout,)) for layout in LAYOUTS),
     *((packing_forgotten, check_gradients, (layout,)) for layout in ("padding_free", "packed")),
     *((one_token_counts, check_one_token, (how,)) for how in ("a short prompt", "a fragment", "plain text")),
+    *(
+        (mutant, check_random, ("padding_free to 8", kind, 1))
+        for mutant in EVERYWHERE
+        for kind in (SFTTrainer, ReftSFTTrainer)
+    ),
     *((turns_forgotten, check_turns, ("each", layout)) for layout in LAYOUTS),
     *((cut_rows_accepted, check_cut_rows, (strategy,)) for strategy in ("wrapped", "bfd_split")),
     *((collator_not_wrapped, check_metrics, (verb,)) for verb in ("evaluate", "predict")),
