@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from contract.tiny import base_model as contract_model
 from peft_reft import MixedReftModel
@@ -311,3 +313,24 @@ def test_batches_that_say_other_things_are_refused(tmp_path: Path) -> None:
         callback.measure({}, "eval", base_model(), [{"input_ids": ids}], tokenizer())
     with pytest.raises(ConfigError, match="no processing_class"):
         callback.measure({}, "eval", base_model(), [], None)
+
+
+def test_the_page_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both blocks about generated answers, on the tiny model; the second says what the trainer's evaluation said."""
+    page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text("utf-8")
+    section = page.partition("## A metric of generated answers")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.S)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    cpu = partial(
+        SFTConfig, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, gradient_checkpointing=False
+    )
+    monkeypatch.setattr("trl.SFTConfig", cpu)
+    names: dict[str, Any] = {"base": base_model(), "rows": pairs(), "tokenizer": tokenizer()}
+    for block in blocks:
+        exec(block, names)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "loss" not in line]
+    assert printed[-2:] == ["0.0", "{'exact': 0.0}"]
+    assert Path(names["trainer"].state.best_model_checkpoint).is_dir()
