@@ -18,8 +18,16 @@ __all__ = ["GenerationMetric", "evaluate_generations"]
 
 Metric = Callable[[list[str], list[str]], Mapping[str, float]]
 
-RESERVED = ("epoch", "entropy", "loss", "mean_token_accuracy", "num_tokens", "runtime")
-RESERVED += ("samples_per_second", "steps_per_second")
+RESERVED = (
+    "epoch",
+    "entropy",
+    "loss",
+    "mean_token_accuracy",
+    "num_tokens",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+)
 """Names that trainers write into an evaluation after this metric may have been added."""
 
 
@@ -66,7 +74,8 @@ class GenerationMetric(TrainerCallback):  # type: ignore[misc]  # transformers' 
     supervised label, the reference is the first run of supervised tokens. Padded, padding-free and packed batches
     give the same questions. Training is not disturbed: modes and random numbers are restored.
 
-    With several processes each generates the answers of its batches, and the metric sees all of them.
+    With several processes each generates the answers of its batches, and the metric sees all of them. Rows by which a
+    last batch was filled up are not counted; of packed data they are, since there a row is several questions.
 
     Args:
         metric: (predictions, references) → name → number; `{"exact": 0.5}` becomes `eval_exact`.
@@ -163,8 +172,7 @@ class GenerationMetric(TrainerCallback):  # type: ignore[misc]  # transformers' 
         for batch in loader:
             questions = questions_of_batch(batch)
             answers = self._ask(model, tokenizer, questions, self.batch_size or max(1, len(questions)))
-            one_each = len(questions) == batch["input_ids"].shape[0]
-            pairs += _gathered(list(zip(*answers, strict=True)), one_each=one_each)
+            pairs += _gathered(list(zip(*answers, strict=True)), getattr(loader, "total_batch_size", None))
         return [prediction for prediction, _ in pairs], [reference for _, reference in pairs]
 
     def _ask(
@@ -179,21 +187,24 @@ def _options(max_new_tokens: int, generation: Mapping[str, Any] | None) -> dict[
     return {"do_sample": False, "max_new_tokens": max_new_tokens, **(generation or {})}
 
 
-def _gathered(pairs: list[tuple[str, str]], *, one_each: bool) -> list[tuple[str, str]]:
+def _gathered(pairs: list[tuple[str, str]], batch_size: int | None) -> list[tuple[str, str]]:
     """The pairs of all processes.
 
     The last batch is filled up with rows that came before. As in accelerate's `gather_for_metrics` they are cut off,
     where every row is one question; of packed rows it cannot be told which questions are theirs, and they stay.
+
+    Args:
+        pairs: of this process.
+        batch_size: rows of all processes together, where the loader says it.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return pairs
     from accelerate.state import GradientState
     from accelerate.utils import gather_object
 
-    state, gathered = GradientState(), gather_object([(*pair, one_each) for pair in pairs])
-    if state.end_of_dataloader and state.remainder > 0 and all(single for *_, single in gathered):
-        gathered = gathered[: state.remainder]
-    return [(prediction, reference) for prediction, reference, _ in gathered]
+    state, gathered = GradientState(), gather_object(pairs)
+    filled = state.end_of_dataloader and state.remainder > 0
+    return list(gathered[: state.remainder] if filled and len(gathered) == batch_size else gathered)
 
 
 def _measured(metric: Metric, predictions: list[str], references: list[str]) -> dict[str, float]:

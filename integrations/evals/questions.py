@@ -111,7 +111,7 @@ def question_of_row(row: Mapping[str, Any], tokenizer: Any) -> Question | None:
 
 def _questions(ids: Tensor, labels: Tensor, layout: Layout, *, stated: bool) -> Iterator[Question]:
     for row in range(ids.shape[0]):
-        for start in layout.start[row][layout.real[row]].unique().tolist():
+        for start in sorted(set(layout.start[row][layout.real[row]].tolist())):
             columns = (layout.real[row] & (layout.start[row] == start)).nonzero().squeeze(1)
             supervised = labels[row, columns] != -100
             if not bool(supervised.any()):

@@ -149,8 +149,8 @@ def _given_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | 
 def _session(runtime: Runtime, explicit: Explicit, tokens: Tensor | None, kwargs: dict[str, Any]) -> Session:
     batch, width = (1, 1) if tokens is None else tokens.shape[:2]
     if getattr(getattr(runtime.model, "config", None), "is_encoder_decoder", False):
-        width = _decoder_width(runtime, kwargs)
-        return Session(runtime, batch, width, None, _own_columns(explicit, width, kwargs.get("labels")))
+        own = _decoder_width(runtime, kwargs)
+        return Session(runtime, batch, own, None, _own_columns(explicit, own, kwargs.get("labels")))
     mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     cached = past_length(cache)
     if cached is None:
