@@ -30,6 +30,7 @@ from transformers import (
 
 import peft_reft.model
 from contract.recording import differing, inputs_of
+from contract.test_mutants import padding_ignored, shifted
 
 from .tiny_sft import encoded, losses, reft, tokenizer, trainable
 
@@ -126,11 +127,16 @@ def test_the_edited_tokens_are_the_ends_of_the_attended_input(tmp_path: Path, na
     check_edited_tokens(tmp_path, name, task, side)
 
 
+def a_completion(patch: pytest.MonkeyPatch) -> None:
+    """Labels of tokens would say where a prompt ends, and no labels would be an error."""
+    patch.setattr(peft_reft.model, "_has_completion", lambda *args: True)
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
-def test_a_task_that_is_taken_for_one_with_a_completion_is_noticed(tmp_path: Path, task: str) -> None:
-    """Without the rule, labels of tokens would say where a prompt ends, and no labels would be an error."""
+@pytest.mark.parametrize("mutant", [a_completion, padding_ignored, shifted])
+def test_a_mutant_is_caught(tmp_path: Path, mutant: Callable[[pytest.MonkeyPatch], None], task: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peft_reft.model, "_has_completion", lambda *args: True)
+        mutant(patch)
         with pytest.raises((AssertionError, ValueError)):
             check_edited_tokens(tmp_path, "llama", task, "right")
 

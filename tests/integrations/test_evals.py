@@ -93,6 +93,19 @@ def test_answers_are_the_stepwise_ones_in_every_layout(tmp_path: Path, layout: s
     assert "test_words" not in trainer.state.log_history[-1]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_lora_beside_a_reft_is_asked_while_it_trains(tmp_path: Path, checkpointing: bool) -> None:
+    """Also with gradient checkpointing, which TRL turns on unless it is told not to."""
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = MixedReftModel.from_configs(base_model(), {"default": lora, "edit": reft()})
+    notes = Notes()
+    fields = {"eval_strategy": "steps", "eval_steps": 3, "gradient_checkpointing": checkpointing}
+    trainer = trainer_for(tmp_path, model=model, given=with_metric(notes), **fields)
+    found = losses(trainer)
+    assert found[-1] < found[0]
+    assert notes.calls == [stepwise(trainer.model)]
+
+
 def test_conversations_are_asked_by_their_template(tmp_path: Path) -> None:
     notes, by_hand = Notes(), Notes()
     trainer = trainer_for(tmp_path, conversations(), given=with_metric(notes, eval_dataset=conversations()))

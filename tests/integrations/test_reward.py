@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trl import RewardConfig, RewardTrainer
 
 import peft_reft.model
 from contract.recording import differing, inputs_of
+from contract.test_mutants import padding_ignored, shifted
 
 from .tiny_sft import PAIRS, losses, reft, tokenizer, trainable
 
@@ -94,9 +96,15 @@ def test_the_edited_tokens_are_the_ends_of_both_answers(tmp_path: Path) -> None:
     check_edited_tokens(tmp_path)
 
 
-def test_a_reward_model_taken_for_one_with_a_completion_is_noticed(tmp_path: Path) -> None:
+def a_completion(patch: pytest.MonkeyPatch) -> None:
+    """A reward model is taken for one whose sequences have a prompt and a completion."""
+    patch.setattr(peft_reft.model, "_has_completion", lambda *args: True)
+
+
+@pytest.mark.parametrize("mutant", [a_completion, padding_ignored, shifted])
+def test_a_mutant_is_caught(tmp_path: Path, mutant: Callable[[pytest.MonkeyPatch], None]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peft_reft.model, "_has_completion", lambda *args: True)
+        mutant(patch)
         with pytest.raises((AssertionError, ValueError)):
             check_edited_tokens(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from contract.recording import differing, inputs_of
+from contract.test_mutants import labels_ignored, padding_ignored, shifted
 from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
 from peft_reft.integrations import ReftDataCollator
 from peft_reft.runtime import generation
@@ -137,6 +139,23 @@ def test_the_edited_tokens(tmp_path: Path, pattern: str | None) -> None:
         with off(model, f"{stack}.block.0"), inputs_of(base.get_submodule(f"{stack}.block.1")) as plain:
             model(**batch)
         assert differing(edited[0], plain[0]) == (expected if pattern in (None, f"{stack}.block") else set())
+
+
+@pytest.mark.parametrize(
+    ("mutant", "pattern"),
+    [
+        (shifted, None),
+        (padding_ignored, "encoder.block"),
+        (shifted, "decoder.block"),
+        (labels_ignored, "decoder.block"),
+    ],
+)
+def test_a_mutant_is_caught(tmp_path: Path, mutant: Callable[[pytest.MonkeyPatch], None], pattern: str | None) -> None:
+    test_the_edited_tokens(tmp_path, pattern)
+    with pytest.MonkeyPatch.context() as patch:
+        mutant(patch)
+        with pytest.raises(AssertionError):
+            test_the_edited_tokens(tmp_path, pattern)
 
 
 class off:  # noqa: N801

@@ -196,3 +196,29 @@ def test_plain_text_in_the_trainer_of_transformers(tmp_path: Path, wrapped: bool
         if parameter.requires_grad:
             assert parameter.grad.abs().max() > 1e-7, name
             assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_metrics_in_the_trainer_of_transformers_need_no_collator_of_ours(tmp_path: Path, verb: str) -> None:
+    """Unlike TRL's, it takes the logits of the forward with labels."""
+    seen: list[Any] = []
+
+    def metric(prediction: Any) -> dict[str, float]:
+        seen.append(torch.as_tensor(prediction.predictions))
+        return {"rows": float(len(prediction.predictions))}
+
+    rows = Dataset.from_list([{"input_ids": ids, "labels": [-100] * n + ids[n:]} for ids, n in encoded()])
+    args = TrainingArguments(
+        str(tmp_path), per_device_eval_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    model = get_peft_model(base_model(), reft())
+    collator = DataCollatorForSeq2Seq(tokenizer())
+    trainer = Trainer(model, args, eval_dataset=rows, data_collator=collator, compute_metrics=metric)
+    found = trainer.evaluate() if verb == "evaluate" else trainer.predict(rows).metrics
+    assert {"eval_rows", "test_rows"} & found.keys()
+    batch = next(iter(trainer.get_eval_dataloader()))
+    with torch.no_grad():
+        expected = model.eval()(**batch)
+        assert torch.equal(seen[0], expected.logits)
+        del batch["labels"]
+        assert not torch.allclose(seen[0], model(**batch).logits, atol=1e-2)  # the prefill is another
