@@ -23,6 +23,7 @@ def test_trl_is_imported_only_for_its_trainer() -> None:
     code = (
         "import sys, peft_reft.integrations as i\n"
         "i.ReftDataCollator\n"
+        "i.GenerationMetric, i.evaluate_generations\n"
         "assert not {'trl', 'datasets'} & set(sys.modules)\n"
         "i.ReftSFTTrainer\n"
         "assert 'trl' in sys.modules\n"
