@@ -45,7 +45,8 @@ def unknown_length() -> PromptBoundaryError:
         "tokens continue a cache that does not say how many went before",
         code="positions.cache_length",
         rule="positions count from the sequence's start, which a state of fixed size and a paged cache do not tell",
-        fix="call generate with the whole prompt (generate_batch is not supported), or pass no cache",
+        fix="call generate with the whole prompt, or pass no cache; for continuous batching use the manager of the "
+        "model's own init_continuous_batching or generate_batch",
     )
 
 

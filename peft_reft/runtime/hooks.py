@@ -22,10 +22,12 @@ from peft_reft.sites import Stack
 from .adapters import AdapterView
 from .caches import cache_of, mark_cache, past_length, unknown_length
 from .checkpointing import FrameCarrier
+from .continuous import ContinuousBatching
 from .frames import Frame, StackPlan, UnitKey, close_frame, current_frame, open_frame
 from .generation import Session, current_session, generate_with_positions
 from .inputs import Explicit, bind_call, call_inputs
 from .records import record_of
+from .requests import Batch
 from .resolve import Situation, columns_of, slot_masks
 
 __all__ = ["Runtime", "runtime_of"]
@@ -64,6 +66,8 @@ class Runtime:
         setattr(model, ATTRIBUTE, self)
         if callable(getattr(type(model), "generate", None)):
             model.generate = self.generate  # type: ignore[assignment]
+        self.batching = ContinuousBatching(self)
+        self.batching.attach()
 
     def add_stack(self, stack: Stack) -> None:
         """Make a stack known, and the modules around it that take tokens entries for it."""
@@ -98,6 +102,7 @@ class Runtime:
             handle.remove()
         self.model.__dict__.pop(ATTRIBUTE, None)
         self.model.__dict__.pop("generate", None)
+        self.batching.detach()
 
     def device_of(self, path: str) -> torch.device | None:
         """Device of a site's own parameters."""
@@ -176,6 +181,9 @@ class Runtime:
                 return Frame(self, dict.fromkeys(paths))
             explicit = explicit or session.explicit
         self._verify()
+        batch = None if session is not None else self.batching.batch_of(call)
+        if batch is not None and not explicit:
+            return Frame(self, {path: self._paged_plan(self.stacks[path], batch) for path in paths})
         record = record_of(cache_of(call))
         if record is not None and (past_length(cache_of(call)) or 0) <= record.length:
             record.check_state(self)
@@ -225,6 +233,10 @@ class Runtime:
         if session is not None and session.recording is not None:
             session.recording[stack.path] = {key: found.mask[:, : inputs.length] for key, found in masks.items()}
         return StackPlan(inputs.batch, inputs.length, columns_of(masks, inputs), inputs.past)
+
+    def _paged_plan(self, stack: Stack, batch: Batch) -> StackPlan | None:
+        views = [self.views[name] for name in self.active(stack.path)]
+        return batch.plan(views, Situation(role=stack.role)) if views else None
 
     def _takes_labels(self) -> bool:
         return "labels" in inspect.signature(self.model.forward).parameters
