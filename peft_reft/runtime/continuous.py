@@ -22,6 +22,7 @@ from peft_reft.hub_format.errors import ConfigError, LocationError, PositionErro
 from peft_reft.hub_format.positions import All, First, Positions, PromptWindow, Special
 
 from .caches import cache_of
+from .generation import check_guidance
 from .inputs import EXPLICIT
 from .requests import Batch, Request
 
@@ -85,6 +86,7 @@ class ContinuousBatching:
         model = self.runtime.model
         own = type(model).init_continuous_batching  # type: ignore[attr-defined]
         call = inspect.signature(own).bind(model, *args, **kwargs)
+        check_guidance(self.runtime, call.arguments)
         attention = getattr(model.config, "_attn_implementation", None)  # type: ignore[union-attr]
         if (settings := self._settings(call.arguments)) is not None:
             call.arguments["continuous_batching_config"] = settings
@@ -272,5 +274,3 @@ def _stale(what: str) -> PositionError:
         fix="call destroy_cached_continuous_batching_manager() and make a new manager, or pass "
         "ContinuousBatchingConfig(allow_block_sharing=False)",
     )
-
-

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .frames import UnitKey
     from .hooks import Runtime
 
-__all__ = ["Session", "current_session", "generate_with_positions"]
+__all__ = ["Session", "check_guidance", "current_session", "generate_with_positions"]
 
 
 @dataclass
@@ -108,7 +108,7 @@ def generate_with_positions(runtime: Runtime, *args: Any, **kwargs: Any) -> Any:
     """Run the model's own `generate` inside a session."""
     model = runtime.model
     explicit, kwargs = Explicit.take(kwargs)
-    _check_guidance(runtime, kwargs)
+    check_guidance(runtime, kwargs)
     own_generate = type(model).generate  # type: ignore[attr-defined]
     tokens = _given_tokens(args, kwargs)
     outer = current_session(runtime)
@@ -124,7 +124,7 @@ def generate_with_positions(runtime: Runtime, *args: Any, **kwargs: Any) -> Any:
         _SESSIONS.stack.pop()
 
 
-def _check_guidance(runtime: Runtime, kwargs: Mapping[str, Any]) -> None:
+def check_guidance(runtime: Runtime, kwargs: Mapping[str, Any]) -> None:
     """Refuse guidance: it runs a second prompt through the model, which would take the first one's positions."""
     settings = (kwargs.get("generation_config"), getattr(runtime.model, "generation_config", None))
     stated = (kwargs.get("guidance_scale"), *(getattr(config, "guidance_scale", None) for config in settings))

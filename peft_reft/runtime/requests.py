@@ -91,9 +91,7 @@ class Batch:
         ids = torch.full((len(chosen), slots), -1)
         ids[rows, columns] = self.input_ids[0, packed.to(self.device)].to("cpu", torch.long) if _reads(views) else -1
         inputs = CallInputs(len(chosen), slots, torch.device("cpu"), input_ids=ids)
-        situation = Situation(
-            has_completion=True, explicit=situation.explicit, prompt_width=width, prompt_real=real
-        )
+        situation = Situation(has_completion=True, explicit=situation.explicit, prompt_width=width, prompt_real=real)
         masks = {
             key: self._packed(unit, rows, columns, packed, starts)
             for key, unit in slot_masks(inputs, views, situation).items()
@@ -112,9 +110,7 @@ class Batch:
         slots = torch.tensor([width - request.prompt + request.past for request in chosen])[rows] + within
         return rows, slots, starts + within, starts
 
-    def _packed(
-        self, unit: UnitMask, rows: Tensor, columns: Tensor, packed: Tensor, starts: Tensor
-    ) -> UnitMask:
+    def _packed(self, unit: UnitMask, rows: Tensor, columns: Tensor, packed: Tensor, starts: Tensor) -> UnitMask:
         mask = torch.zeros(1, self.length, dtype=torch.bool)
         start = torch.arange(self.length)[None].clone()
         mask[0, packed] = unit.mask[rows, columns]
@@ -125,5 +121,3 @@ class Batch:
 def _reads(views: Sequence[AdapterView]) -> bool:
     """Whether ids matter, which stand on the device: only to specs with a special token."""
     return any(view.token_ids for view in views)
-
-
