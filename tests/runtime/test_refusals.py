@@ -10,7 +10,6 @@ import torch
 import transformers as hf
 from peft import get_peft_model
 from torch import Tensor
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from contract.recording import edited_by
 from contract.tiny import base_model, reft_model, token_ids
@@ -185,18 +184,6 @@ def test_locations_may_speak_of_adapters_that_are_not_active() -> None:
     locations = {"default": torch.tensor([[[1]], [[2]]]), "second": torch.tensor([[[3]], [[3]]])}
     found = edited_by(model, "llama", 0, lambda: model(**BATCH, intervention_locations=locations))
     assert found == {(0, 1), (1, 2)}
-
-
-@pytest.mark.parametrize("lengths", [(5, 3), (1,)])
-def test_continuous_batching_is_refused(lengths: tuple[int, ...]) -> None:
-    """Its packed forwards do not tell prompts from generated tokens; the manager reports the error per request."""
-    prompts = [token_ids(1, length, seed=length)[0].tolist() for length in lengths]
-    how = hf.GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    small = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=16)
-    model = reft_model("llama", positions="l1")
-    outputs = model.generate_batch(inputs=prompts, generation_config=how, continuous_batching_config=small)
-    assert len(outputs) == len(prompts)
-    assert all("generate_batch" in output.error for output in outputs.values())
 
 
 @pytest.mark.parametrize(
