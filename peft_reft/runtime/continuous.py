@@ -1,12 +1,13 @@
 """transformers' continuous batching: packed forwards on a paged cache, which name no request.
 
-A manager runs the model in a thread of its own. What a forward is not told, which request each of its tokens belongs to,
-how far that request is and how long its prompt was, stands in the manager; so the model's `init_continuous_batching`
-keeps track of the managers that it makes. A request then is what a row of `generate` is.
+A manager runs the model in a thread of its own. Which request each token of a forward belongs to, how far that request
+is and how long its prompt was, only the manager knows; so the model's `init_continuous_batching` keeps track of the
+managers that it makes, and a request is resolved as a row of `generate` is (see `requests`).
 
-Two things of the manager would make edits wrong in silence, and are settled when it is made. Shared prefixes: a block of
-keys and values is shared by requests whose tokens are the same, though edits also depend on where the prompt ends. Graphs
-and compiled forwards: they replay one batch's edits for another.
+Two habits of a manager would edit other tokens in silence, and are settled when it is made:
+
+- Requests whose tokens begin alike share blocks of keys and values, though edits may depend on where a prompt ends.
+- Graphs and compiled forwards replay one batch's edits for another.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from peft_reft.hub_format.positions import All, First, Positions, PromptWindow, 
 from .caches import cache_of
 from .generation import check_guidance
 from .inputs import EXPLICIT
-from .requests import Batch, Request
+from .requests import Batch
 
 if TYPE_CHECKING:
     from .hooks import Runtime

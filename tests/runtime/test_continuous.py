@@ -14,6 +14,7 @@ from contract.tiny import base_model, reft_model
 from peft_reft import ReftConfig
 
 from .batching import (
+    STEPS,
     batched,
     check_tokens,
     greedily,
@@ -146,7 +147,7 @@ def test_special_tokens_are_found_by_their_id(spec: str) -> None:
             edited = ~marked if spec.startswith("all") else marked
             if spec.startswith("f2"):
                 edited[:2] = True
-            where = edited.nonzero().T[None]
+            where = torch.tensor(edited.nonzero()[:, 0].tolist() or [-1])[None, None]
             with torch.no_grad():
                 logits = model(input_ids=ids[None], use_cache=False, intervention_locations=where).logits
             ids = torch.cat([ids, logits[0, -1].argmax()[None]])

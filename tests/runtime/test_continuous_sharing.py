@@ -114,7 +114,9 @@ def test_kept_managers_do_not_mix_edits() -> None:
     model.destroy_cached_continuous_batching_manager()
 
 
-@pytest.mark.parametrize(("spec", "first", "second"), [("l2", 9, 13), ("p[:-1]", 9, 13), ("f4", 2, 9), ("g[:2]", 2, 9)])
+@pytest.mark.parametrize(
+    ("spec", "first", "second"), [("l2", 9, 13), ("p[:-1]", 9, 13), ("f4", 2, 9), ("g[:2]", 2, 9)]
+)
 def test_sharing_as_transformers_does_by_default_is_caught(
     spec: str, first: int, second: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
