@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.hub_format.positions import Last, PromptWindow
@@ -24,7 +28,9 @@ if TYPE_CHECKING:
     from .frames import UnitKey
     from .hooks import Runtime
 
-__all__ = ["Session", "check_guidance", "current_session", "generate_with_positions"]
+__all__ = ["Session", "check_guidance", "check_session", "current_session", "generate_with_positions"]
+
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 
 
 @dataclass
@@ -102,6 +108,34 @@ def current_session(owner: Runtime) -> Session | None:
         if session.owner is owner:
             return session
     return None
+
+
+def check_session(runtime: Runtime) -> None:
+    """Refuse a forward of a generation that did not start with the model's own `generate`.
+
+    Its sequences grow from forward to forward, and nothing else would tell where the prompt ended.
+
+    Raises:
+        PromptBoundaryError: `generate` was called on the class, or on a model that holds this one.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _GENERATE:
+            generating = frame.f_locals.get("self")
+            if isinstance(generating, nn.Module) and any(part is runtime.model for part in generating.modules()):
+                break
+        frame = frame.f_back
+    if frame is None:
+        return
+    whole = generating is runtime.model
+    raise PromptBoundaryError(
+        f"a {type(generating).__name__} generates, and its generate is not the one of the model with the adapters",
+        code="positions.unbound_generate",
+        rule="the prompt's end is known only where model.generate starts",
+        fix="call model.generate(...), not type(model).generate(model, ...)"
+        if whole
+        else "make the PEFT model of the model that generates; layers_pattern picks one of its stacks",
+    )
 
 
 def generate_with_positions(runtime: Runtime, *args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ from .caches import cache_of, mark_cache, past_length, unknown_length
 from .checkpointing import FrameCarrier
 from .continuous import ContinuousBatching
 from .frames import Frame, StackPlan, UnitKey, close_frame, current_frame, open_frame
-from .generation import Session, current_session, generate_with_positions
+from .generation import Session, check_session, current_session, generate_with_positions
 from .inputs import Explicit, bind_call, call_inputs
 from .records import record_of
 from .requests import Batch
@@ -187,6 +187,8 @@ class Runtime:
         record = record_of(cache_of(call))
         if record is not None and (past_length(cache_of(call)) or 0) <= record.length:
             record.check_state(self)
+        if session is None and not torch.compiler.is_compiling() and self.active():
+            check_session(self)
         plans = {path: self._plan(self.stacks[path], call, explicit, session) for path in paths}
         from_end = (
             not explicit
