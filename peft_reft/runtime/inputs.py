@@ -111,7 +111,8 @@ class CallInputs:
 
     def slots(self, prompt_width: int | None = None) -> int:
         """Absolute slots that matter: the cached ones, this forward's, and the rest of a prompt known to be longer."""
-        return max(self.past + self.length, prompt_width or 0)
+        end, width = self.past + self.length, prompt_width or 0
+        return end if end >= width else width  # no max(): inductor cannot write one of a symbolic size
 
 
 def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
