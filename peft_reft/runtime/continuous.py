@@ -25,6 +25,7 @@ from peft_reft.hub_format.positions import All, First, Positions, PromptWindow, 
 from .caches import cache_of
 from .generation import check_guidance
 from .inputs import EXPLICIT
+from .records import edit_state
 from .requests import Batch
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class ContinuousBatching:
             manager.add_request = _without_explicit(manager.add_request)
 
     def _check_sharing(self, entry: _Known, cache: Any, batch: Batch) -> None:
-        edits, reach = self._edits(), self._reach()
+        edits, reach = edit_state(self.runtime), self._reach()
         if entry.edits is None:
             entry.edits = edits
         if reach is None or entry.edits != edits:
@@ -197,14 +198,6 @@ class ContinuousBatching:
                 reaches.append(None if group.turns == "each" else shared_reach(group.positions))
         return None if None in reaches else max((reach for reach in reaches if reach is not None), default=0)
 
-    def _edits(self) -> object:
-        """What the edits are, as far as it can change: who is active, how strongly, which parameters."""
-        return tuple(
-            (layer.path, key, layer.scaling[key[0]], *_versions(layer.unit(key)))
-            for layer in self.runtime.layers.values()
-            for key in layer.active_keys()
-        )
-
 
 def shared_reach(positions: Positions) -> int | None:
     """How long two prompts must be at least, so that tokens which both begin with are edited alike in both.
@@ -224,10 +217,6 @@ def shared_reach(positions: Positions) -> int | None:
         elif not isinstance(term, (All, Special)):
             return None
     return reach
-
-
-def _versions(unit: Any) -> list[tuple[int, int]]:
-    return [(id(p), 0 if p.is_inference() else p._version) for p in unit.parameters()]
 
 
 def _refuse_replay(settings: Any) -> None:

@@ -85,12 +85,17 @@ class CacheRecord:
 
 
 def edit_state(runtime: Runtime) -> tuple[Any, ...]:
-    """Everything that edits now: sites, units, scales, and the versions of their parameters."""
+    """Everything that edits now: sites, units, scales, their parameters and the versions of these."""
     return tuple(
-        (path, *key, layer.scaling[key[0]], *(parameter._version for parameter in layer.unit(key).parameters()))
+        (path, *key, layer.scaling[key[0]], *(_version(parameter) for parameter in layer.unit(key).parameters()))
         for path, layer in runtime.layers.items()
         for key in layer.active_keys()
     )
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    """Which tensor, and how often it was written; one that was made in inference mode does not count."""
+    return id(parameter), 0 if parameter.is_inference() else parameter._version
 
 
 def note_record(cache: Any, record: CacheRecord) -> None:

@@ -91,7 +91,7 @@ def test_a_decode_only_batch_does_no_work(monkeypatch: pytest.MonkeyPatch) -> No
     """A prompt's adapter resolves no positions and calls no unit once every request of the batch decodes."""
     model = model_for("llama", "f2+l2")
     log: list[str] = []
-    spy_on(monkeypatch, peft_reft.runtime.requests, "unit_masks", log)
+    spy_on(monkeypatch, peft_reft.runtime.requests, "slot_masks", log)
     spy_on(monkeypatch, peft_reft.layer, "apply_edits", log)
     spy_on(monkeypatch, peft_reft.runtime.hooks, "orthonormal_rows", log)
     base = model.get_base_model()
@@ -101,7 +101,7 @@ def test_a_decode_only_batch_does_no_work(monkeypatch: pytest.MonkeyPatch) -> No
             batched(model, prompts()[:3], num_blocks=64, max_batch_tokens=64)
     finally:
         handle.remove()
-    names = {"forward": "|", "apply_edits": "e", "unit_masks": "m", "orthonormal_rows": "r"}
+    names = {"forward": "|", "apply_edits": "e", "slot_masks": "m", "orthonormal_rows": "r"}
     work = "".join(names[entry] for entry in log).split("|")[1:]
     decodes = [all(len(tokens) == 1 and first >= 2 for first, tokens in segments) for segments in forwards]
     assert decodes == [False, *[True] * (STEPS - 1)]
