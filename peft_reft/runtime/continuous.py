@@ -89,14 +89,14 @@ class ContinuousBatching:
         own = type(model).init_continuous_batching  # type: ignore[attr-defined]
         call = inspect.signature(own).bind(model, *args, **kwargs)
         check_guidance(self.runtime, call.arguments)
-        attention = getattr(model.config, "_attn_implementation", None)  # type: ignore[union-attr]
+        attention = getattr(model.config, "_attn_implementation", None)
         if (settings := self._settings(call.arguments)) is not None:
             call.arguments["continuous_batching_config"] = settings
         manager = own(*call.args, **call.kwargs)
         try:
             self._check(manager)
         except ReftError:
-            if getattr(model.config, "_attn_implementation", None) != attention:  # type: ignore[union-attr]
+            if getattr(model.config, "_attn_implementation", None) != attention:
                 model.set_attn_implementation(attention)  # type: ignore[operator]
             raise
         self._keep(manager)
