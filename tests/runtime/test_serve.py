@@ -23,7 +23,7 @@ from .folders import numbers, saved_adapter, saved_base, spoken
 from .stepwise import greedy
 
 pytestmark = pytest.mark.skipif(
-    not is_serve_available(), reason="transformers serve needs fastapi and openai: pip install 'transformers[serving]'"
+    not is_serve_available(), reason="transformers serve needs fastapi and openai: pip install 'peft-reft[serving]'"
 )
 
 STEPS = 6
