@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "AdapterLoadError",
     "BaseMismatchError",
+    "CausalModelError",
     "ConfigError",
     "FileFormatError",
     "IntegrityError",
@@ -136,3 +137,9 @@ class MergeError(ReftError):
     """A request to merge edits into weights."""
 
     default_code = "merge"
+
+
+class CausalModelError(ReftError):
+    """A causal model that is no acyclic graph of functions, or an alignment between one and a network."""
+
+    default_code = "causal"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from .interventions import Intervention, intervention_class
 from .interventions.base import Init
 from .runtime.edit import Edit, apply_edits
 from .runtime.frames import UnitKey, current_frame
-from .sites import Tap
+from .sites import Tap, hidden_of, with_hidden, with_slice
 
 if TYPE_CHECKING:
     from .runtime.hooks import Runtime
@@ -113,9 +113,8 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         keys = [key for key in self.active_keys() if not self.taps[key].on_input]
         if not keys:
             return None
-        hidden = output if isinstance(output, Tensor) else output[0]
-        edited = self._edit(hidden, keys)
-        return None if edited is None else _with_hidden(output, edited)
+        edited = self._edit(hidden_of(output), keys)
+        return None if edited is None else with_hidden(output, edited)
 
     def edit_input(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of the site's module: its first input with the active edits applied."""
@@ -165,7 +164,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                 for key in chosen
             ]
             part = apply_edits(hidden[..., tap.start : tap.stop], plan.rows(chosen), edits)
-            hidden = part if tap.width is None else _with_slice(hidden, tap, part)
+            hidden = part if tap.width is None else with_slice(hidden, tap, part)
         return hidden.flatten(0, 1) if flat else hidden
 
     # BaseTunerLayer looks for a wrapped layer; an edit wraps nothing, it stands beside.
@@ -203,19 +202,3 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"active={list(self.active_adapters)}"
-
-
-def _with_hidden(output: Any, hidden: Tensor) -> Any:
-    """A module's output, of the type it had, with its first element replaced."""
-    if isinstance(output, Tensor):
-        return hidden
-    if isinstance(output, Mapping):  # transformers' ModelOutput
-        return type(output)(**{**output, next(iter(output)): hidden})
-    if hasattr(output, "_replace"):  # a named tuple
-        return output._replace(**{output._fields[0]: hidden})
-    return type(output)([hidden, *output[1:]])
-
-
-def _with_slice(hidden: Tensor, tap: Tap, part: Tensor) -> Tensor:
-    """`hidden` with the tap's slice of its last dimension replaced."""
-    return torch.cat([hidden[..., : tap.start], part, hidden[..., tap.stop :]], dim=-1)

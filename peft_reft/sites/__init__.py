@@ -6,6 +6,7 @@ Shared by the tuner, the causal toolkit and serving; knows nothing of adapters.
 from .components import COMPONENTS, Place, Tap, component_place
 from .stacks import Stack, find_stacks, hidden_size_of, text_config
 from .table import Site, site_table
+from .tensors import hidden_of, with_hidden, with_slice
 
 __all__ = [
     "COMPONENTS",
@@ -15,7 +16,10 @@ __all__ = [
     "Tap",
     "component_place",
     "find_stacks",
+    "hidden_of",
     "hidden_size_of",
     "site_table",
     "text_config",
+    "with_hidden",
+    "with_slice",
 ]

@@ -1,0 +1,68 @@
+"""Pictures of a causal model: networkx, graphviz's language, matplotlib."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .extras import need
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from networkx import DiGraph
+
+    from .model import CausalModel
+
+__all__ = ["draw", "to_dot", "to_networkx"]
+
+
+def to_networkx(model: CausalModel) -> DiGraph:
+    """Nodes have `layer`, their distance from the inputs, and `role`: input, hidden or output."""
+    networkx = need("networkx")
+    graph = networkx.DiGraph()
+    depth: dict[str, int] = {}
+    for name in model.order:
+        depth[name] = 1 + max((depth[parent] for parent in model.parents[name]), default=-1)
+        role = "input" if name in model.inputs else "output" if name == model.output else "hidden"
+        graph.add_node(name, layer=depth[name], role=role)
+        graph.add_edges_from((parent, name) for parent in model.parents[name])
+    return graph
+
+
+def to_dot(model: CausalModel, values: Mapping[str, Any] | None = None) -> str:
+    """The text that `dot -Tsvg` reads."""
+    lines = ["digraph {", "  rankdir=LR;"]
+    for name in model.order:
+        shape = "box" if name in model.inputs else "doublecircle" if name == model.output else "ellipse"
+        lines.append(f"  {name} [shape={shape}, label={json.dumps(_label(name, values), ensure_ascii=False)}];")
+    lines += [f"  {parent} -> {name};" for name in model.order for parent in model.parents[name]]
+    return "\n".join([*lines, "}", ""])
+
+
+def draw(model: CausalModel, values: Mapping[str, Any] | None = None, ax: Axes | None = None) -> Axes:
+    """Inputs at the left, the output at the right."""
+    networkx = need("networkx")
+    if ax is None:
+        ax = need("matplotlib.figure").Figure(figsize=(6, 3.5), layout="constrained").subplots()
+    graph = to_networkx(model)
+    places = networkx.multipartite_layout(graph, subset_key="layer")
+    colours = {"input": "#d9e4f2", "hidden": "#f7e3b5", "output": "#cfe8cf"}
+    networkx.draw_networkx(
+        graph,
+        places,
+        ax=ax,
+        labels={name: _label(name, values) for name in graph},
+        node_color=[colours[role] for _, role in graph.nodes(data="role")],
+        node_size=1800,
+        edgecolors="#555555",
+        font_size=9,
+        arrowsize=14,
+    )
+    ax.margins(0.2)
+    ax.set_axis_off()
+    return ax
+
+
+def _label(name: str, values: Mapping[str, Any] | None) -> str:
+    return name if values is None or name not in values else f"{name} = {values[name]}"
