@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from peft_reft.hub_format.errors import PositionError, SiteError
 from peft_reft.hub_format.schema import SiteGroup
 
+from .adapters import row_adapters
 from .interventions import Intervention, intervention_class
 from .interventions.base import Init
 from .runtime.edit import Edit, apply_edits
@@ -106,7 +107,13 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         """(adapter, unit) of everything that edits here now."""
         if self._disable_adapters:
             return []
+        if (rows := row_adapters(self.runtime)) is not None:
+            return [(name, unit) for name in rows.names for unit in self.units.get(name, ())]
         return [(name, unit) for name in dict.fromkeys(self.active_adapters) for unit in self.units.get(name, ())]
+
+    def edits_by(self, name: str) -> bool:
+        """Whether an adapter has an intervention here, and adapters are not disabled."""
+        return not self._disable_adapters and bool(self.units.get(name))
 
     def edit_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the site's module: its output with the active edits applied."""
@@ -151,18 +158,23 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                 rule=f"[batch, seq, hidden] = [{plan.batch}, {plan.length}, …], as the model was called",
             )
         rotations = self.runtime.rotations(frame)
+        chosen_rows = row_adapters(self.runtime)
+        stack = None if chosen_rows is None else chosen_rows.stack
         taps = list(dict.fromkeys(self.taps[key] for key in keys))
         for tap in taps:
             chosen = [key for key in keys if self.taps[key] == tap]
-            edits = [
-                Edit(
-                    self.unit(key),
-                    rotations.get((self.path, key)),
-                    self.scaling[key[0]],
-                    plan.sequences(chosen) if self.unit(key).across_tokens else None,
-                )
-                for key in chosen
-            ]
+            if stack is not None:
+                edits = [Edit(stack.unit(self.path, key[1], plan.batch), None, 1.0) for key in chosen]
+            else:
+                edits = [
+                    Edit(
+                        self.unit(key),
+                        rotations.get((self.path, key)),
+                        self.scaling[key[0]],
+                        plan.sequences(chosen) if self.unit(key).across_tokens else None,
+                    )
+                    for key in chosen
+                ]
             part = apply_edits(hidden[..., tap.start : tap.stop], plan.rows(chosen), edits)
             hidden = part if tap.width is None else with_slice(hidden, tap, part)
         return hidden.flatten(0, 1) if flat else hidden

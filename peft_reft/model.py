@@ -15,6 +15,8 @@ from peft_reft.hub_format.errors import ConfigError, MergeError, PositionError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import unbound_tokens
 
+from .adapters import split_rows
+from .adapters.calls import rows_in_use
 from .config import ReftConfig
 from .identity import base_identity
 from .layer import ReftLayer, UnitSpec
@@ -149,6 +151,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         if runtime is not None:
             for table in (runtime.views, runtime.has_completion, runtime.unverified):
                 table.pop(adapter_name, None)
+            runtime.stacks_of_adapters.drop(adapter_name)
 
     def unload(self) -> nn.Module:
         """The base model as it was: no hooks, no attributes, no child modules of ours."""
@@ -182,14 +185,14 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT calls this with the keywords of forward and generate; without it `adapter_names` would be dropped."""
-        if kwargs.get("adapter_names") is not None:
-            raise ConfigError(
-                "adapter_names is not supported by ReFT adapters in this version",
-                value=kwargs["adapter_names"],
-                fix="activate one set of adapters for the whole batch with set_adapter",
-            )
-        yield
+        """PEFT calls this with the keywords of forward and generate: here a batch's rows get their own adapters."""
+        runtime, names = runtime_of(self.model), kwargs.get("adapter_names")
+        if names is None or runtime is None:
+            yield
+            return
+        rows = split_rows(names, list(self.peft_config), training=self.training)
+        with rows_in_use(self.model, runtime, rows, kwargs.get("intervention_locations")):
+            yield
 
 
 def _units_at(site: Site, config: ReftConfig, hidden_size: int) -> list[UnitSpec]:

@@ -69,6 +69,9 @@ class Intervention(nn.Module):
     """Whether `act_fn` has a place in the formula; where it has none, setting it is an error."""
     act_keeps_identity: ClassVar[bool] = False
     """Whether the identity start survives an activation with act(0) = 0."""
+    broadcasts: ClassVar[bool] = False
+    """Whether `edit_delta` also takes h `[batch, k, hidden]` with tensors of every row's own, matrices
+    `[batch, rank, hidden]` and vectors `[batch, 1, …]`, so that many adapters are one product. Not inherited."""
     across_tokens: ClassVar[bool] = False
     """Whether an edit depends on the other edited tokens of its sequence."""
 

@@ -20,6 +20,7 @@ class Bias(Intervention):
     """
 
     shift: Tensor
+    broadcasts = True
     tensors = {"shift": ("hidden",)}
 
     def identity(self) -> None:

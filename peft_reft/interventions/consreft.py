@@ -37,6 +37,8 @@ class ConsReft(ConstantSource):
     source. No choice of parameters makes it the identity. Parameters: raw `rotation`, `bias` b.
     """
 
+    broadcasts = True
+
     def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
         """See `consreft_delta`."""
         return consreft_delta(hidden, rotation, self.parameter("bias", hidden))

@@ -44,6 +44,7 @@ class DiReft(SourceStartsAtZero):
     Parameters: `projection` P, `weight` W, `bias` b. pyreft calls this class `NodireftIntervention`.
     """
 
+    broadcasts = True
     tensors = {"projection": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
 
     def edit_delta(self, hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ class DiReftOrthogonal(SourceStartsAtZero):
     `DireftIntervention`. Parameters: raw `rotation`, `weight` W, `bias` b.
     """
 
+    broadcasts = True
     tensors = {"rotation": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
     orthonormal = frozenset({"rotation"})
 

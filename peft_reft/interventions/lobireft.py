@@ -20,6 +20,8 @@ class LobiReft(ConstantSource):
     `bias` b.
     """
 
+    broadcasts = True
+
     def identity(self) -> None:
         """b = 0."""
         self.paper_start()

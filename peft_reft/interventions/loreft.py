@@ -34,6 +34,7 @@ class LoReft(Intervention):
     rotation: Tensor
     weight: Tensor
     bias: Tensor
+    broadcasts = True
     tensors = {"rotation": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
     orthonormal = frozenset({"rotation"})
     activates = True

@@ -25,6 +25,7 @@ class NoReft(Intervention):
 
     projection: Tensor
     weight: Tensor
+    broadcasts = True
     tensors = {
         "projection": ("rank", "hidden"),
         "weight": ("rank", "hidden"),

@@ -26,6 +26,7 @@ class Red(Intervention):
 
     scale: Tensor
     shift: Tensor
+    broadcasts = True
     tensors = {"scale": ("hidden",), "shift": ("hidden",)}
 
     def identity(self) -> None:

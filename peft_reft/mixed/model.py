@@ -10,10 +10,13 @@ from typing import Any
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from torch import nn
 
+from peft_reft.adapters import BASE, split_rows
+from peft_reft.adapters.calls import rows_in_use
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import check_name
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.model import ReftModel
+from peft_reft.runtime.hooks import runtime_of
 
 from . import checkpoint
 
@@ -210,14 +213,18 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Every call comes by here; the weight tuner would heed `adapter_names` and the edits would not."""
-        if kwargs.get("adapter_names") is not None:
-            raise ConfigError(
-                "adapter_names is not supported by a mixed model in this version",
-                value=kwargs["adapter_names"],
-                fix="activate one set of adapters for the whole batch with set_adapter",
-            )
-        with super()._enable_peft_forward_hooks(*args, **kwargs):
+        """Every call comes by here: `adapter_names` gives each row its weight adapter, its edits, or both."""
+        names, runtime = kwargs.pop("adapter_names", None), runtime_of(self.base_model.model)
+        if names is None or runtime is None:
+            with super()._enable_peft_forward_hooks(*args, adapter_names=names, **kwargs):
+                yield
+            return
+        rows = split_rows(names, list(self.peft_config), training=self.training)
+        weights, edits = _by_part(rows, set(super().peft_config))
+        with (
+            rows_in_use(self.base_model.model, runtime, edits, kwargs.get("intervention_locations")),
+            super()._enable_peft_forward_hooks(*args, adapter_names=weights, **kwargs),
+        ):
             yield
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -262,6 +269,21 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             del self.base_model.peft_config[name]
             raise
         self.base_model.model.peft_config = self.peft_config
+
+
+def _by_part(rows: Sequence[Sequence[str]], weights: set[str]) -> tuple[list[str], tuple[tuple[str, ...], ...]]:
+    """The weight adapter of every row, and its edits."""
+    chosen = []
+    for row in rows:
+        heavy = [name for name in row if name in weights]
+        if len(heavy) > 1:
+            raise ConfigError(
+                f"adapter_names gives one row {', '.join(map(repr, heavy))}",
+                value=heavy,
+                rule="a row has at most one weight adapter, and any number of ReFT adapters",
+            )
+        chosen.append(heavy[0] if heavy else BASE)
+    return chosen, tuple(tuple(name for name in row if name not in weights) for row in rows)
 
 
 def _check_part(name: str, config: object) -> None:

@@ -41,12 +41,22 @@ UnitKey = tuple[str, int]
 
 @dataclass
 class StackPlan:
-    """What one stack edits in this forward."""
+    """What one stack edits in this forward.
+
+    Attributes:
+        batch, length: of the tokens computed.
+        masks: the tokens that each unit edits.
+        past: cached slots before them.
+        row_by_row: whether rows have adapters of their own, so that the units of two adapters never share a row.
+        whole: whether rows are planned with the same number of slots for every row of the batch.
+    """
 
     batch: int
     length: int
     masks: Mapping[UnitKey, UnitMask]
     past: int = 0
+    row_by_row: bool = False
+    whole: bool = False
     plans: dict[tuple[UnitKey, ...], RowPlan] = field(default_factory=dict)
 
     def rows(self, keys: Sequence[UnitKey]) -> RowPlan:
@@ -54,11 +64,21 @@ class StackPlan:
         wanted = tuple(keys)
         if wanted not in self.plans:
             chosen = [self.masks[key] for key in wanted]
-            widths = [entry.width for entry in chosen]
-            total = None if None in widths else sum(width for width in widths if width is not None)
+            total = self._width(wanted)
             masks = [entry.mask for entry in chosen]
-            self.plans[wanted] = plan_rows(masks, total, exact=_may_read_values(masks[0].device, total))
+            exact = not self.whole and _may_read_values(masks[0].device, total)
+            self.plans[wanted] = plan_rows(masks, total, exact=exact)
         return self.plans[wanted]
+
+    def _width(self, keys: Sequence[UnitKey]) -> int | None:
+        """How many tokens of a row the units can edit together at most; None if only the values say."""
+        by_adapter: dict[str, int] = {}
+        for adapter, unit in keys:
+            width = self.masks[adapter, unit].width
+            if width is None:
+                return None
+            by_adapter[adapter] = by_adapter.get(adapter, 0) + width
+        return max(by_adapter.values()) if self.row_by_row else sum(by_adapter.values())
 
     def sequences(self, keys: Sequence[UnitKey]) -> Tensor:
         """Which sequence each row of `rows(keys)` belongs to, long `[n]`.

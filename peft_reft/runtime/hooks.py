@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from peft_reft.adapters import Stacks, row_adapters
 from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.interventions import orthonormal_rows
 from peft_reft.sites import Stack
@@ -58,6 +59,7 @@ class Runtime:
         self.views: dict[str, AdapterView] = {}
         self.has_completion: dict[str, bool] = {}
         self.unverified: dict[str, Any] = {}
+        self.stacks_of_adapters = Stacks(self)
         self.handles: list[RemovableHandle] = []
         self.carriers: dict[str, FrameCarrier] = {}
         self.inputs: set[str] = set()
@@ -111,6 +113,10 @@ class Runtime:
 
     def active(self, stack: str | None = None) -> list[str]:
         """Names of the adapters that edit some site, or some site of a stack, now."""
+        rows = row_adapters(self)
+        if rows is not None:
+            layers = [layer for layer in self.layers.values() if stack in (None, layer.stack)]
+            return [name for name in rows.names if any(layer.edits_by(name) for layer in layers)]
         names: dict[str, None] = {}
         for layer in self.layers.values():
             if stack in (None, layer.stack):
@@ -130,6 +136,8 @@ class Runtime:
         if frame.rotations is not None:
             return frame.rotations
         session = current_session(self)
+        if (rows := row_adapters(self)) is not None and rows.stack is not None:
+            return {}
         groups: dict[Any, list[tuple[tuple[str, UnitKey], Tensor]]] = {}
         for layer in self.layers.values():
             if session is None and frame.plans.get(layer.stack) is None:
@@ -234,7 +242,15 @@ class Runtime:
             record.check(stack.path, masks, inputs.past)
         if session is not None and session.recording is not None:
             session.recording[stack.path] = {key: found.mask[:, : inputs.length] for key, found in masks.items()}
-        return StackPlan(inputs.batch, inputs.length, columns_of(masks, inputs), inputs.past)
+        chosen = columns_of(masks, inputs)
+        rows = row_adapters(self)
+        if rows is not None:
+            chosen = {
+                (name, unit): replace(found, mask=found.mask & rows.selects(name, inputs.batch, inputs.device))
+                for (name, unit), found in chosen.items()
+            }
+        stacked = rows is not None and rows.stack is not None
+        return StackPlan(inputs.batch, inputs.length, chosen, inputs.past, row_by_row=rows is not None, whole=stacked)
 
     def _paged_plan(self, stack: Stack, batch: Batch) -> StackPlan | None:
         views = [self.views[name] for name in self.active(stack.path)]

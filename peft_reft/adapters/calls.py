@@ -1,0 +1,50 @@
+"""One call with `adapter_names`: what must be in place while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from .per_row import BASE, RowAdapters, adapters_per_row
+
+if TYPE_CHECKING:
+    from peft_reft.runtime.hooks import Runtime
+
+__all__ = ["rows_in_use"]
+
+
+@contextmanager
+def rows_in_use(
+    model: nn.Module, runtime: Runtime, rows: tuple[tuple[str, ...], ...], locations: Any = None
+) -> Iterator[None]:
+    """Run a call in which every row has its own adapters, modules saved in full included.
+
+    Args:
+        model: the base model.
+        runtime: of the model.
+        rows: for each row the names of its ReFT adapters.
+        locations: `intervention_locations` of the call; a dict speaks of adapters by name, which a stack does not.
+    """
+    stack = None if isinstance(locations, Mapping) else runtime.stacks_of_adapters.for_rows(rows)
+    with ExitStack() as opened:
+        for module in model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                handle = module.register_forward_pre_hook(_naming(rows), with_kwargs=True)
+                opened.callback(handle.remove)
+        opened.enter_context(adapters_per_row(runtime, RowAdapters(rows, stack)))
+        yield
+
+
+def _naming(rows: Sequence[Sequence[str]]) -> Any:
+    """A pre-hook that tells a wrapper of PEFT which of its copies each row uses."""
+
+    def tell(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        names = [next((name for name in row if name in module._adapters), BASE) for row in rows]
+        repeats = max(1, len(args[0]) // len(names)) if args else 1  # beams
+        return args, {**kwargs, "adapter_names": [name for name in names for _ in range(repeats)]}
+
+    return tell

@@ -1,0 +1,115 @@
+"""`adapter_names`: which adapters edit which row of a batch, for the time of one call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from peft_reft.hub_format.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft_reft.runtime.hooks import Runtime
+
+    from .stacking import AdapterStack
+
+__all__ = ["BASE", "RowAdapters", "adapters_per_row", "row_adapters", "split_rows"]
+
+BASE = "__base__"
+"""PEFT's word for a row without an adapter."""
+RULE = f"it is a list with one adapter name per row of the batch, {BASE!r} for none, or a list of names that add"
+
+
+@dataclass(frozen=True)
+class RowAdapters:
+    """What each row of a batch is edited by.
+
+    Attributes:
+        rows: for each row the names of its adapters.
+        stack: of their parameters, where they are of one structure; the first name then stands for all of them.
+    """
+
+    rows: tuple[tuple[str, ...], ...]
+    stack: AdapterStack | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters to be resolved: all that are named, or the one that stands for them."""
+        named = tuple(dict.fromkeys(name for row in self.rows for name in row))
+        return named if self.stack is None else named[:1]
+
+    def selects(self, name: str, batch: int, device: torch.device) -> Tensor:
+        """The rows that an adapter edits, bool `[batch, 1]`; beams and returned sequences repeat each row."""
+        chosen = [bool(row) if self.stack is not None else name in row for row in self.rows]
+        repeats, rest = divmod(batch, len(chosen))
+        if rest or not repeats:
+            raise ConfigError(
+                f"adapter_names has {len(chosen)} entries for a batch of {batch}", value=len(chosen), rule=RULE
+            )
+        return torch.tensor(chosen, device=device).repeat_interleave(repeats)[:, None]
+
+
+class _Chosen(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[tuple[Runtime, RowAdapters]] = []
+
+
+_CHOSEN = _Chosen()
+
+
+def row_adapters(runtime: Runtime) -> RowAdapters | None:
+    """What the running call of a model says for its rows, or None: then the active adapters edit all of them."""
+    return next((rows for owner, rows in reversed(_CHOSEN.stack) if owner is runtime), None)
+
+
+@contextmanager
+def adapters_per_row(runtime: Runtime, rows: RowAdapters) -> Iterator[None]:
+    """Run a call of a model with adapters chosen row by row."""
+    entry = (runtime, rows)
+    _CHOSEN.stack.append(entry)
+    try:
+        yield
+    finally:
+        while _CHOSEN.stack and _CHOSEN.stack.pop() is not entry:
+            pass
+
+
+def split_rows(adapter_names: Any, known: Sequence[str], *, training: bool) -> tuple[tuple[str, ...], ...]:
+    """The keyword `adapter_names` → the names of every row's adapters.
+
+    Raises:
+        ConfigError: not a list of names, a name that no adapter has, or a model in training mode.
+    """
+    if training:
+        raise ConfigError(
+            "adapter_names in training mode",
+            rule="rows are given their adapters for inference",
+            fix="call model.eval(), or train one set of adapters with set_adapter",
+        )
+    if not isinstance(adapter_names, (list, tuple)) or not adapter_names:
+        raise ConfigError(f"adapter_names is {_shown(adapter_names)}", value=adapter_names, rule=RULE)
+    return tuple(_names_of(entry, known) for entry in adapter_names)
+
+
+def _names_of(entry: Any, known: Sequence[str]) -> tuple[str, ...]:
+    names = (entry,) if isinstance(entry, str) else entry
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"adapter_names has the entry {_shown(entry)}", value=entry, rule=RULE)
+    chosen = tuple(dict.fromkeys(name for name in names if name != BASE))
+    if unknown := [name for name in chosen if name not in known]:
+        raise ConfigError(
+            f"adapter_names names {unknown[0]!r}",
+            value=unknown[0],
+            rule=f"the model has the adapters {', '.join(sorted(known)) or 'none'}; {BASE!r} is a row without one",
+        )
+    return chosen
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 60 else shown[:60] + "…"

@@ -1,0 +1,220 @@
+"""Adapters of one structure, stacked: one gather for all layers of a call, one batched product per layer.
+
+What is stacked is a copy, kept on the model beside the adapters and renewed slot by slot where a parameter has changed
+since. An edit then costs the same for one adapter as for one per row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from peft_reft.interventions import Intervention, orthonormal_rows
+
+if TYPE_CHECKING:
+    from peft_reft.runtime.hooks import Runtime
+
+__all__ = ["AdapterStack", "StackStore", "StackedUnit", "Stacks", "Structure"]
+
+Place = tuple[str, int]
+"""A site's path, and the number of a unit there."""
+ROTATION = "orthonormal"
+
+
+@dataclass(frozen=True)
+class StackedUnit:
+    """One unit of a site for a batch in which every row has its own parameters."""
+
+    unit: Any
+    batch: int
+    rotation: Tensor | None
+    scale: Tensor | None
+
+    def __call__(self, rows: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """The delta of gathered hidden states `[batch · k, hidden]`, k of each row of the batch."""
+        hidden = rows.view(self.batch, -1, rows.shape[-1])
+        given = () if self.rotation is None else (self.rotation.to(rows.dtype),)
+        delta: Tensor = self.unit.edit_delta(hidden, *given)
+        return (delta if self.scale is None else delta * self.scale).reshape(rows.shape)
+
+
+@dataclass
+class AdapterStack:
+    """The stacked parameters of the adapters that a call names, row by row.
+
+    Attributes:
+        store: all that has been stacked of this structure.
+        slots: of each row's adapter in the store; 0 for rows without one, which nothing edits.
+        scales: site → the factor of each row's adapter; None where all are 1.
+        gathered: size of a batch → its parameters, gathered once for a whole call.
+    """
+
+    store: StackStore
+    slots: tuple[int, ...]
+    scales: Mapping[str, list[float]] | None
+    gathered: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def unit(self, path: str, number: int, batch: int) -> StackedUnit:
+        """A site's unit for a batch, whose rows may repeat those of `adapter_names`."""
+        repeats = batch // len(self.slots)
+        device = next(iter(self.store.tensors.values())).device
+        if batch not in self.gathered:
+            slots = torch.tensor(self.slots, device=device).repeat_interleave(repeats)
+            self.gathered[batch] = {name: whole.index_select(0, slots) for name, whole in self.store.tensors.items()}
+        place = self.store.places[path, number]
+        tensors = {name: whole[:, place] for name, whole in self.gathered[batch].items()}
+        rotation = tensors.pop(ROTATION, None)
+        scale = None
+        if self.scales is not None:
+            scale = torch.tensor(self.scales[path], device=device).repeat_interleave(repeats)[:, None, None]
+        return StackedUnit(_with_tensors(self.store.template, tensors), batch, rotation, scale)
+
+
+@dataclass
+class StackStore:
+    """Every adapter of one structure that a call has named so far.
+
+    Attributes:
+        places: (site, unit) → its place in the second dimension.
+        template: a unit of theirs.
+        slots: adapter → its place in the first dimension.
+        taken: adapter → its units, their tensors and the tensors' versions, as they were when they were stacked.
+        tensors: name → `[adapters, places, …]`; a vector per unit stands as one row, so that it adds to tokens.
+    """
+
+    places: dict[Place, int]
+    template: Intervention
+    slots: dict[str, int] = field(default_factory=dict)
+    taken: dict[str, tuple[list[Intervention], list[Tensor], list[int]]] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, name: str, units: list[Intervention]) -> None:
+        """Stack an adapter that is new here, or has changed."""
+        held = self.taken.get(name)
+        if held is not None and all(map(is_, held[0], units)) and _versions(held[1]) == held[2]:
+            return
+        tensors = [tensor for unit in units for tensor in unit.named_tensors().values()]
+        self._write(name, units)
+        self.taken[name] = (units, tensors, _versions(tensors))
+
+    def _write(self, name: str, units: Sequence[Intervention]) -> None:
+        fresh = {
+            key: torch.stack([unit.named_tensors()[key].detach() for unit in units])
+            for key in self.template.named_tensors()
+        }
+        for key in self.template.orthonormal:
+            fresh[ROTATION] = orthonormal_rows(fresh.pop(key))
+        slot = self.slots.setdefault(name, len(self.slots))
+        for key, values in fresh.items():
+            values = values if values.dim() > 2 else values[:, None]  # a vector of each place: one row
+            held = self.tensors.get(key)
+            if held is None or held.shape[0] <= slot or held.device != values.device:
+                grown = values.new_zeros((max(8, 2 * slot), *values.shape))
+                if held is not None:
+                    grown[: held.shape[0]] = held.to(values.device)
+                self.tensors[key] = held = grown
+            held[slot] = values
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """What changes when a tensor is written to, or moved."""
+    return [tensor._version for tensor in tensors] + [tensors[0].data_ptr()]
+
+
+class Stacks:
+    """What has been stacked on one model.
+
+    Args:
+        runtime: of the model.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.stores: dict[Structure, StackStore] = {}
+        self.structures: dict[str, tuple[Any, Structure | None]] = {}
+
+    def for_rows(self, rows: Sequence[Sequence[str]]) -> AdapterStack | None:
+        """The stack for rows that name at most one adapter each, all of one structure; None where they are not."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        if len(names) < 2 or any(len(row) > 1 for row in rows):
+            return None
+        structure = self._structure(names[0])
+        if structure is None or any(self._structure(name) != structure for name in names):
+            return None
+        layers = self.runtime.layers
+        places = structure.places
+        units = {name: [layers[path].unit((name, number)) for path, number, _ in places] for name in names}
+        if any(unit.rows is not None for chosen in units.values() for unit in chosen):
+            return None
+        if structure not in self.stores:
+            order = {(path, number): place for place, (path, number, _) in enumerate(places)}
+            self.stores[structure] = StackStore(order, units[names[0]][0])
+        store = self.stores[structure]
+        with torch.no_grad():
+            for name in names:
+                store.take(name, units[name])
+        scales = {path: [layers[path].scaling[row[0]] if row else 1.0 for row in rows] for path, _, _ in places}
+        plain = all(scale == 1.0 for of_site in scales.values() for scale in of_site)
+        slots = tuple(store.slots[row[0]] if row else 0 for row in rows)
+        return AdapterStack(store, slots, None if plain else scales)
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter; its slot is taken by the next one of its name."""
+        self.structures.pop(name, None)
+        for store in self.stores.values():
+            store.taken.pop(name, None)
+
+    def _structure(self, name: str) -> Structure | None:
+        view = self.runtime.views[name]
+        known = self.structures.get(name)
+        if known is None or known[0] is not view:
+            known = self.structures[name] = (view, _structure_of(self.runtime, name))
+        return known[1]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What adapters share whose parameters can be stacked: positions, sites, kind and shapes."""
+
+    groups: tuple[Any, ...]
+    token_ids: tuple[tuple[str, int], ...]
+    has_completion: bool
+    places: tuple[tuple[str, int, Any], ...]
+    kind: tuple[Any, ...]
+
+
+def _structure_of(runtime: Runtime, name: str) -> Structure | None:
+    """The structure of an adapter; None where its units differ among themselves or cannot be stacked."""
+    view = runtime.views[name]
+    groups = tuple((str(group.positions), group.turns, group.share_weights) for group in view.groups)
+    places, kinds = [], set()
+    for path, layer in runtime.layers.items():
+        for number in layer.units.get(name, ()):
+            unit = layer.unit((name, number))
+            if not type(unit).__dict__.get("broadcasts", False):  # not inherited: a subclass has another formula
+                return None
+            tensors = unit.named_tensors()
+            shapes = tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())
+            devices = tuple(str(tensor.device) for tensor in tensors.values())
+            kinds.add((type(unit), unit.act_fn, repr(sorted(unit.options.items())), shapes, devices))
+            places.append((path, number, layer.taps[name, number]))
+    if len(kinds) != 1:
+        return None
+    ids = tuple(sorted(view.token_ids.items()))
+    return Structure(groups, ids, runtime.has_completion[name], tuple(places), kinds.pop())
+
+
+def _with_tensors(unit: Intervention, tensors: Mapping[str, Tensor]) -> Any:
+    """A copy of a unit that computes with other tensors; the unit itself, which threads share, is left alone."""
+    twin = copy.copy(unit)
+    object.__setattr__(twin, "_parameters", {})
+    object.__setattr__(twin, "_buffers", {})
+    for name, tensor in tensors.items():
+        object.__setattr__(twin, name, tensor)
+    return twin
