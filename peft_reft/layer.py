@@ -164,7 +164,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         for tap in taps:
             chosen = [key for key in keys if self.taps[key] == tap]
             if stack is not None:
-                edits = [Edit(stack.unit(self.path, key[1], plan.batch), None, 1.0) for key in chosen]
+                edits = [
+                    Edit(stack.unit(self.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen
+                ]
             else:
                 edits = [
                     Edit(
@@ -172,6 +174,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                         rotations.get((self.path, key)),
                         self.scaling[key[0]],
                         plan.sequences(chosen) if self.unit(key).across_tokens else None,
+                        wide=self.unit(key).broadcasts and not self.training,
                     )
                     for key in chosen
                 ]

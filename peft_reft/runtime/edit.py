@@ -19,13 +19,20 @@ __all__ = ["Edit", "apply_edits"]
 class Edit:
     """One unit at work: its module, the rotation it needs, and the factor of `scale_adapter`.
 
-    `sequence` `[n]` is the sequence of each row of the plan, for units whose edit depends on the whole sequence.
+    Attributes:
+        unit: rows `[n, hidden]` and a rotation → their delta.
+        rotation: R, for kinds that have one.
+        scale: factor of the delta.
+        sequence: `[n]`, the sequence of each row of the plan, for units whose edit depends on the whole sequence.
+        wide: whether the delta is computed in float64 and rounded once, when it is added: products in float32 differ in
+            their last bits with the number of rows beside, and a row of a batch is to equal the same row alone.
     """
 
     unit: Callable[..., Tensor]
     rotation: Tensor | None
     scale: float
     sequence: Tensor | None = None
+    wide: bool = False
 
 
 def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
@@ -51,15 +58,17 @@ def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
 
 def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
     """The delta of one edit for every row of the plan; adding −0.0 where it edits nothing keeps the bits."""
+    wide = rows.double() if edit.wide and rows.device.type != "mps" else rows  # MPS has no float64
+    rotation = None if edit.rotation is None else edit.rotation.to(wide.dtype)
     if member is not None and member.dtype == torch.long:
         given = {} if edit.sequence is None else {"sequence": edit.sequence.index_select(0, member)}
-        delta = edit.unit(rows.index_select(0, member), edit.rotation, **given)
-        delta = torch.full_like(rows, -0.0).index_copy(0, member, delta)
+        delta = edit.unit(wide.index_select(0, member), rotation, **given)
+        delta = torch.full_like(wide, -0.0).index_copy(0, member, delta)
     else:
         sequence = edit.sequence
         if sequence is not None and member is not None:
             sequence = torch.where(member, sequence, -1)
-        delta = edit.unit(rows, edit.rotation, **({} if sequence is None else {"sequence": sequence}))
+        delta = edit.unit(wide, rotation, **({} if sequence is None else {"sequence": sequence}))
     if edit.scale != 1.0:
         delta = delta * edit.scale
     if member is not None and member.dtype == torch.bool:
