@@ -164,9 +164,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         for tap in taps:
             chosen = [key for key in keys if self.taps[key] == tap]
             if stack is not None:
-                edits = [
-                    Edit(stack.unit(self.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen
-                ]
+                edits = [Edit(stack.unit(self.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen]
             else:
                 edits = [
                     Edit(

@@ -22,7 +22,7 @@ __all__ = ["BASE", "RowAdapters", "adapters_per_row", "row_adapters", "split_row
 
 BASE = "__base__"
 """PEFT's word for a row without an adapter."""
-RULE = f"it is a list with one adapter name per row of the batch, {BASE!r} for none, or a list of names that add"
+RULE = f"it is a list with one adapter name per row of the batch, {BASE!r} for none, or a tuple of names that add"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def split_rows(adapter_names: Any, known: Sequence[str], *, training: bool) -> t
 
 def _names_of(entry: Any, known: Sequence[str]) -> tuple[str, ...]:
     names = (entry,) if isinstance(entry, str) else entry
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"adapter_names has the entry {_shown(entry)}", value=entry, rule=RULE)
     chosen = tuple(dict.fromkeys(name for name in names if name != BASE))
     if unknown := [name for name in chosen if name not in known]:

@@ -84,6 +84,7 @@ class StackStore:
         places: (site, unit) → its place in the second dimension.
         template: a unit of theirs.
         slots: adapter → its place in the first dimension.
+        free: places there that deleted adapters have left.
         taken: adapter → its units, their tensors and the tensors' versions, as they were when they were stacked.
         tensors: name → `[adapters, places, …]`; a vector per unit stands as one row, so that it adds to tokens.
     """
@@ -91,6 +92,7 @@ class StackStore:
     places: dict[Place, int]
     template: Intervention
     slots: dict[str, int] = field(default_factory=dict)
+    free: list[int] = field(default_factory=list)
     taken: dict[str, tuple[list[Intervention], list[Tensor], list[int]]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -103,6 +105,12 @@ class StackStore:
         self._write(name, units)
         self.taken[name] = (units, tensors, _versions(tensors))
 
+    def drop(self, name: str) -> None:
+        """Leave an adapter's place to the next one."""
+        self.taken.pop(name, None)
+        if name in self.slots:
+            self.free.append(self.slots.pop(name))
+
     def _write(self, name: str, units: Sequence[Intervention]) -> None:
         fresh = {
             key: torch.stack([unit.named_tensors()[key].detach() for unit in units])
@@ -110,7 +118,9 @@ class StackStore:
         }
         for key in self.template.orthonormal:
             fresh[ROTATION] = orthonormal_rows(fresh.pop(key))
-        slot = self.slots.setdefault(name, len(self.slots))
+        if name not in self.slots:
+            self.slots[name] = self.free.pop() if self.free else len(self.slots)
+        slot = self.slots[name]
         for key, values in fresh.items():
             values = values if values.dim() > 2 else values[:, None]  # a vector of each place: one row
             held = self.tensors.get(key)
@@ -156,7 +166,7 @@ class Stacks:
             order = {(path, number): place for place, (path, number, _) in enumerate(places)}
             self.stores[structure] = StackStore(order, units[names[0]][0])
         store = self.stores[structure]
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is kept must take writes after an inference call
             for name in names:
                 store.take(name, units[name])
         scales = {path: [layers[path].scaling[row[0]] if row else 1.0 for row in rows] for path, _, _ in places}
@@ -165,10 +175,12 @@ class Stacks:
         return AdapterStack(store, slots, None if plain else scales)
 
     def drop(self, name: str) -> None:
-        """Forget an adapter; its slot is taken by the next one of its name."""
+        """Forget an adapter."""
         self.structures.pop(name, None)
-        for store in self.stores.values():
-            store.taken.pop(name, None)
+        for structure, store in list(self.stores.items()):
+            store.drop(name)
+            if not store.slots:
+                del self.stores[structure]
 
     def _structure(self, name: str) -> Structure | None:
         view = self.runtime.views[name]

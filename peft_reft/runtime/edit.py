@@ -24,8 +24,8 @@ class Edit:
         rotation: R, for kinds that have one.
         scale: factor of the delta.
         sequence: `[n]`, the sequence of each row of the plan, for units whose edit depends on the whole sequence.
-        wide: whether the delta is computed in float64 and rounded once, when it is added: products in float32 differ in
-            their last bits with the number of rows beside, and a row of a batch is to equal the same row alone.
+        wide: whether the delta is computed in float64 and rounded once, when it is added: products in float32
+            change in their last bits with the number of rows, and a row of a batch is to equal the same row alone.
     """
 
     unit: Callable[..., Tensor]

@@ -50,11 +50,6 @@ def test_a_checkpoint_without_its_index_is_not_resumed_in_part(tmp_path: Path) -
         _mixed().load_adapter(str(tmp_path), "default")
 
 
-def test_rows_cannot_choose_adapters_that_only_half_of_the_model_would_heed() -> None:
-    with pytest.raises(ConfigError, match="adapter_names"):
-        _mixed()(IDS, adapter_names=["default", "__base__"])
-
-
 @pytest.mark.parametrize("shape", [(-1,), (1, 2, 8)])
 def test_labels_of_another_shape_say_nothing_of_the_prompt(shape: tuple[int, ...]) -> None:
     model = reft_model("llama", positions="l2").train()
