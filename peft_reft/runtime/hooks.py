@@ -136,7 +136,7 @@ class Runtime:
         if frame.rotations is not None:
             return frame.rotations
         session = current_session(self)
-        if (rows := row_adapters(self)) is not None and rows.stack is not None:
+        if (chosen := row_adapters(self)) is not None and chosen.stack is not None:
             return {}
         groups: dict[Any, list[tuple[tuple[str, UnitKey], Tensor]]] = {}
         for layer in self.layers.values():
