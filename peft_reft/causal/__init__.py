@@ -5,6 +5,29 @@ it.
 """
 
 from .distribution import Distribution
+from .edits import Edit, add, mean, noise, put, subtract, zero
+from .interchange import collect, interchange, intervene
 from .model import CausalModel
+from .site import Column, Site
+from .spaces import Autoencoder, Pca, Rotation, Space
 
-__all__ = ["CausalModel", "Distribution"]
+__all__ = [
+    "Autoencoder",
+    "CausalModel",
+    "Column",
+    "Distribution",
+    "Edit",
+    "Pca",
+    "Rotation",
+    "Site",
+    "Space",
+    "add",
+    "collect",
+    "interchange",
+    "intervene",
+    "mean",
+    "noise",
+    "put",
+    "subtract",
+    "zero",
+]

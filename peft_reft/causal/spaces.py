@@ -1,0 +1,203 @@
+"""Spaces in which a hidden state is read and changed: a rotation's rows, principal components, an autoencoder.
+
+Every change is written as h′ = h − (lift(f − f′) + 0): where the features do not change, f − f′ is zero and h keeps
+its bits, −0 included (IEEE 754: x − (+0) is x, and (±0) + (+0) is +0).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peft_reft.hub_format.errors import ConfigError
+
+__all__ = ["Autoencoder", "Pca", "Rotation", "Space"]
+
+_ORTHONORMAL = 1e-4
+
+
+class Space:
+    """Features of a hidden state, and how a change of features changes it.
+
+    A space of one's own defines `width`, `encode`, `lift`, and `offset` if it is to be used with `keep_rest=False`.
+
+    Attributes:
+        width: number of features.
+        keep_rest: whether what the features do not express stays in h; False replaces h by the decoded features, which
+            is what pyvene does for principal components and autoencoders.
+    """
+
+    width: int
+    keep_rest: bool = True
+
+    def encode(self, hidden: Tensor) -> Tensor:
+        """Features `[..., width]` of `[..., hidden]`."""
+        raise NotImplementedError
+
+    def lift(self, change: Tensor) -> Tensor:
+        """What a change of features `[..., width]` changes in h: `[..., hidden]`, linear."""
+        raise NotImplementedError
+
+    def offset(self, like: Tensor) -> Tensor:
+        """What no features decode to, `[hidden]`; used with `keep_rest=False`."""
+        raise NotImplementedError
+
+    def difference(self, hidden: Tensor, source: Tensor) -> Tensor:
+        """Features of h minus those of s, exactly zero where h is s."""
+        same = (hidden == source).all(-1, keepdim=True)
+        return torch.where(same, 0.0, self.encode(hidden) - self.encode(source))
+
+    def write(self, hidden: Tensor, features: Tensor, change: Tensor) -> Tensor:
+        """h with its features f replaced by f − change; all `[..., hidden]` or `[..., width]`."""
+        if self.keep_rest:
+            return hidden - (self.lift(change) + 0.0)
+        return self.lift(features - change) + self.offset(hidden)
+
+
+class Rotation(Space):
+    """The coordinates Rh, R with orthonormal rows (distributed interchange, arXiv 2303.02536, definition 3).
+
+    Args:
+        matrix: R `[rank, hidden]`; a row is one coordinate.
+        check: whether to look at the values of R; a learned one is orthonormal by construction.
+
+    Raises:
+        ConfigError: R is no matrix with orthonormal rows.
+    """
+
+    def __init__(self, matrix: Tensor, *, check: bool = True) -> None:
+        if matrix.dim() != 2:
+            raise ConfigError(f"a rotation of shape {list(matrix.shape)}", value=list(matrix.shape), rule=_ROWS)
+        if check:
+            unit = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+            distance = float((matrix @ matrix.mT - unit).abs().max()) if matrix.numel() else float("inf")
+            if not distance <= _ORTHONORMAL:
+                raise ConfigError(
+                    f"the rows of the rotation are not orthonormal: R Rᵀ is {distance:.2g} away from I",
+                    value=distance,
+                    rule=_ROWS,
+                    fix="pass peft_reft.interventions.orthonormal_rows(matrix)",
+                )
+        self.matrix = matrix
+        self.width = matrix.shape[0]
+
+    def encode(self, hidden: Tensor) -> Tensor:
+        """Rh."""
+        return hidden @ self.matrix.mT.to(hidden.dtype)
+
+    def lift(self, change: Tensor) -> Tensor:
+        """Rᵀ(change)."""
+        return change @ self.matrix.to(change.dtype)
+
+    def offset(self, like: Tensor) -> Tensor:
+        """Zero."""
+        return like.new_zeros(self.matrix.shape[1])
+
+    def difference(self, hidden: Tensor, source: Tensor) -> Tensor:
+        """R(h − s)."""
+        return self.encode(hidden - source)
+
+
+class Pca(Space):
+    """Standardised principal components: C((h − μ)/σ).
+
+    Args:
+        components: C `[width, hidden]`, orthonormal rows.
+        mean: μ `[hidden]`.
+        std: σ `[hidden]`; None for 1.
+        keep_rest: whether what lies outside of the components stays in h.
+    """
+
+    def __init__(self, components: Tensor, mean: Tensor, std: Tensor | None = None, *, keep_rest: bool = True) -> None:
+        self.rotation = Rotation(components)
+        self.mean = mean
+        self.std = torch.ones_like(mean) if std is None else std
+        self.width = components.shape[0]
+        self.keep_rest = keep_rest
+
+    @classmethod
+    def fit(cls, hidden: Tensor, width: int, *, standardise: bool = True, keep_rest: bool = True) -> Pca:
+        """The first `width` components of collected values `[..., hidden]`."""
+        rows = hidden.reshape(-1, hidden.shape[-1]).float()
+        if not 1 <= width <= min(rows.shape):
+            raise ConfigError(
+                f"width={width} components of {rows.shape[0]} values of size {rows.shape[1]}",
+                value=width,
+                rule=f"1 to {min(rows.shape)}",
+            )
+        std = rows.std(0).clamp(min=1e-6) if standardise else torch.ones_like(rows[0])
+        mean = rows.mean(0)
+        components = torch.linalg.svd((rows - mean) / std, full_matrices=False).Vh[:width]
+        return cls(components, mean, std, keep_rest=keep_rest)
+
+    def encode(self, hidden: Tensor) -> Tensor:
+        """C((h − μ)/σ)."""
+        return self.rotation.encode((hidden - self.mean) / self.std)
+
+    def lift(self, change: Tensor) -> Tensor:
+        """σ ⊙ Cᵀ(change)."""
+        return self.rotation.lift(change) * self.std
+
+    def offset(self, like: Tensor) -> Tensor:
+        """μ."""
+        return self.mean
+
+    def difference(self, hidden: Tensor, source: Tensor) -> Tensor:
+        """C((h − s)/σ)."""
+        return self.rotation.encode((hidden - source) / self.std)
+
+
+class Autoencoder(Space):
+    """Latents of a sparse autoencoder: z = u · [u > max(θ, 0)], u = E(h − d) + e; decoded Dᵀz + d′.
+
+    θ = 0 is a ReLU, θ > 0 a JumpReLU (arXiv 2407.14435).
+
+    Args:
+        encoder: E `[width, hidden]`.
+        decoder: D `[width, hidden]`.
+        encoder_bias: e `[width]`.
+        decoder_bias: d′ `[hidden]`.
+        threshold: θ `[width]`; None for 0.
+        centre: whether d′ is taken off h before encoding (d = d′), else d = 0.
+        keep_rest: whether the reconstruction error stays in h.
+    """
+
+    def __init__(
+        self,
+        encoder: Tensor,
+        decoder: Tensor,
+        *,
+        encoder_bias: Tensor,
+        decoder_bias: Tensor,
+        threshold: Tensor | None = None,
+        centre: bool = False,
+        keep_rest: bool = True,
+    ) -> None:
+        if encoder.shape != decoder.shape or encoder_bias.shape != encoder.shape[:1]:
+            raise ConfigError(
+                f"encoder {list(encoder.shape)}, its bias {list(encoder_bias.shape)}, decoder {list(decoder.shape)}",
+                value=list(encoder.shape),
+                rule="encoder and decoder are [width, hidden], the encoder's bias [width]",
+            )
+        self.encoder, self.decoder = encoder, decoder
+        self.encoder_bias, self.decoder_bias = encoder_bias, decoder_bias
+        self.threshold = torch.zeros_like(encoder_bias) if threshold is None else threshold.clamp(min=0)
+        self.centre = centre
+        self.keep_rest = keep_rest
+        self.width = encoder.shape[0]
+
+    def encode(self, hidden: Tensor) -> Tensor:
+        """The latents z."""
+        raw = (hidden - self.decoder_bias if self.centre else hidden) @ self.encoder.mT + self.encoder_bias
+        return raw * (raw > self.threshold)
+
+    def lift(self, change: Tensor) -> Tensor:
+        """Dᵀ(change)."""
+        return change @ self.decoder
+
+    def offset(self, like: Tensor) -> Tensor:
+        """d′."""
+        return self.decoder_bias
+
+
+_ROWS = "R is [rank, hidden] with orthonormal rows: R Rᵀ = I"
