@@ -1,7 +1,6 @@
-"""Does a network compute what we think it computes? Interchange interventions and alignment search.
+"""Does a network compute what we think it computes? Causal models and interchange interventions.
 
-The toolkit that ReFT comes from, on the sites, positions and rotations of the tuner. `docs/causal.md` leads through
-it.
+The toolkit that ReFT comes from, on the sites, positions and rotations of the tuner.
 """
 
 from .distribution import Distribution
