@@ -71,7 +71,7 @@ def save_bundle(
     kwargs.pop("selected_adapters", None)
     if root.is_file() or root.is_symlink():
         raise ManifestError(f"{root} is not a folder", value=str(root), fix="choose a folder to save into")
-    known = model.peft_config
+    known = _saved(model)
     if not any(isinstance(config, ReftConfig) for config in known.values()):
         raise AdapterLoadError(
             "the model has no ReFT adapter left to save",
@@ -97,6 +97,11 @@ def save_bundle(
         Path(temporary, "reft", "README.md").unlink(missing_ok=True)
         write_index(Path(temporary), members)
         _move_into_place(Path(temporary), root)
+
+
+def _saved(model: MixedReftModel) -> dict[str, PeftConfig]:
+    """The adapters that belong to a bundle: all but the copies that a reference is made of."""
+    return {name: config for name, config in model.peft_config.items() if name not in model.references.names}
 
 
 def open_bundle(source: str, **kwargs: Any) -> Bundle:
@@ -142,9 +147,9 @@ def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable:
             )
         bundle = open_bundle(str(folder))
         stored = {member.name for member in bundle.members}
-        if stored != set(model.peft_config):
+        if stored != set(_saved(model)):
             raise AdapterLoadError(
-                f"the bundle holds {sorted(stored)}, the model {sorted(model.peft_config)}",
+                f"the bundle holds {sorted(stored)}, the model {sorted(_saved(model))}",
                 code="load.members",
                 rule="a checkpoint of a mixed model is loaded whole",
                 fix="make the model with the same adapters, or use MixedReftModel.from_pretrained",

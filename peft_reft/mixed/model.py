@@ -19,6 +19,7 @@ from peft_reft.model import ReftModel
 from peft_reft.runtime.hooks import runtime_of
 
 from . import checkpoint
+from .reference import References, add_reference, restore
 
 __all__ = ["MixedReftModel"]
 
@@ -39,6 +40,7 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
     ) -> None:
         self.__dict__["edits"] = None  # a plain attribute: its modules are the base's own, already registered there
+        self.__dict__["references"] = References()
         super().__init__(model, peft_config, adapter_name, **kwargs)
 
     @classmethod
@@ -129,14 +131,23 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         low_cpu_mem_usage: bool = False,
         autocast_adapter_dtype: bool = True,
     ) -> None:
-        """Add a fresh adapter of either part; it is not active until `set_adapter` names it."""
+        """Add a fresh adapter of either part; it is not active until `set_adapter` names it.
+
+        With the config of a weight adapter of this model, the very object, as TRL's trainers give it for their "ref":
+        the new adapter is that policy's reference. A frozen copy of every active edit goes with it: `set_adapter` of
+        this name switches all of them on, and a following `set_adapter(model.active_adapter)` brings back what was
+        active and trained before. References are not saved.
+        """
         _check_part(adapter_name, peft_config)
         if adapter_name in self.peft_config:
             raise ConfigError(
                 f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name"
             )
         active = self.active_adapters
-        if isinstance(peft_config, ReftConfig):
+        if any(peft_config is config for config in super().peft_config.values()):
+            self.references.members[adapter_name] = add_reference(self, adapter_name, peft_config, low_cpu_mem_usage)
+            tuner = self.base_model
+        elif isinstance(peft_config, ReftConfig):
             self._add_edit(adapter_name, peft_config, low_cpu_mem_usage)
             tuner = self.edits
         else:
@@ -155,6 +166,13 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         if not isinstance(adapter_name, (str, list, tuple)):
             raise ConfigError(f"adapter_name={adapter_name!r} is not allowed", rule="it is a name or a list of names")
         names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
+        before = None
+        if isinstance(adapter_name, str) and adapter_name in self.references.members:
+            names = self.references.enter(self, adapter_name)
+        elif (before := self.references.leave()) is not None and adapter_name == self.active_adapter:
+            names = before[0]
+        else:
+            before = None
         known = self.peft_config
         for name in names:
             if name not in known:
@@ -163,6 +181,8 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         self.base_model.set_adapter([name for name in names if name not in edited], inference_mode=inference_mode)
         if self.edits is not None:
             self.edits.set_adapter(edited, inference_mode=inference_mode)
+        if before is not None:
+            restore(self, before[1])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter of either part; the weight adapter `"default"` stays, a bundle needs it."""
@@ -174,6 +194,8 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             )
         tuner = self.edits if isinstance(self.peft_config[adapter_name], ReftConfig) else self.base_model
         tuner.delete_adapter(adapter_name)
+        for copied in self.references.drop(adapter_name):
+            self.edits.delete_adapter(copied)
 
     def save_pretrained(self, save_directory: str, *, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save a bundle: the LoRA `default` at the root, ReFTs under `reft/<name>/`, and the index.
