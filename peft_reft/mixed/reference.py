@@ -107,7 +107,8 @@ def add_reference(model: MixedReftModel, name: str, config: PeftConfig, low_cpu_
 
 @torch.no_grad()
 def _copy_edit(edits: ReftModel, source: str, target: str) -> None:
-    for layer in runtime_of(edits.model).layers.values():
+    runtime = runtime_of(edits.model)
+    for layer in () if runtime is None else runtime.layers.values():
         for number in layer.units.get(source, ()):
             values = layer.unit((source, number)).state_dict(keep_vars=True)
             for key, place in layer.unit((target, number)).state_dict(keep_vars=True).items():
