@@ -11,6 +11,7 @@ __all__ = [
     "CausalModelError",
     "ConfigError",
     "FileFormatError",
+    "HubError",
     "IntegrityError",
     "LocationError",
     "ManifestError",
@@ -119,6 +120,12 @@ class IntegrityError(ReftError):
     """Bytes that are not the bytes which were saved."""
 
     default_code = "integrity"
+
+
+class HubError(ReftError):
+    """A repository that is missing, gated, out of reach, or changed by someone else during a push."""
+
+    default_code = "hub"
 
 
 class BaseMismatchError(ReftError):

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
+from .bundle import INDEX_NAME
 from .card import CardFacts, updated_card
+from .errors import HubError
 from .manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
 
-__all__ = ["fetch_folder", "push_folder"]
+__all__ = ["CARD_NAME", "fetch_folder", "fetch_listing", "hub_errors", "push_folder"]
 
 CARD_NAME = "README.md"
 ATTEMPTS = 5
@@ -66,10 +79,76 @@ def push_folder(
 def fetch_folder(
     repo_id: str, *, revision: str | None = None, token: str | bool | None = None, **options: Any
 ) -> Path:
-    """Bring a repository's adapter files into the cache, all from one commit; returns the folder."""
-    names = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, "reft_index.json")
-    patterns = [*names, *(f"*/{name}" for name in names)]
-    return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns, **options))
+    """Bring a repository's adapter files and card into the cache, all from one commit; returns the folder.
+
+    Offline, or where the Hub cannot be reached, the folder is the cached one of that revision, as far as it was
+    fetched before.
+
+    Raises:
+        HubError: the repository is missing, gated, has no such revision, or is out of reach and not cached.
+    """
+    names = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, INDEX_NAME)
+    patterns = [*names, *(f"*/{name}" for name in names), CARD_NAME]
+    return _snapshot(repo_id, patterns, revision=revision, token=token, **options)
+
+
+def fetch_listing(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """As `fetch_folder`, without weights: what says which adapters a repository holds."""
+    return _snapshot(repo_id, [INDEX_NAME, CONFIG_NAME, f"*/{CONFIG_NAME}"], revision=revision, token=token)
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Name what a Hub says no to: it tells a gated repository from a missing one in `X-Error-Code`.
+
+    Raises:
+        HubError: with the code `hub.name`, `hub.gated`, `hub.missing`, `hub.revision` or `hub.offline`.
+    """
+    try:
+        yield
+    except HFValidationError as error:
+        raise HubError(
+            f"{repo_id[:100]!r} is neither a folder nor the name of a repository",
+            code="hub.name",
+            value=repo_id,
+            rule="a repository is named 'owner/name'",
+            fix="check the path or the name",
+        ) from error
+    except GatedRepoError as error:  # a RepositoryNotFoundError too, so it is asked for first
+        raise HubError(
+            f"access to {repo_id} is gated",
+            code="hub.gated",
+            value=repo_id,
+            rule="its owner admits readers one by one",
+            fix="ask for access on its page, and pass the token of the account that was admitted",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{repo_id} does not exist, or is private and this token may not see it",
+            code="hub.missing",
+            value=repo_id,
+            fix="check the name; for a private repository pass token=, or log in with `hf auth login`",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(
+            f"{repo_id} has no revision {revision!r}",
+            code="hub.revision",
+            value=revision,
+            rule="a revision is a branch, a tag, a commit or refs/pr/<number>",
+            fix="leave it out for the default branch",
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise HubError(
+            f"the Hub cannot be reached, and revision {revision or 'main'!r} of {repo_id} is not in the cache",
+            code="hub.offline",
+            value=repo_id,
+            fix="fetch it once with a connection (and without HF_HUB_OFFLINE), or give a local folder",
+        ) from error
+
+
+def _snapshot(repo_id: str, patterns: list[str], **options: Any) -> Path:
+    with hub_errors(repo_id, options.get("revision")):
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
 
 
 def _card_at(repo_id: str, commit: str | None, token: str | bool | None) -> str | None:

@@ -5,7 +5,7 @@ from peft.utils.peft_types import register_peft_method
 
 from .config import ReftConfig
 from .convert import convert
-from .hub import push_to_hub
+from .hub import list_adapters, pull, push_to_hub
 from .interventions import Intervention, register_intervention
 from .mixed import MixedReftModel
 from .model import ReftModel, scale_adapter
@@ -22,7 +22,9 @@ __all__ = [
     "ReftConfig",
     "ReftModel",
     "convert",
+    "list_adapters",
     "prompt_cache",
+    "pull",
     "push_to_hub",
     "register_intervention",
     "scale_adapter",

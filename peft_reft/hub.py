@@ -1,7 +1,8 @@
-"""`push_to_hub`: what a model's own one cannot do: one commit with a parent, a card that tells how to use it."""
+"""Push, pull and list: one commit with a parent and a card that tells how to use it, one revision on the way back."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +15,65 @@ from peft import PeftModel
 from peft_reft.hub_format.bundle import Member, read_index, write_index
 from peft_reft.hub_format.card import CardFacts
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, Manifest
-from peft_reft.hub_format.remote import push_folder
+from peft_reft.hub_format.remote import CARD_NAME, fetch_folder, fetch_listing, push_folder
+from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
 from peft_reft.hub_format.writer import write_adapter_files, write_atomic
 
 from .config import ReftConfig
 from .saving import producer
 
-__all__ = ["push_to_hub"]
+__all__ = ["list_adapters", "pull", "push_to_hub"]
+
+
+def list_adapters(
+    repo_or_folder: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> list[Member]:
+    """The adapters of a folder or Hub repository, without fetching or checking any weights.
+
+    Args:
+        repo_or_folder: a folder where one of that name exists, else a repository, e.g. `"me/my-reft"`.
+        revision: branch, tag, commit or `refs/pr/<number>` of the repository.
+        token: as in huggingface_hub.
+
+    Returns:
+        Name, kind and folder of each adapter: as the index of a bundle gives them, else the one at the root
+        (`"default"`) and those in folders of their own, in alphabetical order.
+
+    Raises:
+        HubError: the repository is missing, gated, or out of reach; `code` tells which.
+        ManifestError: there is no adapter, or the index is malformed.
+    """
+    if Path(repo_or_folder).exists():
+        return list_members(Path(repo_or_folder))
+    return list_members(fetch_listing(str(repo_or_folder), revision=revision, token=token))
+
+
+def pull(repo_id: str, folder: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """Bring the adapters of a repository and their card into a folder, all from one commit, checked before they land.
+
+    Args:
+        repo_id: e.g. `"me/my-reft"`.
+        folder: made if it does not exist; adapters that it holds already are replaced.
+        revision: branch, tag, commit or `refs/pr/<number>`.
+        token: as in huggingface_hub.
+
+    Returns:
+        The folder.
+
+    Raises:
+        HubError: the repository is missing, gated, or out of reach; `code` tells which.
+        ReftError: its files are not what their manifest or index says; the folder is as it was.
+    """
+    source = fetch_folder(repo_id, revision=revision, token=token)
+    names = [*check_members(source), *([CARD_NAME] if (source / CARD_NAME).is_file() else [])]
+    with staged_folder(Path(folder)) as stage:
+        for name in names:
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, stage / name)
+    return Path(folder)
 
 
 def push_to_hub(

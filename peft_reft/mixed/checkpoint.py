@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +14,11 @@ from torch import Tensor
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import INDEX_NAME, Member, check_name, read_index, write_index
-from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError, ReftError
-from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
+from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError
+from peft_reft.hub_format.manifest import CONFIG_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.reader import check_folder
 from peft_reft.hub_format.remote import fetch_folder
+from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import load_json
 from peft_reft.hub_format.tensors import read_tensor_table
 
@@ -80,10 +78,10 @@ def save_bundle(
             fix="add one, or save the LoRA alone from a PeftModel",
         )
     members = [Member.at(name, str(config.peft_type.value).lower()) for name, config in known.items()]
-    with tempfile.TemporaryDirectory(dir=_existing_parent(root), prefix=".saving-") as temporary:
+    with staged_folder(root, install=is_main_process) as stage_root:
         for member in members:
             # PEFT's writer puts "default" at the root and others into <name>/
-            stage = Path(temporary, "reft") if member.kind == "reft" else Path(temporary)
+            stage = stage_root / "reft" if member.kind == "reft" else stage_root
             PeftModel.save_pretrained(
                 model,
                 str(stage),
@@ -94,9 +92,8 @@ def save_bundle(
             )
         if not is_main_process:
             return
-        Path(temporary, "reft", "README.md").unlink(missing_ok=True)
-        write_index(Path(temporary), members)
-        _move_into_place(Path(temporary), root)
+        Path(stage_root, "reft", "README.md").unlink(missing_ok=True)
+        write_index(stage_root, members)
 
 
 def _saved(model: MixedReftModel) -> dict[str, PeftConfig]:
@@ -228,42 +225,3 @@ def _check_weights(model: MixedReftModel, name: str, weights: Mapping[str, Tenso
             code="load.fit",
             rule="every tensor of the file and every parameter of the adapter belong together",
         )
-
-
-def _move_into_place(stage: Path, root: Path) -> None:
-    """Files over the old ones, index and manifests last; what belongs to no member any more is removed."""
-    root.mkdir(parents=True, exist_ok=True)
-    former = _former_folders(root)
-    (root / INDEX_NAME).unlink(missing_ok=True)
-    files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
-    for folder in former:
-        if not (stage / folder).is_dir():
-            for name in (CONFIG_NAME, WEIGHTS_NAME, "README.md"):
-                (root / folder / name).unlink(missing_ok=True)
-            if not any((root / folder).iterdir()):
-                (root / folder).rmdir()
-    for old in (root / "reft").glob("*"):
-        if old.is_dir() and not (stage / "reft" / old.name).is_dir() and (old / MANIFEST_NAME).is_file():
-            shutil.rmtree(old)
-    for path in files:
-        for part in (path, *path.parents):
-            if (root / part).is_symlink() and part != Path("."):
-                raise ManifestError(f"{root / part} is a link", code="link", rule="nothing is written through links")
-    for path in sorted(files, key=lambda path: (path.name == INDEX_NAME, path.name == MANIFEST_NAME)):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(stage / path, root / path)
-
-
-def _former_folders(root: Path) -> list[str]:
-    """Folders of the weight adapters beside `default` in the bundle that is about to be replaced."""
-    try:
-        members = read_index(root) or []
-    except ReftError:  # torn or changed: what lies there may be someone's own
-        return []
-    return [member.folder for member in members if member.kind != "reft" and member.folder != "."]
-
-
-def _existing_parent(path: Path) -> Path:
-    parent = path.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent

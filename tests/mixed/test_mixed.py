@@ -431,7 +431,7 @@ def test_an_interrupted_save_is_whole_or_refused(tmp_path: Path, monkeypatch: py
             moved += 1
         os.rename(source, target)
 
-    monkeypatch.setattr("peft_reft.mixed.checkpoint.os.replace", replace)
+    monkeypatch.setattr("peft_reft.hub_format.staging.os.replace", replace)
     if moment < 7:
         with pytest.raises(OSError, match="no space"):
             new.save_pretrained(str(folder))
