@@ -98,7 +98,7 @@ class Intervention(nn.Module):
         self.hidden_size = hidden_size
         self.rank = rank
         self.act_fn = act_fn
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)  # a module: trainers that switch dropout off look for these
         self.options = signature.with_defaults(options or {})
         self.rows: list[int] | None = None
         for name, shape in signature.shapes(rank=rank, hidden=hidden_size, options=self.options).items():
@@ -180,7 +180,7 @@ class Intervention(nn.Module):
             if self.across_tokens
             else self.edit_delta(hidden, *given)
         )
-        return F.dropout(delta, self.dropout, self.training) if self.dropout else delta
+        return F.dropout(delta, self.dropout.p, self.training) if self.dropout.p else delta
 
     def raw_rotation(self) -> Tensor:
         """The raw parameter of R `[rank, hidden]`; the rows of subspaces that are off get no gradient."""
