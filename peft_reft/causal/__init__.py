@@ -3,30 +3,38 @@
 The toolkit that ReFT comes from, on the sites, positions and rotations of the tuner.
 """
 
+from .accuracy import Accuracy, interchange_accuracy, wilson_interval
 from .distribution import Distribution
 from .edits import Edit, add, mean, noise, put, subtract, zero
 from .interchange import collect, interchange, intervene
 from .model import CausalModel
+from .pairs import Pair, every_pair, sample_pairs
 from .site import Column, Site
 from .spaces import Autoencoder, Pca, Rotation, Space
 
 __all__ = [
+    "Accuracy",
     "Autoencoder",
     "CausalModel",
     "Column",
     "Distribution",
     "Edit",
+    "Pair",
     "Pca",
     "Rotation",
     "Site",
     "Space",
     "add",
     "collect",
+    "every_pair",
     "interchange",
+    "interchange_accuracy",
     "intervene",
     "mean",
     "noise",
     "put",
+    "sample_pairs",
     "subtract",
+    "wilson_interval",
     "zero",
 ]
