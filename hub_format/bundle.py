@@ -9,7 +9,7 @@ reft_index.json                                    the members, written last
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,16 @@ from .schema import SPEC_VERSION, _check_version
 from .strict_json import dump_json, load_json
 from .writer import write_atomic
 
-__all__ = ["INDEX_NAME", "REFT_FOLDER", "Member", "check_name", "read_index", "write_index"]
+__all__ = [
+    "INDEX_NAME",
+    "REFT_FOLDER",
+    "Member",
+    "check_name",
+    "index_text",
+    "read_index",
+    "read_index_entries",
+    "write_index",
+]
 
 INDEX_NAME = "reft_index.json"
 REFT_FOLDER = "reft"
@@ -50,12 +59,24 @@ class Member:
             return cls(name, kind, f"{REFT_FOLDER}/{name}")
         return cls(name, kind, "." if name == "default" else name)
 
-    def files(self, root: Path) -> list[FileInfo]:
-        """The files that make the member, with sizes and digests, by paths relative to the bundle."""
+    def paths(self) -> list[str]:
+        """The files that make the member, relative to the bundle."""
         names = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME) if self.kind == "reft" else (CONFIG_NAME, WEIGHTS_NAME)
-        folder = "" if self.folder == "." else f"{self.folder}/"
-        found = [describe_file(root / self.folder, name) for name in names]
-        return [FileInfo(f"{folder}{info.path}", info.size, info.sha256) for info in found]
+        return [name if self.folder == "." else f"{self.folder}/{name}" for name in names]
+
+    def files(self, root: Path) -> list[FileInfo]:
+        """Their sizes and digests."""
+        found = [describe_file((root / path).parent, Path(path).name) for path in self.paths()]
+        return [FileInfo(path, info.size, info.sha256) for path, info in zip(self.paths(), found, strict=True)]
+
+    def entry(self, files: Sequence[FileInfo]) -> dict[str, Any]:
+        """The member as it stands in the index."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "folder": self.folder,
+            "files": [info.to_json() for info in files],
+        }
 
 
 def check_name(name: str) -> None:
@@ -72,11 +93,18 @@ def check_name(name: str) -> None:
 
 def write_index(root: Path, members: Sequence[Member]) -> None:
     """Write the index of a bundle whose members lie in place."""
-    entries = [
-        {"name": m.name, "kind": m.kind, "folder": m.folder, "files": [info.to_json() for info in m.files(root)]}
-        for m in members
-    ]
-    write_atomic(root / INDEX_NAME, dump_json({"spec_version": SPEC_VERSION, "members": entries}))
+    write_atomic(root / INDEX_NAME, index_text([member.entry(member.files(root)) for member in members]))
+
+
+def index_text(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The index of these members, as text."""
+    return dump_json({"spec_version": SPEC_VERSION, "members": [dict(entry) for entry in entries]})
+
+
+def read_index_entries(root: Path) -> dict[str, dict[str, Any]]:
+    """Name → entry of an index whose structure is right; the files are not looked at."""
+    read_index(root, check_files=False)
+    return {entry["name"]: entry for entry in load_json(root / INDEX_NAME)["members"]}
 
 
 def read_index(root: Path, *, check_files: bool = True) -> list[Member] | None:

@@ -1,4 +1,4 @@
-"""The Hub: one commit per push, made on top of the revision that was looked at; one revision per load."""
+"""What is read from the Hub: one revision per load, and refusals that say which kind they are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -20,60 +18,12 @@ from huggingface_hub.errors import (
 )
 
 from .bundle import INDEX_NAME
-from .card import CardFacts, updated_card
 from .errors import HubError
 from .manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
 
-__all__ = ["CARD_NAME", "fetch_folder", "fetch_listing", "hub_errors", "push_folder"]
+__all__ = ["CARD_NAME", "fetch_folder", "fetch_listing", "hub_errors"]
 
 CARD_NAME = "README.md"
-ATTEMPTS = 5
-
-
-def push_folder(
-    folder: Path,
-    facts: CardFacts,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-) -> str:
-    """Push a folder's files and an updated card as one commit; returns the commit's URL.
-
-    The commit names its parent. Where someone else pushed in between, the card is brought up to date again on top of
-    their commit, a bounded number of times.
-    """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(facts.repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    for attempt in range(1, ATTEMPTS + 1):
-        parent = api.model_info(repo_id, revision=revision).sha
-        card = updated_card(_card_at(repo_id, parent, token), facts)
-        operations = [
-            CommitOperationAdd(path.relative_to(folder).as_posix(), path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != CARD_NAME
-        ]
-        operations.append(CommitOperationAdd(CARD_NAME, card.encode("utf-8")))
-        try:
-            commit = api.create_commit(
-                repo_id,
-                operations,
-                commit_message=commit_message or "Upload ReFT adapter",
-                revision=revision,
-                create_pr=create_pr,
-                parent_commit=None if create_pr else parent,
-            )
-        except HfHubHTTPError as error:
-            stale = error.response is not None and error.response.status_code == 412
-            if not stale or attempt == ATTEMPTS:
-                raise
-            continue
-        return str(commit.commit_url)
-    raise RuntimeError("no attempt was made")
 
 
 def fetch_folder(
@@ -149,11 +99,3 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 def _snapshot(repo_id: str, patterns: list[str], **options: Any) -> Path:
     with hub_errors(repo_id, options.get("revision")):
         return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
-
-
-def _card_at(repo_id: str, commit: str | None, token: str | bool | None) -> str | None:
-    try:
-        path = hf_hub_download(repo_id, CARD_NAME, revision=commit, token=token)
-    except EntryNotFoundError:
-        return None
-    return Path(path).read_text(encoding="utf-8")

@@ -12,12 +12,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in its stub
 from peft import PeftModel
 
-from peft_reft.hub_format.bundle import Member, read_index, write_index
+from peft_reft.hub_format.bundle import REFT_FOLDER, Member, check_name, read_index, write_index
 from peft_reft.hub_format.card import CardFacts
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.listing import check_members, list_members
-from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, Manifest
-from peft_reft.hub_format.remote import CARD_NAME, fetch_folder, fetch_listing, push_folder
+from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, Manifest
+from peft_reft.hub_format.push import PushOptions, describe, push_folder
+from peft_reft.hub_format.remote import CARD_NAME, fetch_folder, fetch_listing
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
 from peft_reft.hub_format.writer import write_adapter_files, write_atomic
@@ -80,6 +81,7 @@ def push_to_hub(
     model: PeftModel,
     repo_id: str,
     *,
+    add: bool | str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
@@ -88,54 +90,76 @@ def push_to_hub(
 ) -> str:
     """Push a model's adapters to the Hub as one commit, with a card.
 
+    The commit is made on top of the one that was looked at. If someone else pushes meanwhile, it is made again on top
+    of theirs, unless they changed the adapters that it would replace: then nothing is pushed, and you are told.
+
     Args:
         model: a `PeftModel` with ReFT adapters, or a `MixedReftModel`.
         repo_id: e.g. `"me/my-reft"`; made if it does not exist.
-        private: whether a new repository is private.
+        add: True: write the model's ReFTs alone, as `reft/<name>/`, and keep every other adapter of the repository
+            byte for byte. A name: as True, for a model with one ReFT, which is added under it. False: the model's
+            adapters replace the repository's, whose files are deleted in the same commit. None: as False, but refused
+            where a model without a LoRA would replace one.
+        private: whether a new repository is private; refused where the repository exists and is not.
         token: as in huggingface_hub.
-        revision: branch to push to.
+        revision: branch to push to; made if it does not exist.
         create_pr: open a pull request instead.
         commit_message: of the commit.
 
     Returns:
-        The commit's URL.
+        The URL of the commit, or of the pull request.
+
+    Raises:
+        HubError: someone else changed the same adapters (`hub.conflict`), the repository holds a LoRA
+            (`hub.occupied`), or what else `code` tells.
 
     A path of a local base model is not pushed.
     """
     edits = {name: config for name, config in model.peft_config.items() if isinstance(config, ReftConfig)}
     if not edits:
         raise ConfigError("the model has no ReFT adapter", fix="use the model's own push_to_hub")
+    options = PushOptions(private, token, revision, create_pr, commit_message)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        model.save_pretrained(temporary)
+        folder = Path(temporary, "saved")
+        model.save_pretrained(str(folder))
         base = _remove_local_base(folder)
         members = read_index(folder) or [Member(name, "reft", ".") for name in edits]
+        names = {name: name for name in edits}
+        if add:
+            names = _names_to_add(edits, add)
+            folder, members = _edits_alone(folder, Path(temporary, "added"), names)
         facts = CardFacts(
             repo_id=repo_id,
             base_model=base,
             members=members,
-            edits=[f"`{name}`: {describe(config)}" for name, config in edits.items()],
+            edits=[describe(names[name], config.groups()) for name, config in edits.items()],
             language_model=any(str(config.task_type).endswith("CAUSAL_LM") for config in edits.values()),
         )
-        return push_folder(
-            folder,
-            facts,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
+        return push_folder(folder, facts, options, add=bool(add), replace_weights=add is False)
+
+
+def _names_to_add(edits: Mapping[str, ReftConfig], add: bool | str) -> dict[str, str]:
+    if not isinstance(add, str):
+        return {name: name for name in edits}
+    check_name(add)
+    if len(edits) != 1:
+        raise ConfigError(
+            f"add={add!r} names one adapter, and the model has {len(edits)} ReFTs",
+            value=sorted(edits),
+            fix="use add=True, which takes their own names",
         )
+    return dict.fromkeys(edits, add)
 
 
-def describe(config: ReftConfig) -> str:
-    """One line on what an adapter edits."""
-    groups = [
-        f"{group.intervention}, rank {group.r}, positions {group.positions}, "
-        + ("all layers" if group.layers_to_transform is None else f"layers {list(group.layers_to_transform)}")
-        for group in config.groups()
-    ]
-    return "; ".join(groups)
+def _edits_alone(saved: Path, target: Path, names: Mapping[str, str]) -> tuple[Path, list[Member]]:
+    """A folder with `reft/<name>/` of the saved ReFTs and nothing else."""
+    for own, name in names.items():
+        places = (saved / REFT_FOLDER / own, saved / own, saved)
+        source = next(place for place in places if (place / MANIFEST_NAME).is_file())
+        (target / REFT_FOLDER / name).mkdir(parents=True)
+        for file in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME):
+            shutil.copyfile(source / file, target / REFT_FOLDER / name / file)
+    return target, [Member.at(name, "reft") for name in names.values()]
 
 
 def _remove_local_base(folder: Path) -> str | None:

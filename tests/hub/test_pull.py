@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 
 import peft_reft
 from peft_reft import list_adapters, pull
@@ -18,19 +18,10 @@ from tools.loopback_hub import LoopbackHub
 from tools.loopback_hub.faults import call_first, flipped_bit
 from tools.loopback_hub.objects import StoredFile
 
+from .folders import contents, upload
+
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 ALONE = {"adapter_config.json", "adapter_model.safetensors", "reft_manifest.json"}
-
-
-def upload(hub: LoopbackHub, folder: Path, repo_id: str = "me/x") -> HfApi:
-    api = HfApi(endpoint=hub.endpoint, token=hub.token)
-    api.create_repo(repo_id, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=folder)
-    return api
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_pull_brings_the_bytes_of_an_adapter_and_its_card(hub: LoopbackHub, alone: Path, tmp_path: Path) -> None:

@@ -1,0 +1,203 @@
+"""`push_to_hub`: one commit, nothing of anyone else's lost, nothing stale left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import HfHubHTTPError
+from peft import LoraConfig, PeftModel
+
+from contract.tiny import base_model, reft_model
+from peft_reft import MixedReftModel, ReftConfig, list_adapters, pull, push_to_hub
+from peft_reft.hub_format.bundle import Member
+from peft_reft.hub_format.errors import ConfigError, HubError, ManifestError
+from tools.loopback_hub import LoopbackHub
+from tools.loopback_hub.faults import call_first, lost_answer, server_error
+from tools.loopback_hub.objects import StoredFile
+
+from .folders import contents, stored, upload
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+ALONE = {"adapter_config.json", "adapter_model.safetensors", "reft_manifest.json", "README.md"}
+LORA = {"adapter_config.json", "adapter_model.safetensors"}
+OTHER = """
+import sys
+from contract.tiny import reft_model
+from peft_reft import push_to_hub
+push_to_hub(reft_model("llama"), "me/x", add=sys.argv[1])
+"""
+
+
+def edit_files(name: str) -> set[str]:
+    return {f"reft/{name}/{file}" for file in ALONE - {"README.md"}}
+
+
+def mixed(**more: object) -> MixedReftModel:
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    edits = {"default": lora, **{name: ReftConfig(task_type="CAUSAL_LM", r=2) for name in more}}
+    return MixedReftModel.from_configs(base_model("llama"), edits)
+
+
+def other_process(hub: LoopbackHub, name: str) -> None:
+    """Another process pushes its ReFT, to the end."""
+    environment = {**os.environ, **hub.environment(), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", OTHER, name], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def code_of(*arguments: object, **options: object) -> str:
+    with pytest.raises(HubError) as caught:
+        push_to_hub(*arguments, **options)  # type: ignore[arg-type]
+    return caught.value.code
+
+
+def lora_files(bundle: Path) -> dict[str, bytes]:
+    return {name: (bundle / name).read_bytes() for name in LORA}
+
+
+def lora_repo(hub: LoopbackHub, bundle: Path, tmp_path: Path) -> dict[str, bytes]:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    for name, content in lora_files(bundle).items():
+        (folder / name).write_bytes(content)
+    upload(hub, folder)
+    return lora_files(bundle)
+
+
+def test_a_reft_is_added_to_a_lora_whose_bytes_stay(hub: LoopbackHub, bundle: Path, tmp_path: Path) -> None:
+    lora = lora_repo(hub, bundle, tmp_path)
+    hub.requests.clear()
+    push_to_hub(reft_model("llama"), "me/x", add="edit")
+    assert not [r for r in hub.requests if r.line.startswith(("GET /cdn/", "GET /me/x")) and "safetensors" in r.line]
+    files = stored(hub, "me/x")
+    assert files.keys() == {*LORA, *edit_files("edit"), "reft_index.json", "README.md"}
+    assert {name: files[name] for name in LORA} == lora
+    pull("me/x", tmp_path / "here")
+    assert set(MixedReftModel.from_pretrained(base_model("llama"), tmp_path / "here").peft_config) == {
+        "default",
+        "edit",
+    }
+    stock = base_model("llama")
+    stock.load_adapter(str(tmp_path / "here"))
+    assert any("lora_" in name for name, _ in stock.named_modules())
+    assert PeftModel.from_pretrained(base_model("llama"), tmp_path / "here").peft_config["default"].r == 2
+    push_to_hub(reft_model("llama"), "me/x", add="second")
+    assert [member.name for member in list_adapters("me/x")] == ["default", "edit", "second"]
+    card = stored(hub, "me/x")["README.md"].decode()
+    assert "`edit`: loreft" in card
+    assert "`second`: loreft" in card
+
+
+def test_a_reft_alone_does_not_take_the_place_of_a_lora_unasked(
+    hub: LoopbackHub, bundle: Path, tmp_path: Path
+) -> None:
+    lora = lora_repo(hub, bundle, tmp_path)
+    assert code_of(reft_model("llama"), "me/x") == "hub.occupied"
+    assert stored(hub, "me/x") == lora
+    push_to_hub(reft_model("llama"), "me/x", add=False)
+    assert stored(hub, "me/x").keys() == ALONE
+
+
+def test_what_cannot_be_added_is_refused(hub: LoopbackHub, bundle: Path, tmp_path: Path) -> None:
+    lora = lora_repo(hub, bundle, tmp_path)
+    assert code_of(reft_model("llama"), "me/x", add="default") == "hub.member"
+    with pytest.raises(ConfigError, match="name"):
+        push_to_hub(reft_model("llama"), "me/x", add="../edit")
+    with pytest.raises(ConfigError, match="2 ReFTs"):
+        push_to_hub(mixed(a=1, b=1), "me/x", add="edit")
+    assert stored(hub, "me/x") == lora
+    push_to_hub(reft_model("llama"), "me/alone")
+    assert code_of(reft_model("llama"), "me/alone", add="edit") == "hub.layout"
+
+
+def test_files_of_former_members_go_in_the_same_commit(hub: LoopbackHub) -> None:
+    push_to_hub(mixed(a=1, b=1), "me/x")
+    hub.storage.repos["me/x"].commit({"notes.txt": StoredFile.regular(b"mine")}, title="Notes")
+    push_to_hub(mixed(b=1), "me/x")
+    expected = {*LORA, *edit_files("b"), "reft_index.json", "README.md", "notes.txt"}
+    assert stored(hub, "me/x").keys() == expected
+    repo = hub.storage.repos["me/x"]
+    assert len(repo.history(repo.resolve("main"))) == 4
+
+
+def test_two_processes_that_add_at_once_are_both_there(hub: LoopbackHub, bundle: Path, tmp_path: Path) -> None:
+    lora = lora_repo(hub, bundle, tmp_path)
+    hub.faults.add(r"POST /api/models/me/x/commit/", call_first(lambda: other_process(hub, "theirs")))
+    push_to_hub(reft_model("llama"), "me/x", add="ours")
+    assert hub.faults.unused == 0
+    assert [member.name for member in list_adapters("me/x")] == ["default", "theirs", "ours"]
+    pull("me/x", tmp_path / "here")
+    assert {name: contents(tmp_path / "here")[name] for name in LORA} == lora
+
+
+@pytest.mark.parametrize("add", ["theirs", False])
+def test_of_two_processes_with_the_same_adapter_one_is_told(
+    hub: LoopbackHub, bundle: Path, tmp_path: Path, add: str | bool
+) -> None:
+    lora_repo(hub, bundle, tmp_path)
+    hub.faults.add(r"POST /api/models/me/x/commit/", call_first(lambda: other_process(hub, "theirs")))
+    assert code_of(reft_model("llama"), "me/x", add=add) == "hub.conflict"
+    assert [member.name for member in list_adapters("me/x")] == ["default", "theirs"]
+
+
+def test_attempts_are_bounded(hub: LoopbackHub) -> None:
+    push_to_hub(mixed(a=1), "me/x")
+    hub.faults.add(r"POST /api/models/me/x/commit/", server_error(412), times=9)
+    assert code_of(mixed(a=1, b=1), "me/x") == "hub.busy"
+    assert hub.faults.unused == 4
+    hub.faults.clear()
+
+
+def test_a_push_resumes_after_a_failure(hub: LoopbackHub) -> None:
+    model = reft_model("llama")
+    hub.faults.add(r"POST /api/models/me/x/commit/", server_error(500))
+    with pytest.raises(HfHubHTTPError):
+        push_to_hub(model, "me/x")
+    assert stored(hub, "me/x") == {}
+    hub.requests.clear()
+    push_to_hub(model, "me/x")
+    assert stored(hub, "me/x").keys() == ALONE
+    assert not [request for request in hub.requests if request.line.startswith("PUT ")]
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: LoopbackHub) -> None:
+    model = reft_model("llama")
+    hub.faults.add(r"POST /api/models/me/x/commit/", lost_answer(500))
+    with pytest.raises(HfHubHTTPError):
+        push_to_hub(model, "me/x")
+    push_to_hub(model, "me/x")
+    repo = hub.storage.repos["me/x"]
+    assert len(repo.history(repo.resolve("main"))) == 2
+
+
+def test_private_is_kept_or_refused(hub: LoopbackHub) -> None:
+    model = reft_model("llama")
+    push_to_hub(model, "me/secret", private=True)
+    assert hub.storage.repos["me/secret"].private
+    push_to_hub(model, "me/open")
+    before = stored(hub, "me/open")
+    assert code_of(mixed(a=1), "me/open", private=True) == "hub.private"
+    assert stored(hub, "me/open") == before
+
+
+def test_a_torn_repository_is_replaced_only_when_asked(hub: LoopbackHub) -> None:
+    push_to_hub(mixed(a=1), "me/x")
+    hub.storage.repos["me/x"].commit({"reft_index.json": None}, title="Torn")
+    with pytest.raises(ManifestError, match="reft_index"):
+        push_to_hub(mixed(b=1), "me/x")
+    push_to_hub(mixed(b=1), "me/x", add=False)
+    assert list_adapters("me/x") == [Member.at("default", "lora"), Member.at("b", "reft")]
+    assert not [path for path in stored(hub, "me/x") if path.startswith("reft/a/")]
+
+
+def test_a_pull_request_leaves_the_branch_alone(hub: LoopbackHub) -> None:
+    push_to_hub(mixed(a=1), "me/x")
+    before = stored(hub, "me/x")
+    url = push_to_hub(mixed(b=1), "me/x", create_pr=True)
+    assert url.endswith("/discussions/1")
+    assert stored(hub, "me/x") == before
+    assert list_adapters("me/x", revision="refs/pr/1")[-1] == Member.at("b", "reft")
