@@ -7,13 +7,16 @@ from .accuracy import Accuracy, interchange_accuracy, wilson_interval
 from .distribution import Distribution
 from .edits import Edit, add, mean, noise, put, subtract, zero
 from .interchange import collect, interchange, intervene
+from .losses import class_loss
 from .model import CausalModel
 from .pairs import Pair, every_pair, sample_pairs
+from .search import AlignmentSearch
 from .site import Column, Site
 from .spaces import Autoencoder, Pca, Rotation, Space
 
 __all__ = [
     "Accuracy",
+    "AlignmentSearch",
     "Autoencoder",
     "CausalModel",
     "Column",
@@ -25,6 +28,7 @@ __all__ = [
     "Site",
     "Space",
     "add",
+    "class_loss",
     "collect",
     "every_pair",
     "interchange",
