@@ -1,36 +1,42 @@
-"""Convert an adapter folder of pyreft or adapters to ours, or one of ours to pyreft, adapters or GGUF."""
+"""`peft-reft convert`: folders of pyreft and adapters to ours, and ours to pyreft, adapters or GGUF."""
 
 from __future__ import annotations
 
-import argparse
+from pathlib import Path
+from typing import Annotated
 
-from peft_reft import convert
+import typer
 
-__all__ = ["add_arguments", "run"]
+from peft_reft import convert as convert_folder
+from peft_reft.convert import Target
 
+from .report import JsonOption, Report
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `peft-reft convert`."""
-    parser.add_argument("source", help="the folder; what it is shows in its files")
-    parser.add_argument("target", help="a new folder; for --to gguf a file")
-    parser.add_argument("--to", choices=("reft", "pyreft", "adapters", "gguf"), default="reft")
-    parser.add_argument("--base-model", help="id or folder of the base; needed for --to reft")
-    parser.add_argument("--positions", help="what a pyreft folder does not store, e.g. f7+l7")
-    parser.add_argument("--share-weights", action=argparse.BooleanOptionalAction, default=None, help="likewise")
-    parser.add_argument("--act-fn", help="likewise, e.g. relu; none by default")
-    parser.add_argument("--intervention", help="the kind, where an adapters folder cannot say: noreft or direft")
+__all__ = ["convert"]
 
 
-def run(given: argparse.Namespace) -> str:
-    """Convert, and say where the result lies."""
-    target = convert(
-        given.source,
-        given.target,
-        base_model=given.base_model,
-        positions=given.positions,
-        share_weights=given.share_weights,
-        act_fn=given.act_fn,
-        intervention=given.intervention,
-        to=given.to,
+def convert(
+    source: Annotated[Path, typer.Argument(help="The folder; what it is shows in its files.")],
+    target: Annotated[Path, typer.Argument(help="A new folder; for --to gguf a file.")],
+    to: Annotated[Target, typer.Option(help="The format to write.")] = "reft",
+    base_model: Annotated[str | None, typer.Option(help="Id or folder of the base; needed for --to reft.")] = None,
+    positions: Annotated[str | None, typer.Option(help="What a pyreft folder does not store, e.g. f7+l7.")] = None,
+    share_weights: Annotated[bool | None, typer.Option(help="Likewise.")] = None,
+    act_fn: Annotated[str | None, typer.Option(help="Likewise, e.g. relu; none by default.")] = None,
+    intervention: Annotated[
+        str | None, typer.Option(help="The kind, where an adapters folder cannot say: noreft or direft.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> Report:
+    """Convert an adapter folder of pyreft or adapters to ours, or one of ours to pyreft, adapters or GGUF."""
+    written = convert_folder(
+        source,
+        target,
+        base_model=base_model,
+        positions=positions,
+        share_weights=share_weights,
+        act_fn=act_fn,
+        intervention=intervention,
+        to=to,
     )
-    return f"wrote {target}"
+    return Report({"source": str(source), "target": str(written), "to": to}, [f"wrote {written}"])

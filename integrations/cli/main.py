@@ -1,31 +1,50 @@
-"""`peft-reft`: one subcommand per module of this folder, on argparse alone."""
+"""The app: one command per module of this folder, one place where reports and refusals leave the program."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 
-from peft_reft.hub_format.errors import ReftError
+import typer
+from safetensors import SafetensorError
+from typer.exceptions import Abort, TyperException
+from typer.main import get_command
 
-from . import convert
+from .convert import convert
+from .inspect import inspect
+from .pull import pull
+from .report import Report, write_error, write_report, write_usage
+from .validate import validate
 
-__all__ = ["main"]
+__all__ = ["run"]
 
-COMMANDS = {"convert": convert}
+EXPECTED = (ImportError, OSError, SafetensorError, ValueError)
+"""What a wrong argument, file or repository raises; `ReftError` is a `ValueError`. Anything else is a bug of ours."""
+
+app = typer.Typer(
+    name="peft-reft",
+    help="ReFT adapters for Hugging Face PEFT. Exit status: 0 done, 1 refused or different, 2 wrong usage.",
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for function in (convert, inspect, pull, validate):
+    app.command(name=function.__name__)(function)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status: 0 done, 1 refused with the reason on stderr, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="peft-reft", description="ReFT adapters for Hugging Face PEFT.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        summary, _, details = (module.__doc__ or "").partition("\n")
-        module.add_arguments(commands.add_parser(name, help=summary, description=f"{summary} {details.strip()}"))
-    given = parser.parse_args(arguments)
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; returns the exit status."""
+    as_json = "--json" in arguments
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
-        sys.stdout.write(f"{COMMANDS[given.command].run(given)}\n")
-    except (ReftError, ImportError, OSError) as error:
-        sys.stderr.write(f"peft-reft {given.command}: {error}\n")
+        report = get_command(app).main(args=list(arguments), prog_name="peft-reft", standalone_mode=False)
+    except TyperException as error:
+        write_usage(name, error.format_message(), as_json=as_json)
+        return 2
+    except Abort:
+        return 130
+    except EXPECTED as error:
+        write_error(name, error, as_json=as_json)
         return 1
-    return 0
+    if not isinstance(report, Report):
+        return int(report or 0)  # --help
+    write_report(name, report, as_json=as_json)
+    return report.status

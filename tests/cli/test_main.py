@@ -1,0 +1,80 @@
+"""The program: exit statuses, errors as lines or JSON and never as a traceback, hostile text made harmless."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peft_reft.integrations.cli import main
+from peft_reft.integrations.cli.report import plain
+
+from .conftest import Command
+
+HOSTILE = "\x1b[2J[bold red]x[/] \u202egnp.exe\x07\r\n\x9b31m\x7f"
+WITHOUT = """
+import sys
+sys.modules[{name!r}] = None
+import peft_reft.integrations.cli as cli
+sys.exit(cli.main(["inspect", "."]))
+"""
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "file").write_text("x")
+    status, said = command("inspect", tmp_path / "file")
+    assert (status, said["error"]["code"]) == (1, "source.folder")
+    status, said = command("validate", tmp_path)
+    assert (status, said["error"]["code"]) == (1, "adapter.missing")
+    status, said = command("validate", tmp_path / "nowhere")
+    assert (status, said["error"]["code"]) == (1, "hub.name")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nope"], ["inspect"], ["inspect", "a", "--nope"]])
+def test_wrong_usage_is_two_as_json_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "peft-reft" in printed.err
+    assert main([*arguments, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
+
+
+@pytest.mark.parametrize("name", ["convert", "inspect", "pull", "validate"])
+def test_help_is_no_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert name in capsys.readouterr().out
+    assert main([name, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_hostile_text_reaches_the_terminal_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a value, in a file, in an argument: no control character, no change of direction, no markup."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": HOSTILE}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    for arguments in (["inspect", str(tmp_path)], ["validate", str(tmp_path)], [HOSTILE], ["inspect", HOSTILE]):
+        for options in ([], ["--json"]):
+            assert main([*arguments, *options]) in (1, 2)
+            printed = capsys.readouterr()
+            text = (printed.out + printed.err).replace("\n", "")
+            assert text.isprintable(), arguments
+            assert text
+    main(["inspect", "[bold]no such[/bold]"])
+    assert "[bold]no such[/bold]" in capsys.readouterr().err
+
+
+def test_plain_text_keeps_letters_and_marks_what_it_cuts() -> None:
+    assert plain("größe 模型") == "größe 模型"
+    assert plain(HOSTILE).startswith(r"\x1b[2J[bold red]x[/] \u202egnp")
+    assert plain("a" * 1000).endswith("a…")
+
+
+@pytest.mark.parametrize("name", ["typer", "rich"])
+def test_without_its_extra_it_says_what_to_install(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT.format(name=name)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'peft-reft[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
