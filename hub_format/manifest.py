@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ MANIFEST_NAME = "reft_manifest.json"
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+MAX_HIDDEN = 2**24
 FIELDS = {"annotations", "base_model", "files", "members", "producer", "required_features", "spec_version", "tensors"}
 
 
@@ -80,14 +82,17 @@ class Manifest:
             UnsupportedVersionError: another major version, or a higher minor one.
         """
         stored = load_json(path)
-        _check_version(stored.get("spec_version"))
+        _check_version(stored.get("spec_version"), file=MANIFEST_NAME)
         if unknown := set(stored) - FIELDS:
             raise _refuse(f"has the unknown field {sorted(unknown)[0][:60]!r}", "update peft-reft")
         if missing := FIELDS - set(stored):
             raise _refuse(f"lacks the field {sorted(missing)[0]!r}")
         if stored["required_features"] != []:
-            raise _refuse(
-                f"requires features this version lacks: {stored['required_features']!r}"[:200], "update peft-reft"
+            raise ManifestError(
+                f"requires features this version lacks: {stored['required_features']!r}"[:200],
+                code="manifest.feature",
+                file=MANIFEST_NAME,
+                fix="update peft-reft",
             )
         for name in ("base_model", "producer", "tensors", "annotations"):
             if not isinstance(stored[name], dict):
@@ -95,6 +100,9 @@ class Manifest:
         for name in ("files", "members"):
             if not isinstance(stored[name], list) or not all(isinstance(entry, dict) for entry in stored[name]):
                 raise _refuse(f"field {name!r} is not a list of objects")
+        hidden = stored["base_model"].get("hidden_size", 1)
+        if type(hidden) is not int or not 1 <= hidden <= MAX_HIDDEN:
+            raise _refuse(f"gives the base model a hidden size of {str(hidden)[:40]}")
         paths = [entry.get("path") for entry in stored["files"]]
         weights = [path for path in paths if path != CONFIG_NAME]
         expected = [{"kind": "reft", "config": CONFIG_NAME, "weights": weights[0] if weights else None}]
@@ -113,10 +121,10 @@ def _file(entry: Mapping[str, Any]) -> FileInfo:
     if set(entry) != {"path", "size", "sha256"}:
         raise _refuse("describes a file with other fields than path, size, sha256")
     path, size, digest = entry["path"], entry["size"], entry["sha256"]
-    if path not in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME):
+    if not isinstance(path, str) or path not in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME):
         raise _refuse(f"names the file {str(path)[:80]!r}, which is none of the format's")
-    if type(size) is not int or size < 0 or not isinstance(digest, str):
-        raise _refuse(f"describes {path!r} with a size or digest of the wrong type")
+    if type(size) is not int or size < 0 or not _is_digest(digest):
+        raise _refuse(f"describes {path!r} with a size or digest of the wrong form")
     return FileInfo(path, size, digest)
 
 
@@ -126,7 +134,13 @@ def _tensor(name: str, entry: object) -> TensorInfo:
     shape = entry["shape"]
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise _refuse(f"gives tensor {name[:80]!r} a shape that is no list of sizes")
-    return TensorInfo(str(entry["dtype"]), tuple(shape), str(entry["sha256"]))
+    if not isinstance(entry["dtype"], str) or not _is_digest(entry["sha256"]):
+        raise _refuse(f"gives tensor {name[:80]!r} a dtype or digest of the wrong form")
+    return TensorInfo(entry["dtype"], tuple(shape), entry["sha256"])
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def _refuse(why: str, fix: str | None = None) -> ManifestError:

@@ -163,7 +163,7 @@ def parse_positions(text: str) -> Positions:
 
 
 _TERM = re.compile(
-    r"(?P<count>[fl]\d+)|(?P<window>[pg]\[\s*-?\d*\s*:\s*-?\d*\s*\])|(?P<tok>tok\((?P<token>[^()]+)\))"
+    r"(?P<count>[fl][0-9]+)|(?P<window>[pg]\[\s*-?[0-9]*\s*:\s*-?[0-9]*\s*\])|(?P<tok>tok\((?P<token>[^()]+)\))"
     r"|(?P<word>prompt|all|generated)"
 )
 _WORDS: dict[str, Term] = {"prompt": Prompt(), "all": All(), "generated": Generated()}

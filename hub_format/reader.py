@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .envelope import MODEL_PREFIX, check_beside, check_envelope
 from .errors import ConfigError, IntegrityError, ManifestError
 from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, Manifest, describe_file
 from .schema import SiteGroup, check_fields, from_object
@@ -42,6 +44,7 @@ def check_folder(folder: Path) -> CheckedFolder | None:
         check_link(folder / name)
     weights = [name for name in (WEIGHTS_NAME, PICKLE_NAME) if (folder / name).is_file()]
     config = load_json(folder / CONFIG_NAME)
+    check_envelope(config)
     if not (folder / MANIFEST_NAME).is_file():
         if weights:
             raise ManifestError(
@@ -69,7 +72,7 @@ def check_folder(folder: Path) -> CheckedFolder | None:
     stored = config.get("reft")
     groups = check_fields(from_object(stored))
     if weights[0] == WEIGHTS_NAME:
-        table = read_tensor_table(folder / WEIGHTS_NAME)
+        table = read_tensor_table(folder / WEIGHTS_NAME, check_values=True)
         if table != dict(manifest.tensors):
             raise IntegrityError(
                 "tensors differ from the manifest's list", code="integrity.tensors", file=WEIGHTS_NAME
@@ -78,6 +81,7 @@ def check_folder(folder: Path) -> CheckedFolder | None:
     if recorded != {name: info.to_json() for name, info in manifest.tensors.items()}:
         raise ManifestError("and the config's list of tensors disagree", code="manifest.config", file=MANIFEST_NAME)
     check_tensor_names(manifest.tensors, groups, hidden=manifest.base_model.get("hidden_size"))
+    check_beside(config, [name for name in manifest.tensors if not _of_edit(name)])
     return CheckedFolder(config, manifest)
 
 
@@ -95,11 +99,11 @@ def check_tensor_names(
     for name, info in tensors.items():
         site, _, rest = name.rpartition(f".{UNIT_PREFIX}")
         number, _, tensor = rest.partition(".")
-        if not site.endswith(".reft"):
+        if not _of_edit(name):
             continue  # a module saved beside the edits (`modules_to_save`): PEFT's own
         if info.dtype not in FLOATS:
             raise _unfit(name, f"dtype {info.dtype}; parameters of an edit are {', '.join(FLOATS)}")
-        if not number.isdecimal() or int(number) >= len(units):
+        if re.fullmatch(r"0|[1-9][0-9]{0,5}", number) is None or int(number) >= len(units):
             raise _unfit(name, f"the config describes {len(units)} interventions per site")
         group = units[int(number)]
         size = hidden if isinstance(hidden, int) and group.full_width else _width(name, tensors)
@@ -112,6 +116,10 @@ def check_tensor_names(
     for (place, unit), present in sites.items():
         if lacking := set(units[unit].shapes(hidden=1)) - present:
             raise _unfit(f"{place}.{UNIT_PREFIX}{unit}.{sorted(lacking)[0]}", "it is missing")
+
+
+def _of_edit(name: str) -> bool:
+    return name.startswith(MODEL_PREFIX) and name.rpartition(f".{UNIT_PREFIX}")[0].endswith(".reft")
 
 
 def _width(name: str, tensors: Mapping[str, TensorInfo]) -> int:

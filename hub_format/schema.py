@@ -225,7 +225,7 @@ def _group(values: Mapping[str, Any]) -> SiteGroup:
     dropout = values["dropout"]
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise _refuse("dropout", dropout, "it is a number from 0 up to, but not including, 1")
-    if values["act_fn"] is not None and values["act_fn"] not in ACTIVATIONS:
+    if values["act_fn"] is not None and (not isinstance(values["act_fn"], str) or values["act_fn"] not in ACTIVATIONS):
         raise _refuse("act_fn", values["act_fn"], f"it is None or one of {', '.join(ACTIVATIONS)}")
     if values["act_fn"] is not None and not signature.activates:
         rule = f"intervention {signature.name!r} has no learned source to activate"
@@ -279,12 +279,14 @@ def _layers(layers: object) -> tuple[int, ...] | None:
     return tuple(layers)
 
 
-def _check_version(version: object) -> None:
-    match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})", version) if isinstance(version, str) else None
+def _check_version(version: object, *, file: str | None = None) -> None:
+    plain = r"(0|[1-9][0-9]{0,3})"
+    match = re.fullmatch(rf"{plain}\.{plain}", version) if isinstance(version, str) else None
     if match is None or match[1] != SPEC_VERSION.split(".")[0] or int(match[2]) > int(SPEC_VERSION.split(".")[1]):
         raise UnsupportedVersionError(
             f"spec_version={str(version)[:40]!r} is not a version this library reads",
             code="config.version",
+            file=file,
             value=version,
             rule=f"it reads format version {SPEC_VERSION}",
             fix="update peft-reft",

@@ -48,11 +48,24 @@ def parse_json(data: bytes, *, name: str) -> dict[str, Any]:
             raise FileFormatError(f"the number {text[:20]} is not finite", code="json.number", file=name)
         return value
 
+    def integer(text: str) -> int:
+        if text == "-0":  # an integer to some parsers, a float to others
+            raise FileFormatError("-0 is not a whole number", code="json.number", file=name)
+        return int(text)
+
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=pairs,
+            parse_constant=constant,
+            parse_float=number,
+            parse_int=integer,
+        )
+        if b"\\ud" in data.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no character
     except FileFormatError:
         raise
-    except (UnicodeDecodeError, ValueError) as error:
+    except ValueError as error:  # UnicodeError is one
         raise FileFormatError(f"is not JSON: {str(error)[:120]}", code="json.syntax", file=name) from error
     except RecursionError as error:
         raise FileFormatError("is nested too deep", code="json.depth", file=name) from error

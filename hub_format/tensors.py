@@ -13,6 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import FileFormatError
 from .strict_json import parse_json
 
@@ -21,6 +23,15 @@ __all__ = ["TensorInfo", "file_digest", "read_tensor_table"]
 MAX_HEADER = 1024 * 1024
 MAX_TENSORS = 10_000
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+LARGEST: dict[str, tuple[str, int]] = {
+    "F64": ("<u8", 0x47EFFFFFE0000000),
+    "F32": ("<u4", 0x7F7FFFFF),
+    "F16": ("<u2", 0x7BFF),
+    "BF16": ("<u2", 0x7F7F),
+}
+"""dtype → its bits as an unsigned integer, and those of the largest number allowed: without their sign, IEEE 754
+numbers sort as their bits do, NaN and infinity above all others. Of float64 it is float32's largest, in which edits
+are computed."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,12 @@ class TensorInfo:
         return {"dtype": self.dtype, "shape": list(self.shape), "sha256": self.sha256}
 
 
-def read_tensor_table(path: Path) -> dict[str, TensorInfo]:
+def read_tensor_table(path: Path, *, check_values: bool = False) -> dict[str, TensorInfo]:
     """Name → dtype, shape and digest of every tensor of a safetensors file.
+
+    Args:
+        path: of the file.
+        check_values: whether NaN, infinity and numbers beyond float32 are refused, as a reader must.
 
     Raises:
         FileFormatError: the header is too large or malformed, or the data does not fit it exactly.
@@ -50,8 +65,13 @@ def read_tensor_table(path: Path) -> dict[str, TensorInfo]:
         (length,) = struct.unpack("<Q", start)
         if length > MAX_HEADER or 8 + length > size:
             raise _refuse(path, f"declares a header of {length} bytes; at most {MAX_HEADER} are read")
-        header = parse_json(handle.read(length), name=path.name)
-        header.pop("__metadata__", None)
+        text = handle.read(length)
+        if text[:1] not in (b"{", b""):
+            raise _refuse(path, "has a header that does not start with '{'")
+        header = parse_json(text, name=path.name)
+        notes = header.pop("__metadata__", {})
+        if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+            raise _refuse(path, "has a __metadata__ that does not map texts to texts")
         if len(header) > MAX_TENSORS:
             raise _refuse(path, f"lists {len(header)} tensors; at most {MAX_TENSORS} are read")
         spans = [(name, *_entry(path, name, entry)) for name, entry in header.items()]
@@ -60,7 +80,14 @@ def read_tensor_table(path: Path) -> dict[str, TensorInfo]:
         for name, dtype, shape, begin, end in sorted(spans, key=lambda span: (span[3], span[4])):
             if begin != position or end - begin != prod(shape) * ITEM_BYTES[dtype] or 8 + length + end > size:
                 raise _refuse(path, f"tensor {name[:80]!r} does not lie where its shape says")
-            table[name] = TensorInfo(dtype, shape, _digest(handle, end - begin))
+            digest, finite = _read(handle, end - begin, dtype)
+            if check_values and not finite:
+                raise FileFormatError(
+                    f"tensor {name[:120]!r} holds NaN or infinity, or a number that float32 does not hold",
+                    code="tensors.finite",
+                    file=path.name,
+                )
+            table[name] = TensorInfo(dtype, shape, digest)
             position = end
         if 8 + length + position != size:
             raise _refuse(path, "has bytes that belong to no tensor")
@@ -77,7 +104,7 @@ def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _refuse(path, f"tensor {name[:80]!r} is described with other fields than dtype, shape, data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _refuse(path, f"tensor {name[:80]!r} has dtype {str(dtype)[:20]!r}, which the format does not use")
     sizes = [shape, offsets]
     if not all(isinstance(item, list) and all(type(n) is int and 0 <= n < 2**48 for n in item) for item in sizes):
@@ -87,15 +114,21 @@ def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], 
     return dtype, tuple(shape), offsets[0], offsets[1]
 
 
-def _digest(handle: Any, count: int) -> str:
-    digest = hashlib.sha256()
+def _read(handle: Any, count: int, dtype: str) -> tuple[str, bool]:
+    """Digest of the next bytes, and whether all numbers among them are allowed."""
+    digest, finite = hashlib.sha256(), True
     while count:
         block = handle.read(min(count, 1 << 20))
         if not block:
             break
         digest.update(block)
+        if dtype in LARGEST:
+            unsigned, largest = LARGEST[dtype]
+            size = ITEM_BYTES[dtype]
+            bits = np.frombuffer(block, dtype=unsigned, count=len(block) // size)
+            finite = finite and not bool(((bits & bits.dtype.type(2 ** (8 * size - 1) - 1)) > largest).any())
         count -= len(block)
-    return digest.hexdigest()
+    return digest.hexdigest(), finite
 
 
 def _refuse(path: Path, why: str) -> FileFormatError:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from peft import PeftConfig
 
+from peft_reft.hub_format.envelope import check_envelope
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.schema import FIELDS, SPEC_VERSION, SiteGroup, check_fields, from_object, to_object
@@ -18,6 +19,8 @@ from .saving import check_source, save_config
 from .special_tokens import bound_tokens
 
 __all__ = ["ReftConfig"]
+
+ENVELOPE = ("inference_mode", "modules_to_save", "peft_type", "task_type", "trainable_token_indices")
 
 
 @dataclass
@@ -88,6 +91,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
                 rule="a stored config (it has a peft_version) carries all behaviour in 'reft', never in defaults",
                 fix="save the adapter again; to change a field of a config, set it, or make a new ReftConfig",
             )
+        if reft is not None:
+            check_envelope({name: getattr(self, name) for name in ENVELOPE})
         super().__post_init__()
         self.peft_type = REFT
         self.recorded_tensors: dict[str, Any] | None = None

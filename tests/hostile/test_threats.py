@@ -1,0 +1,67 @@
+"""Every hostile folder is refused by name, through the reader and through every path that loads an adapter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+
+from contract.tiny import base_model, reft_model
+from peft_reft.hub_format import check_folder
+from peft_reft.hub_format.errors import ReftError
+
+from . import folders
+from .threats import THREATS, Threat
+
+PEFT_READS_FIRST = {
+    "config: 5,000 digits",
+    "config: deep nesting",
+    "config: no UTF-8",
+    "config: a list",
+}
+"""PEFT parses the config for its `peft_type` before it knows that the tuner is ours; it refuses these in its words."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folders.good(tmp_path_factory.mktemp("good") / "adapter")
+
+
+@pytest.fixture
+def adapter(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def refused(threat: Threat, load: Any) -> None:
+    with pytest.raises(ReftError) as caught:
+        load()
+    assert caught.value.code == threat.code, caught.value
+    assert threat.file in (None, caught.value.file), caught.value
+    assert len(str(caught.value)) < 1500
+
+
+def test_the_folder_that_all_threats_start_from_loads(adapter: Path) -> None:
+    assert check_folder(adapter) is not None
+    PeftModel.from_pretrained(base_model("llama"), str(adapter))
+
+
+@pytest.mark.parametrize("name", THREATS)
+def test_a_hostile_folder_is_refused(adapter: Path, name: str) -> None:
+    threat = THREATS[name]
+    threat.change(adapter)
+    refused(threat, lambda: check_folder(adapter))
+    if name == "peft_type of another tuner":
+        return  # PEFT then asks that tuner, and no code of ours runs
+    for load in (
+        lambda: PeftModel.from_pretrained(base_model("llama"), str(adapter)),
+        lambda: reft_model("llama").load_adapter(str(adapter), "second"),
+    ):
+        if name in PEFT_READS_FIRST:
+            with pytest.raises((ValueError, KeyError, RecursionError, TypeError, AttributeError)):
+                load()
+        else:
+            refused(threat, load)
