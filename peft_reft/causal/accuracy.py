@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -37,12 +38,19 @@ class Accuracy:
         correct, total: pairs.
         interval: Wilson's interval of the accuracy.
         unchanged: share of pairs whose label is the base's own: what a site that does nothing gets.
+        constant: share of the most common label: what a network that always answers the same gets.
     """
 
     correct: int
     total: int
     interval: tuple[float, float]
     unchanged: float
+    constant: float
+
+    @property
+    def chance(self) -> float:
+        """The larger of `unchanged` and `constant`: what shows nothing."""
+        return max(self.unchanged, self.constant)
 
     @property
     def value(self) -> float:
@@ -51,7 +59,7 @@ class Accuracy:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:.1%} of {self.total} ({low:.1%} to {high:.1%}; {self.unchanged:.1%} by doing nothing)"
+        return f"{self.value:.1%} of {self.total} ({low:.1%} to {high:.1%}; chance {self.chance:.1%})"
 
 
 def interchange_accuracy(
@@ -106,8 +114,9 @@ def interchange_accuracy(
                     )
                 correct += sum(bool(value == label) for value, label in zip(found, labels, strict=True))
     kept = sum(not pair.changes(causal_model) for pair in listed)
+    most = Counter(pair.label(causal_model) for pair in listed).most_common(1)[0][1]
     interval = wilson_interval(correct, len(listed), confidence)
-    return Accuracy(correct, len(listed), interval, kept / len(listed))
+    return Accuracy(correct, len(listed), interval, kept / len(listed), most / len(listed))
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -76,6 +76,13 @@ def test_accuracy_counts_by_hand() -> None:
     assert (found.correct, found.total) == (correct, 16)
     assert correct < 16
     assert found.unchanged == 12 / 16  # 2 bases with Q, 2 sources with the other P, change it
+    assert found.constant == 12 / 16  # true only where the base has Q and the source P
+    ones = [pair for pair in pairs if pair.changes(AND)]
+    assert (measured(PLAIN, ones).unchanged, measured(PLAIN, ones).constant, measured(PLAIN, ones).chance) == (
+        0,
+        0.5,
+        0.5,
+    )
     assert "of 16" in str(found)
 
 

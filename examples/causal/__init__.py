@@ -1,0 +1,1 @@
+"""Interchange interventions and alignment search on small networks."""
