@@ -98,6 +98,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         self.recorded_tensors: dict[str, Any] | None = None
         self.target_modules: tuple[str, ...] = ()  # PEFT reads it; set to the sites when a model is made
         self.base_identity: dict[str, Any] | None = None
+        self.recorded_base: dict[str, Any] | None = None  # what the manifest says; compared when a model is made
         if reft is not None:
             self._take_stored(reft)
         self.groups()
@@ -152,15 +153,28 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str,
+        subfolder: str | None = None,
+        *,
+        allow_other_base: bool = False,
+        **kwargs: Any,
     ) -> ReftConfig:
         """Read a config from a folder or a Hub repository, after checking the folder against its manifest.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository.
+            subfolder: of the adapter in it.
+            allow_other_base: let the adapter be loaded on another base than the manifest says it was made for.
+            kwargs: `revision`, `token` and others, as in PEFT.
 
         Raises:
             ReftError: a folder, file or value that the format does not allow.
         """
-        check_source(pretrained_model_name_or_path, subfolder, cls._split_kwargs(kwargs)[0])
+        checked = check_source(pretrained_model_name_or_path, subfolder, cls._split_kwargs(kwargs)[0])
         config: ReftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        if checked is not None and not allow_other_base:
+            config.recorded_base = dict(checked.manifest.base_model)
         return config
 
     def _take_stored(self, stored: dict[str, Any]) -> None:

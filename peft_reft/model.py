@@ -18,7 +18,7 @@ from peft_reft.hub_format.special_tokens import unbound_tokens
 from .adapters import split_rows
 from .adapters.calls import rows_in_use
 from .config import ReftConfig
-from .identity import base_identity
+from .identity import base_identity, check_base
 from .layer import ReftLayer, UnitSpec
 from .loading import check_state_dict
 from .runtime import Runtime
@@ -47,6 +47,8 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         """Resolve the config's layers and components to the sites of this model."""
         groups = peft_config.groups()
         _refuse_unbound(peft_config, groups)
+        if peft_config.recorded_base is not None:
+            check_base(peft_config.recorded_base, self.model)
         sites, stacks = site_table(
             self.model,
             [

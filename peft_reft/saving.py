@@ -15,7 +15,7 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import AdapterLoadError, IntegrityError, ManifestError
 from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
-from peft_reft.hub_format.reader import check_folder
+from peft_reft.hub_format.reader import CheckedFolder, check_folder
 from peft_reft.hub_format.tensors import TensorInfo
 from peft_reft.hub_format.writer import write_adapter_files
 
@@ -70,18 +70,20 @@ def save_config(config: ReftConfig, folder: Path, *, auto_mapping: dict[str, Any
     )
 
 
-def check_source(source: str, subfolder: str | None, download: Mapping[str, Any]) -> None:
+def check_source(source: str, subfolder: str | None, download: Mapping[str, Any]) -> CheckedFolder | None:
     """Check the folder or Hub repository that an adapter is about to be loaded from.
 
     A Hub repository is brought into the cache at one revision. PEFT asks for the weights again later; if it is given
     other bytes by then, the digests in the config refuse them.
+
+    Returns:
+        Config and manifest; None where PEFT is left to report what is missing, or where there are no weights.
     """
     folder = Path(source, subfolder) if subfolder else Path(source)
     if (folder / CONFIG_NAME).is_file():
-        check_folder(folder)
-        return
+        return check_folder(folder)
     if folder.exists():
-        return  # a folder without a config: PEFT's own message says so
+        return None  # a folder without a config: PEFT's own message says so
     options = {name: value for name, value in download.items() if name != "subfolder"}
     found = {}
     for name in (CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME):
@@ -90,18 +92,19 @@ def check_source(source: str, subfolder: str | None, download: Mapping[str, Any]
         except (EntryNotFoundError, LocalEntryNotFoundError):
             continue
         except (HfHubHTTPError, HFValidationError, OSError):  # PEFT asks again and reports it in its own words
-            return
+            return None
         if name == CONFIG_NAME and (commit := _commit_of(Path(found[name]), subfolder)):
             options["revision"] = commit
     if CONFIG_NAME in found and (WEIGHTS_NAME in found or MANIFEST_NAME in found):
-        check_folder(Path(found[CONFIG_NAME]).parent)
-    elif CONFIG_NAME in found:
+        return check_folder(Path(found[CONFIG_NAME]).parent)
+    if CONFIG_NAME in found:
         raise ManifestError(
             f"{source} has a config and no {WEIGHTS_NAME}",
             code="weights.missing",
             value=source,
             fix="load a repository whose adapter was saved in safetensors",
         )
+    return None
 
 
 def check_recorded(recorded: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -39,7 +39,7 @@ class Bundle:
     root: Path
     members: tuple[Member, ...]
 
-    def configs(self, *, is_trainable: bool) -> dict[str, PeftConfig]:
+    def configs(self, *, is_trainable: bool, allow_other_base: bool = False) -> dict[str, PeftConfig]:
         """Name → config of every member, weight adapters first."""
         found = {}
         for member in sorted(self.members, key=lambda member: member.kind == "reft"):
@@ -49,7 +49,8 @@ class Bundle:
                 raise ManifestError(
                     f"lists {member.name!r} as {member.kind!r}, its config says {kind!r}", file=INDEX_NAME
                 )
-            found[member.name] = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(folder)
+            options = {"allow_other_base": allow_other_base} if member.kind == "reft" else {}
+            found[member.name] = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(folder, **options)
             found[member.name].inference_mode = not is_trainable
         return found
 

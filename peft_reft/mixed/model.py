@@ -88,6 +88,7 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         *,
         is_trainable: bool = False,
         autocast_adapter_dtype: bool = True,
+        allow_other_base: bool = False,
         **kwargs: Any,
     ) -> MixedReftModel:
         """Load a bundle from a folder or a Hub repository.
@@ -97,13 +98,15 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             model_id: folder or repository.
             is_trainable: whether the adapters are to be trained further.
             autocast_adapter_dtype: as in `from_configs`.
+            allow_other_base: load ReFTs on another base than their manifests say they were made for.
             kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as in huggingface_hub.
 
         Raises:
             ReftError: the folder is no bundle, or a file of it is not what was saved.
+            BaseMismatchError: the bundle was made for another base; the error names the item that differs.
         """
         bundle = checkpoint.open_bundle(str(model_id), **kwargs)
-        configs = bundle.configs(is_trainable=is_trainable)
+        configs = bundle.configs(is_trainable=is_trainable, allow_other_base=allow_other_base)
         mixed = cls.from_configs(model, configs, autocast_adapter_dtype=autocast_adapter_dtype)
         checkpoint.load_members(mixed, bundle, is_trainable=is_trainable)
         if not is_trainable:
