@@ -26,7 +26,7 @@ from peft_reft.hub_format.writer import write_adapter_files, write_atomic
 from .config import ReftConfig
 from .saving import producer
 
-__all__ = ["list_adapters", "pull", "push_to_hub"]
+__all__ = ["edits_alone", "list_adapters", "names_to_add", "pull", "push_to_hub", "remove_local_base"]
 
 
 def list_adapters(
@@ -122,12 +122,12 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "saved")
         model.save_pretrained(str(folder))
-        base = _remove_local_base(folder)
+        base = remove_local_base(folder)
         members = read_index(folder) or [Member(name, "reft", ".") for name in edits]
         names = {name: name for name in edits}
         if add:
-            names = _names_to_add(edits, add)
-            folder, members = _edits_alone(folder, Path(temporary, "added"), names)
+            names = names_to_add(edits, add)
+            folder, members = edits_alone(folder, Path(temporary, "added"), names)
         facts = CardFacts(
             repo_id=repo_id,
             base_model=base,
@@ -138,7 +138,8 @@ def push_to_hub(
         return push_folder(folder, facts, options, add=bool(add), replace_weights=add is False)
 
 
-def _names_to_add(edits: Mapping[str, ReftConfig], add: bool | str) -> dict[str, str]:
+def names_to_add(edits: Mapping[str, object], add: bool | str) -> dict[str, str]:
+    """Own name → name in the repository of the ReFTs that a push adds; see `push_to_hub` for `add`."""
     if not isinstance(add, str):
         return {name: name for name in edits}
     check_name(add)
@@ -151,7 +152,7 @@ def _names_to_add(edits: Mapping[str, ReftConfig], add: bool | str) -> dict[str,
     return dict.fromkeys(edits, add)
 
 
-def _edits_alone(saved: Path, target: Path, names: Mapping[str, str]) -> tuple[Path, list[Member]]:
+def edits_alone(saved: Path, target: Path, names: Mapping[str, str]) -> tuple[Path, list[Member]]:
     """A folder with `reft/<name>/` of the saved ReFTs and nothing else."""
     for own, name in names.items():
         places = (saved / REFT_FOLDER / own, saved / own, saved)
@@ -162,7 +163,7 @@ def _edits_alone(saved: Path, target: Path, names: Mapping[str, str]) -> tuple[P
     return target, [Member.at(name, "reft") for name in names.values()]
 
 
-def _remove_local_base(folder: Path) -> str | None:
+def remove_local_base(folder: Path) -> str | None:
     """Take local base paths out of every config; returns the base's Hub id where there is one."""
     base = None
     members = read_index(folder)  # before the configs change, which its digests describe

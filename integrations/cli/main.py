@@ -10,8 +10,10 @@ from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
 from .convert import convert
+from .diff import diff
 from .inspect import inspect
 from .pull import pull
+from .push import push
 from .report import Report, write_error, write_report, write_usage
 from .validate import validate
 
@@ -26,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for function in (convert, inspect, pull, validate):
+for function in (convert, diff, inspect, pull, push, validate):
     app.command(name=function.__name__)(function)
 
 

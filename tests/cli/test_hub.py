@@ -1,0 +1,118 @@
+"""`push`, `pull` and the commands that take a repository, against a Hub on this machine, each in a new process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.loopback_hub import LoopbackHub
+
+SCRIPT = """
+import json, shlex, sys
+from peft_reft.integrations.cli import main
+for line in sys.stdin.read().splitlines():
+    print(json.dumps({"line": line, "status": main([*shlex.split(line), "--json"])}), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as running:
+        yield running
+
+
+def run(environment: dict[str, str], *lines: str) -> list[tuple[int, dict[str, Any]]]:
+    """Status and object of each command line, all run in one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input="\n".join(lines),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
+    while text:
+        printed, end = decoder.raw_decode(text)
+        after, rest = decoder.raw_decode(text[end:].lstrip())
+        found.append((after["status"], printed))
+        text = text[end:].lstrip()[rest:].lstrip()
+    assert len(found) == len(lines), done.stderr
+    return found
+
+
+def test_what_is_pushed_is_pulled_and_inspected(hub: LoopbackHub, folders: Path, tmp_path: Path) -> None:
+    both, new = folders / "both", tmp_path / "new"
+    pushed, pulled, same, shown, valid = run(
+        hub.environment(),
+        f"push {both} me/both --message First --private",
+        f"pull me/both {new}",
+        f"diff {both} me/both",
+        "inspect me/both",
+        "validate me/both --revision main",
+    )
+    assert pushed[0] == 0
+    assert "/commit/" in pushed[1]["commit"]
+    assert hub.storage.repos["me/both"].private
+    assert pulled[0] == valid[0] == 0
+    names = {path.relative_to(both) for path in both.rglob("*") if path.is_file() and path.name != "README.md"}
+    assert {path.relative_to(new) for path in new.rglob("*") if path.is_file()} - {Path("README.md")} == names
+    assert "pip install peft-reft" in (new / "README.md").read_text("utf-8")
+    assert (same[0], same[1]["different"]) == (0, False)
+    assert [member["name"] for member in shown[1]["members"]] == ["default", "edit"]
+
+
+def test_what_the_hub_refuses_is_told_apart(hub: LoopbackHub, folders: Path, tmp_path: Path) -> None:
+    (pushed,) = run(hub.environment(), f"push {folders / 'reft'} me/secret --private")
+    assert pushed[0] == 0
+    missing, revision, lora = run(
+        hub.environment(),
+        f"pull me/nowhere {tmp_path / 'x'}",
+        f"pull me/secret {tmp_path / 'x'} --revision nope",
+        f"push {folders / 'lora'} me/lora",
+    )
+    assert (missing[0], missing[1]["error"]["code"]) == (1, "hub.missing")
+    assert (revision[0], revision[1]["error"]["code"]) == (1, "hub.revision")
+    assert (lora[0], lora[1]["error"]["code"]) == (1, "push.members")
+    (private,) = run(hub.environment(token=None), f"pull me/secret {tmp_path / 'x'}")
+    assert (private[0], private[1]["error"]["code"]) == (1, "hub.missing")
+    assert not (tmp_path / "x").exists()
+
+
+def test_offline_what_was_fetched_is_there_and_the_rest_is_refused(
+    hub: LoopbackHub, folders: Path, tmp_path: Path
+) -> None:
+    home = hub.environment()
+    run(home, f"push {folders / 'reft'} me/kept", "inspect me/kept")
+    kept, other, push = run(
+        {**home, "HF_HUB_OFFLINE": "1"},
+        "inspect me/kept",
+        f"pull me/other {tmp_path / 'x'}",
+        f"push {folders / 'reft'} me/kept",
+    )
+    assert kept[0] == 0
+    assert (other[0], other[1]["error"]["code"]) == (1, "hub.offline")
+    assert (push[0], push[1]["error"]["code"]) == (1, "hub.offline")
+
+
+def test_a_reft_is_added_beside_a_lora(hub: LoopbackHub, folders: Path) -> None:
+    pushed, refused, added, both, shown = run(
+        hub.environment(),
+        f"push {folders / 'both'} me/added",
+        f"push {folders / 'reft'} me/added",
+        f"push {folders / 'reft'} me/added --add poems",
+        f"push {folders / 'reft'} me/added --add poems --replace",
+        "inspect me/added",
+    )
+    assert pushed[0] == added[0] == 0
+    assert (refused[0], refused[1]["error"]["code"]) == (1, "hub.occupied")
+    assert (both[0], both[1]["error"]["code"]) == (2, "usage")
+    kinds = {"default": "lora", "edit": "reft", "poems": "reft"}
+    assert {member["name"]: member["kind"] for member in shown[1]["members"]} == kinds
