@@ -13,11 +13,13 @@ if TYPE_CHECKING:
         show_positions,
     )
     from .evals import GenerationMetric, evaluate_generations
-    from .trl import ReftSFTTrainer
+    from .trl import ReftGRPOTrainer, ReftRLOOTrainer, ReftSFTTrainer
 
 __all__ = [
     "GenerationMetric",
     "ReftDataCollator",
+    "ReftGRPOTrainer",
+    "ReftRLOOTrainer",
     "ReftSFTTrainer",
     "add_intervention_locations",
     "convert_intervention_locations",
@@ -28,6 +30,8 @@ __all__ = [
 _MODULES = {
     "GenerationMetric": "evals",
     "ReftDataCollator": "data",
+    "ReftGRPOTrainer": "trl",
+    "ReftRLOOTrainer": "trl",
     "ReftSFTTrainer": "trl",
     "add_intervention_locations": "data",
     "convert_intervention_locations": "data",

@@ -246,8 +246,8 @@ def _no_merge(verb: str) -> MergeError:
     return MergeError(
         f"{verb} is not possible for ReFT adapters",
         rule="an edit applies at chosen token positions, and weights do not know positions",
-        fix="keep the adapter beside the model (its cost at generation is that of the prompt), or call unload() to "
-        "get the base model back",
+        fix="keep the adapter beside the model (its cost at generation is that of the prompt; in TRL's trainers set "
+        "use_vllm=False), or call unload() to get the base model back",
     )
 
 
