@@ -13,6 +13,7 @@ from .pairs import Pair, every_pair, sample_pairs
 from .search import AlignmentSearch
 from .site import Column, Site
 from .spaces import Autoencoder, Pca, Rotation, Space
+from .sweep import Sweep, sweep
 
 __all__ = [
     "Accuracy",
@@ -27,6 +28,7 @@ __all__ = [
     "Rotation",
     "Site",
     "Space",
+    "Sweep",
     "add",
     "class_loss",
     "collect",
@@ -39,6 +41,7 @@ __all__ = [
     "put",
     "sample_pairs",
     "subtract",
+    "sweep",
     "wilson_interval",
     "zero",
 ]
