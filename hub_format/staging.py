@@ -60,7 +60,16 @@ def _move_into_place(stage: Path, root: Path) -> None:
             shutil.rmtree(old)
     for path in sorted(files, key=lambda path: (path.name == INDEX_NAME, path.name == MANIFEST_NAME)):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
+        _sync(stage / path)  # PEFT's writer does not: after a power cut the name could stand before the bytes
         os.replace(stage / path, root / path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_adapter(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,31 @@ def test_flipped_bytes_are_refused_and_the_folder_stays(
     hub.faults.clear()
     assert contents(here) == contents(bundle)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_every_file_is_on_the_disk_before_it_takes_its_place_and_the_index_is_last(
+    hub: LoopbackHub, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(hub, bundle)
+    synced: set[int] = set()
+    placed: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def noting_replace(source: Path, target: Path) -> None:
+        if Path(target).is_relative_to(tmp_path / "here"):
+            assert Path(source).stat().st_ino in synced, target
+            placed.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    pull("me/x", tmp_path / "here")
+    assert len(placed) == len(contents(bundle))
+    assert placed[-2:] == ["reft_manifest.json", "reft_index.json"]
 
 
 def test_nothing_is_pulled_through_a_link(hub: LoopbackHub, alone: Path, tmp_path: Path) -> None:
