@@ -114,6 +114,7 @@ def read_index(root: Path, *, check_files: bool = True) -> list[Member] | None:
         ManifestError: the index is malformed; a member's file is missing or is not the one that was saved.
     """
     path = root / INDEX_NAME
+    check_link(path)
     if not path.is_file():
         return None
     stored = load_json(path)

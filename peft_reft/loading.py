@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from peft.utils.other import EMBEDDING_LAYER_NAMES
+from peft.utils.other import EMBEDDING_LAYER_NAMES, AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from .interventions import Intervention
     from .runtime.hooks import Runtime
 
-__all__ = ["check_state_dict", "verify_loaded"]
+__all__ = ["check_state_dict", "check_wrappers", "verify_loaded"]
 
 Value = TypeVar("Value")
 
 MODEL_PREFIX = "base_model.model."
 MAX_CONDITION = 1e6
+MAX_SCALE = 1e15
+"""Of a raw rotation: its squares, and those of its inverse, stay inside float32."""
 
 
 def check_state_dict(
@@ -57,8 +59,11 @@ def check_state_dict(
     given = _of_edits(remapped)
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in remapped:
-        if name not in given and not _is_beside(name, adapter_name):
+        if name in given:
+            continue
+        if not _is_beside(name, adapter_name):
             raise _unfit(f"the tensor {name[:120]!r} belongs to no part of a ReFT adapter")
+        _check_beside(name, remapped[name], parameters.get(name, parameters.get(name.removeprefix(MODEL_PREFIX))))
     for name in given:
         if name not in expected:
             raise _unfit(f"the tensor {name[:120]!r} finds no parameter in the model")
@@ -69,14 +74,40 @@ def check_state_dict(
         shape = getattr(parameters[name], "ds_shape", parameters[name].shape)
         if tuple(tensor.shape) != tuple(shape):
             raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise AdapterLoadError(f"the tensor {name[:120]!r} holds NaN or infinity", code="load.finite")
+        if parameters[name].is_floating_point():
+            tensor = tensor.detach().to(parameters[name].dtype)  # what the model will compute with
+        _check_finite(name, tensor)
         if tensor_name in unit.orthonormal and not _has_full_rank(tensor):
             raise AdapterLoadError(
                 f"the raw rotation {name[:120]!r} does not have full rank",
                 code="load.rank",
                 rule="its rows must be linearly independent, or they have no orthonormal counterpart",
             )
+
+
+def check_wrappers(model: nn.Module, adapter_name: str, recorded: Mapping[str, Any]) -> None:
+    """Refuse a file that lacks tensors of the modules which its config saves in full; PEFT answers with a `KeyError`.
+
+    Args:
+        model: the base model, the adapter in place.
+        adapter_name: of the adapter.
+        recorded: the tensors of the file, as its config lists them.
+
+    Raises:
+        AdapterLoadError: a tensor is missing, or has another shape than the module's.
+    """
+    for path, module in model.named_modules():
+        if not isinstance(module, AuxiliaryTrainingWrapper) or adapter_name not in module._adapters:
+            continue
+        parameters = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for stored, held in module.adapter_state_dict_load_map(adapter_name).items():
+            name = f"{MODEL_PREFIX}{path}.{stored}"
+            if name not in recorded:
+                raise _unfit(f"the config saves {path!r} in full, and the file lacks its tensor {name[:120]!r}")
+            parameter = parameters.get(held)
+            shape = getattr(parameter, "ds_shape", None if parameter is None else parameter.shape)
+            if shape is not None and list(shape) != list(recorded[name]["shape"]):
+                raise _unfit(f"the tensor {name[:120]!r} has shape {recorded[name]['shape']}, the model {list(shape)}")
 
 
 def verify_loaded(runtime: Runtime) -> None:
@@ -116,9 +147,31 @@ def _is_beside(name: str, adapter_name: str) -> bool:
     return len(parts) > 1 and parts[-2] in EMBEDDING_LAYER_NAMES
 
 
+def _check_beside(name: str, tensor: Tensor, parameter: Tensor | None) -> None:
+    """Refuse a tensor beside the edits that is not its parameter's shape, or holds what is no number."""
+    shape = getattr(parameter, "ds_shape", None if parameter is None else parameter.shape)
+    floating = parameter is not None and parameter.is_floating_point()
+    if floating and shape is not None and tuple(tensor.shape) != tuple(shape):
+        raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
+    if tensor.is_floating_point():
+        _check_finite(name, tensor)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise AdapterLoadError(
+            f"the tensor {name[:120]!r} holds NaN or infinity, or a number that the model's dtype does not hold",
+            code="load.finite",
+        )
+
+
 def _has_full_rank(raw: Tensor) -> bool:
+    """Of the values that the model will hold: a small enough matrix is zero in its dtype, or its squares are."""
     values = torch.linalg.svdvals(raw.detach().to("cpu", torch.float64))
-    return bool(values[-1] * MAX_CONDITION > values[0]) if values.numel() else False
+    if not values.numel():
+        return False
+    largest, smallest = float(values[0]), float(values[-1])
+    return smallest > 1 / MAX_SCALE and largest < MAX_SCALE and smallest * MAX_CONDITION > largest
 
 
 def _runtimes(model: nn.Module) -> list[Runtime]:

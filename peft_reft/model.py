@@ -20,7 +20,7 @@ from .adapters.calls import rows_in_use
 from .config import ReftConfig
 from .identity import base_identity, check_base
 from .layer import ReftLayer, UnitSpec
-from .loading import check_state_dict
+from .loading import check_state_dict, check_wrappers
 from .runtime import Runtime
 from .runtime.adapters import AdapterView
 from .runtime.hooks import runtime_of
@@ -89,6 +89,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         )
         runtime.has_completion[adapter_name] = _has_completion(self.model, config)
         if config.recorded_tensors is not None:
+            check_wrappers(self.model, adapter_name, config.recorded_tensors)
             runtime.unverified[adapter_name] = config.recorded_tensors
 
     def _create_and_replace(

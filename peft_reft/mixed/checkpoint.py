@@ -21,6 +21,7 @@ from peft_reft.hub_format.remote import fetch_folder
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import load_json
 from peft_reft.hub_format.tensors import read_tensor_table
+from peft_reft.hub_format.weight_member import check_weight_member
 
 if TYPE_CHECKING:
     from .model import MixedReftModel
@@ -102,8 +103,13 @@ def _saved(model: MixedReftModel) -> dict[str, PeftConfig]:
     return {name: config for name, config in model.peft_config.items() if name not in model.references.names}
 
 
-def open_bundle(source: str, **kwargs: Any) -> Bundle:
+def open_bundle(source: str, *, allow_patterns: bool = False, **kwargs: Any) -> Bundle:
     """Open a bundle from a folder or a Hub repository.
+
+    Args:
+        source: a folder, or a repository's id.
+        allow_patterns: whether a LoRA's config may hold regular expressions, which PEFT runs.
+        **kwargs: `revision`, `token` and other settings of a download.
 
     Raises:
         ManifestError: it has no index, or the index and the files disagree.
@@ -120,6 +126,8 @@ def open_bundle(source: str, **kwargs: Any) -> Bundle:
     for member in members:
         if member.kind == "reft":
             check_folder(root / member.folder)
+        else:
+            check_weight_member(root / member.folder, allow_patterns=allow_patterns)
     return Bundle(root, tuple(members))
 
 
@@ -143,7 +151,7 @@ def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable:
                 rule="a bundle is loaded whole, into adapters of the names it gives",
                 fix="load one member as a new adapter with subfolder='reft/<name>'",
             )
-        bundle = open_bundle(str(folder))
+        bundle = open_bundle(str(folder), allow_patterns=True)  # the model is made: no pattern of the file is run
         stored = {member.name for member in bundle.members}
         if stored != set(_saved(model)):
             raise AdapterLoadError(

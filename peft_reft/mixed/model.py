@@ -99,7 +99,8 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             is_trainable: whether the adapters are to be trained further.
             autocast_adapter_dtype: as in `from_configs`.
             allow_other_base: load ReFTs on another base than their manifests say they were made for.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as in huggingface_hub.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as in huggingface_hub; `allow_patterns=True`
+                runs regular expressions of a LoRA's config, which can take forever: only where you trust its author.
 
         Raises:
             ReftError: the folder is no bundle, or a file of it is not what was saved.
