@@ -106,7 +106,7 @@ def test_the_wheel_holds_every_module_and_no_other(wheel: set[str]) -> None:
         for path in sources(folder)
     }
     assert {name for name in wheel if name.endswith(".py")} == expected
-    assert {"peft_reft/py.typed", "peft_reft/hub_format/SPEC.md"} <= wheel
+    assert {"peft_reft/py.typed", "peft_reft/hub_format/SPEC.md", "peft_reft/hub_format/schema.json"} <= wheel
     tops = {name.partition("/")[0] for name in wheel}
     assert {name for name in tops if not name.endswith(".dist-info")} == {"peft_reft"}
 

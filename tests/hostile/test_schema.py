@@ -1,0 +1,177 @@
+"""`schema.json` says what `schema.py` and the reader check, as far as a JSON Schema can."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from peft_reft.hub_format.envelope import NOT_MODULES, TASK_TYPES, check_envelope
+from peft_reft.hub_format.errors import ReftError
+from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME
+from peft_reft.hub_format.manifest import FIELDS as MANIFEST_FIELDS
+from peft_reft.hub_format.schema import (
+    ACTIVATIONS,
+    COMPONENTS,
+    FIELDS,
+    GROUP_FIELDS,
+    MAX_GROUPS,
+    MAX_LAYERS,
+    MAX_RANK,
+    SPEC_VERSION,
+    TURNS,
+    check_fields,
+    from_object,
+    to_object,
+)
+from peft_reft.hub_format.tensors import ITEM_BYTES
+
+from . import folders as f
+
+SCHEMA: dict[str, Any] = json.loads((files("peft_reft.hub_format") / "schema.json").read_text(encoding="utf-8"))
+PARTS = SCHEMA["$defs"]
+CONFIG = Draft202012Validator(SCHEMA)
+MANIFEST = Draft202012Validator({"$ref": "#/$defs/manifest", "$defs": PARTS})
+
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"r": 1, "layers_to_transform": [0, -1], "layers_pattern": "encoder.layers", "dropout": 0.5},
+    {"layers_to_transform": 3, "layers_pattern": ["layers"], "act_fn": "gelu", "init_weights": "paper"},
+    {"component": "head_output[3]", "turns": "each", "share_weights": False, "init_weights": False},
+    {"interventions": [{"r": 2}, {"intervention": "bias", "layers_to_transform": [1]}]},
+    {"subspaces": {"tone": [0, 2], "topic": [2, 4]}},
+    {"positions": "tok(<s>)", "special_tokens": {"tokenizer": "sha256:" + "0a" * 32, "ids": {"<s>": 1}}},
+]
+BAD: list[dict[str, Any]] = [
+    {"r": 0},
+    {"r": MAX_RANK + 1},
+    {"r": True},
+    {"r": 2.5},
+    {"r": "4"},
+    {"r": None},
+    {"intervention": None},
+    {"options": []},
+    {"layers_to_transform": []},
+    {"layers_to_transform": [1, 1]},
+    {"layers_to_transform": ["1"]},
+    {"component": "block"},
+    {"component": "head_output[01]"},
+    {"component": None},
+    {"positions": 7},
+    {"turns": "last"},
+    {"turns": None},
+    {"share_weights": 1},
+    {"dropout": 1},
+    {"dropout": -0.1},
+    {"dropout": True},
+    {"act_fn": "tan"},
+    {"act_fn": ["gelu"]},
+    {"layers_pattern": ""},
+    {"layers_pattern": []},
+    {"layers_pattern": "(a+)+$"},
+    {"init_weights": "identity"},
+    {"interventions": []},
+    {"interventions": {}},
+    {"interventions": [{"subspaces": None}]},
+    {"interventions": [{}] * (MAX_GROUPS + 1)},
+    {"subspaces": {}},
+    {"subspaces": {"a": [0]}},
+    {"subspaces": {"a": [-1, 1]}},
+    {"special_tokens": {}},
+    {"special_tokens": {"tokenizer": "sha256:0", "ids": {}}},
+    {"special_tokens": {"tokenizer": "sha256:" + "0a" * 32, "ids": {"<s>": -1}}},
+    {"spec_version": "1.1"},
+    {"spec_version": "2.0"},
+    {"spec_version": 1.0},
+    {"kinds": {}},
+    {"kinds": {"loreft": "1"}},
+    {"more": 1},
+]
+BAD_ENVELOPE: list[dict[str, Any]] = [
+    {"peft_type": "LORA"},
+    {"task_type": "MAGIC"},
+    {"task_type": ["CAUSAL_LM"]},
+    {"inference_mode": "yes"},
+    {"auto_mapping": []},
+    {"revision": 1},
+    {"modules_to_save": "lm_head"},
+    {"modules_to_save": ["model.weight"]},
+    {"modules_to_save": ["(a+)+$"]},
+    {"trainable_token_indices": []},
+    {"trainable_token_indices": [-1]},
+    {"trainable_token_indices": {"embed_tokens": ["a"]}},
+    {"positions": "f1"},
+    {"self": 1},
+]
+
+
+def stored(**values: Any) -> dict[str, Any]:
+    return {"peft_type": "REFT", "reft": to_object({**FIELDS, **values})}
+
+
+def test_the_schema_is_one() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_it_names_the_same_fields_and_choices() -> None:
+    group = PARTS["group"]["properties"]
+    assert set(group) == set(GROUP_FIELDS)
+    assert group["layers_to_transform"]["anyOf"][2]["maxItems"] == MAX_LAYERS
+    assert set(PARTS["reft"]["properties"]) == {*FIELDS, "kinds", "tensors"}
+    assert set(PARTS["reft"]["required"]) == {*FIELDS, "kinds"}
+    assert group["act_fn"]["enum"] == [None, *ACTIVATIONS]
+    assert tuple(group["turns"]["enum"]) == TURNS
+    assert all(name in group["component"]["pattern"] for name in COMPONENTS)
+    assert PARTS["version"]["const"] == SPEC_VERSION
+    assert set(PARTS["manifest"]["properties"]) == set(PARTS["manifest"]["required"]) == MANIFEST_FIELDS
+    assert PARTS["tensors"]["additionalProperties"]["properties"]["dtype"]["enum"] == list(ITEM_BYTES)
+    assert SCHEMA["properties"]["task_type"]["enum"] == [None, *TASK_TYPES]
+    assert "|".join(NOT_MODULES) in json.dumps(SCHEMA["properties"]["modules_to_save"])
+    assert {entry["required"][0] for entry in SCHEMA["not"]["anyOf"]} == {*FIELDS, "self", "cls"}
+
+
+@pytest.mark.parametrize("values", GOOD, ids=str)
+def test_a_config_that_the_reader_takes_is_valid(values: dict[str, Any]) -> None:
+    content = stored(**values)
+    CONFIG.validate(content)
+    check_envelope(content)
+    from_object(content["reft"])
+
+
+@pytest.mark.parametrize("values", BAD, ids=lambda values: str(values)[:60])
+def test_a_value_that_the_reader_refuses_is_invalid(values: dict[str, Any]) -> None:
+    content = stored()
+    content["reft"].update(values)
+    assert not CONFIG.is_valid(content)
+    with pytest.raises(ReftError):
+        check_fields(from_object(content["reft"]))
+
+
+@pytest.mark.parametrize("name", [*FIELDS, "kinds"])
+def test_a_missing_field_is_invalid(name: str) -> None:
+    content = stored()
+    del content["reft"][name]
+    assert not CONFIG.is_valid(content)
+    with pytest.raises(ReftError):
+        from_object(content["reft"])
+
+
+@pytest.mark.parametrize("values", BAD_ENVELOPE, ids=str)
+def test_an_envelope_that_the_reader_refuses_is_invalid(values: dict[str, Any]) -> None:
+    content = {**stored(), **values}
+    assert not CONFIG.is_valid(content)
+    with pytest.raises(ReftError):
+        check_envelope(content)
+
+
+def test_what_is_saved_is_valid(tmp_path: Path) -> None:
+    folder = f.good(tmp_path / "adapter", modules_to_save=["lm_head"])
+    CONFIG.validate(json.loads((folder / CONFIG_NAME).read_text()))
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    MANIFEST.validate(manifest)
+    manifest["files"][0]["path"] = "../adapter_config.json"
+    assert not MANIFEST.is_valid(manifest)
