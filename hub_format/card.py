@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in its stub
 
 from .bundle import Member
 
-__all__ = ["CardFacts", "updated_card"]
+__all__ = ["CardFacts", "is_hub_id", "updated_card"]
 
 BEGIN, END = "<!-- peft-reft: this section is generated -->", "<!-- peft-reft: end -->"
 TAGS = ("peft-reft", "representation-finetuning")
@@ -36,27 +39,60 @@ class CardFacts:
 
 
 def updated_card(existing: str | None, facts: CardFacts) -> str:
-    """The text of README.md, made new or brought up to date."""
-    card = (
-        ModelCard(existing) if existing else ModelCard(f"---\n{ModelCardData().to_yaml()}\n---\n\n# {facts.repo_id}\n")
-    )
+    """The text of README.md, made new or brought up to date.
+
+    Args:
+        existing: the card so far. The author's text and YAML keys stay, and so do the sections that
+            `Trainer.create_model_card` wrote; the empty form that PEFT saves beside every adapter does not.
+        facts: what our section says.
+
+    A base model that lies on this machine is named nowhere in the result.
+    """
+    if existing is None or _is_empty_form(existing):
+        existing = f"---\n{ModelCardData().to_yaml()}\n---\n\n# {facts.repo_id}\n"
+    card = ModelCard(existing)
     data = cast(ModelCardData, card.data)
+    text: str = card.text
+    named = data.base_model if isinstance(data.base_model, list) else [data.base_model]
+    for local in [name for name in named if isinstance(name, str) and not is_hub_id(name)]:
+        if local:  # PEFT writes "" for a base that was made from its config
+            text = text.replace(f"[{local}](https://huggingface.co/{local})", local).replace(local, "a local model")
+        data.base_model = None
     data.library_name = "peft"
-    tags = list(data.tags or [])
+    tags = [tag for tag in data.tags or [] if not _names_local_base(tag)]
     lora = ["lora"] if any(member.kind == "lora" for member in facts.members) else []
     data.tags = sorted({*tags, *TAGS, *lora})
     if facts.language_model and not data.pipeline_tag:
         data.pipeline_tag = "text-generation"
-    if facts.base_model:
+    if facts.base_model and facts.base_model not in named:
         data.base_model = facts.base_model
     section = f"{BEGIN}\n{_section(facts)}\n{END}"
-    text: str = card.text
-    if BEGIN in text and END in text:
-        before, _, rest = text.partition(BEGIN)
-        card.text = before + section + rest.partition(END)[2]
-    else:
-        card.text = text.rstrip() + "\n\n" + section + "\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    card.text = before + section + after if begin and end else text.rstrip() + "\n\n" + section + "\n"
     return str(card)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a base's name says where it lies on the Hub: a path of this machine does not, even if it is gone."""
+    if Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _names_local_base(tag: str) -> bool:
+    """Whether a tag is PEFT's `base_model:adapter:<base>` of a base on this machine."""
+    return tag.startswith("base_model:") and not is_hub_id(tag.rpartition(":")[2])
+
+
+def _is_empty_form(text: str) -> bool:
+    """Whether a card is the form that PEFT's `save_pretrained` writes, with nothing filled in."""
+    form = ModelCard.from_template(ModelCardData()).text
+    return bool(ModelCard(text).text.partition("### Framework versions")[0].split() == form.split())
 
 
 def _section(facts: CardFacts) -> str:

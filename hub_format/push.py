@@ -186,8 +186,8 @@ def _operations(
         stale: set[str] = set()
     else:
         stale = _stale(remote) - written.keys()
-    card = remote.fetch(CARD_NAME).read_text(encoding="utf-8") if CARD_NAME in remote.files else None
-    written[CARD_NAME] = updated_card(card, facts).encode("utf-8")
+    card = remote.fetch(CARD_NAME) if CARD_NAME in remote.files else folder / CARD_NAME
+    written[CARD_NAME] = updated_card(card.read_text("utf-8") if card.is_file() else None, facts).encode("utf-8")
     return [
         *(CommitOperationAdd(path, content) for path, content in written.items()),
         *(CommitOperationDelete(path) for path in sorted(stale)),

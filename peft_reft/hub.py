@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in its stub
 from peft import PeftModel
 
 from peft_reft.hub_format.bundle import REFT_FOLDER, Member, check_name, read_index, write_index
-from peft_reft.hub_format.card import CardFacts
+from peft_reft.hub_format.card import CardFacts, is_hub_id
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, Manifest
@@ -170,7 +168,7 @@ def remove_local_base(folder: Path) -> str | None:
     for path in sorted(folder.rglob(CONFIG_NAME)):
         config = load_json(path)
         named = config.get("base_model_name_or_path")
-        if isinstance(named, str) and _is_hub_id(named):
+        if isinstance(named, str) and is_hub_id(named):
             base = named
             continue
         config["base_model_name_or_path"] = None
@@ -178,17 +176,6 @@ def remove_local_base(folder: Path) -> str | None:
     if members is not None:
         write_index(folder, members)
     return base
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether a base's name says where it lies on the Hub: a path of this machine does not, even if it is gone."""
-    if Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _rewrite(path: Path, config: Mapping[str, Any]) -> None:

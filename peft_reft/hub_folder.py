@@ -12,6 +12,8 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.manifest import CONFIG_NAME
 from peft_reft.hub_format.push import PushOptions, describe, push_folder
+from peft_reft.hub_format.reader import check_link
+from peft_reft.hub_format.remote import CARD_NAME
 from peft_reft.hub_format.schema import check_fields, from_object
 from peft_reft.hub_format.strict_json import load_json
 
@@ -53,7 +55,8 @@ def push_saved(
         ReftError: the folder is not what its manifest or index says, or holds no ReFT. Nothing is pushed then.
         HubError: the repository is missing, gated, or out of reach; `code` tells which.
 
-    A path of a local base model is not pushed.
+    A path of a local base model is not pushed. A card in the folder, e.g. of `Trainer.create_model_card`, is where a
+    repository without one starts.
     """
     root = Path(folder)
     names, members = check_members(root), list_members(root)
@@ -68,8 +71,9 @@ def push_saved(
     options = PushOptions(private, token, revision, create_pr, commit_message)
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary, "saved")
-        for name in names:
+        for name in [*names, *([CARD_NAME] if (root / CARD_NAME).is_file() else [])]:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            check_link(root / name)
             shutil.copyfile(root / name, stage / name)
         base = remove_local_base(stage)
         edits = {member.name: load_json(stage / member.folder / CONFIG_NAME) for member in members if _is_edit(member)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,3 +117,21 @@ def test_a_reft_is_added_beside_a_lora(hub: LoopbackHub, folders: Path) -> None:
     assert (both[0], both[1]["error"]["code"]) == (2, "usage")
     kinds = {"default": "lora", "edit": "reft", "poems": "reft"}
     assert {member["name"]: member["kind"] for member in shown[1]["members"]} == kinds
+
+
+def test_a_repository_without_a_card_starts_with_the_folders(hub: LoopbackHub, folders: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reft"
+    shutil.copytree(folders / "reft", folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n\nTrained on poems.\n", "utf-8")
+    first, pulled, again, last = run(
+        hub.environment(),
+        f"push {folder} me/carded",
+        f"pull me/carded {tmp_path / 'first'}",
+        f"push {folders / 'reft'} me/carded",
+        f"pull me/carded {tmp_path / 'last'}",
+    )
+    assert first[0] == pulled[0] == again[0] == last[0] == 0
+    cards = [(tmp_path / name / "README.md").read_text("utf-8") for name in ("first", "last")]
+    assert "Trained on poems." in cards[0]
+    assert "license: mit" in cards[0]
+    assert cards[0] == cards[1]
