@@ -68,7 +68,7 @@ def test_values_that_are_no_numbers_are_refused(folders: Path, tmp_path: Path, c
     base = json.loads((target / MANIFEST).read_text())["base_model"]
     write_adapter_files(target, config, base_model=base, producer={"name": "someone", "version": "1"})
     status, said = command("validate", target)
-    assert (status, said["problems"][0]["code"]) == (1, "load.finite")
+    assert (status, said["problems"][0]["code"]) == (1, "tensors.finite")
 
 
 def test_for_people_it_prints_every_field_on_a_line(
