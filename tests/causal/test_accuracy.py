@@ -111,6 +111,8 @@ def test_the_share_of_changing_pairs() -> None:
     for share, wanted in ((0.0, 0), (0.5, 20), (1.0, 40)):
         pairs = sample_pairs(AND, ["A", "B"], 40, seed=3, changing=share)
         assert sum(pair.changes(AND) for pair in pairs) == wanted
+    half = [pair.changes(AND) for pair in sample_pairs(AND, ["A", "B"], 40, seed=3, changing=0.5)]
+    assert half != sorted(half, reverse=True)  # any stretch of them, as a batch or a split takes, holds both
     assert sample_pairs(AND, ["A"], 9, seed=3) == sample_pairs(AND, ["A"], 9, seed=3)
     assert sample_pairs(AND, ["A"], 9, seed=3) != sample_pairs(AND, ["A"], 9, seed=4)
 

@@ -134,6 +134,7 @@ def test_boundary_masks_are_sharp_at_low_temperature() -> None:
     assert_close(masks[0], torch.tensor([1.0] * 2 + [0.0] * 6))
     assert_close(masks[1], torch.tensor([0.0] * 2 + [1.0] * 4 + [0.0] * 2))
     assert boundary_units(shares, 8) == [range(0, 2), range(2, 6)]
+    assert boundary_units(torch.tensor([0.75, 0.75]), 8) == [range(0, 6), range(6, 8)]
     soft = boundary_masks(shares, 8, 5.0)[0]
     assert 0.05 < float(soft[-1]) < float(soft[0]) < 0.95
 

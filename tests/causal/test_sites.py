@@ -130,7 +130,8 @@ def test_a_source_that_is_the_base_changes_no_bit(what: dict[str, Any], dtype: t
 
 def test_no_bit_changes_where_the_hidden_state_holds_minus_zero() -> None:
     values = torch.tensor([[0.0, -0.0, 1.5, -2.0]])
-    for what in ({"space": Rotation(rotation(2, 4))}, {"mask": torch.full((4,), 0.3)}):
+    negative = Rotation(torch.tensor([[-0.5, -0.5, -0.5, -0.5]]))
+    for what in ({"space": Rotation(rotation(2, 4))}, {"space": negative}, {"mask": torch.full((4,), 0.3)}):
         found = interchange(nn.Identity(), values, values.clone(), Site(module="", **what))  # type: ignore[arg-type]
         assert torch.equal(bits(found), bits(values))
 
