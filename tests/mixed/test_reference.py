@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from contract.recording import differing, inputs_of
 from contract.tiny import token_ids
-from peft_reft import MixedReftModel
+from peft_reft import MixedReftModel, scale_adapter
 from peft_reft.hub_format.errors import ConfigError
 
 from .tiny import base_model, lora, mixed_model, reft, tokenizer
@@ -88,6 +88,14 @@ def test_the_reference_gives_the_bits_of_the_policy() -> None:
     with_reference(model)
     assert torch.equal(logits(model), expected)
     model.set_adapter("ref")
+    assert torch.equal(logits(model), expected)
+
+
+def test_the_factor_of_an_edit_goes_with_the_reference() -> None:
+    model = policy()
+    scale_adapter(model, "edit", 0.25)
+    expected = logits(model)
+    with_reference(model).set_adapter("ref")
     assert torch.equal(logits(model), expected)
 
 
