@@ -113,7 +113,7 @@ def _section(facts: CardFacts) -> str:
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        *(_bundle_lines(facts.repo_id, base) if bundle else _alone_lines(facts.repo_id, base)),
+        *(_bundle_lines(facts.repo_id, base) if bundle else _alone_lines(facts, base)),
         "",
         f'tokenizer = AutoTokenizer.from_pretrained("{base}")',
         'inputs = tokenizer("Who are you?", return_tensors="pt")',
@@ -137,13 +137,15 @@ def _section(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _alone_lines(repo_id: str, base: str) -> list[str]:
+def _alone_lines(facts: CardFacts, base: str) -> list[str]:
+    folder = "." if any(member.folder == "." for member in facts.members) else facts.members[0].folder
+    subfolder = "" if folder == "." else f', subfolder="{folder}"'
     return [
         "import peft_reft  # registers ReFT with PEFT",
         "from peft import PeftModel",
         "",
         f'model = AutoModelForCausalLM.from_pretrained("{base}")',
-        f'model = PeftModel.from_pretrained(model, "{repo_id}")',
+        f'model = PeftModel.from_pretrained(model, "{facts.repo_id}"{subfolder})',
     ]
 
 

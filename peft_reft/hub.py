@@ -121,7 +121,7 @@ def push_to_hub(
         folder = Path(temporary, "saved")
         model.save_pretrained(str(folder))
         base = remove_local_base(folder)
-        members = read_index(folder) or [Member(name, "reft", ".") for name in edits]
+        members = list_members(folder)
         names = {name: name for name in edits}
         if add:
             names = names_to_add(edits, add)
