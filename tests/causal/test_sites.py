@@ -112,7 +112,7 @@ def test_one_source_for_several_variables_runs_once() -> None:
         {"space": Pca.fit(numbers(30, 16, seed=4), 5)},
         {"space": Rotation(rotation(4, 48)), "joint": True},
     ],
-    ids=str,
+    ids=lambda settings: "-".join(settings) or "whole",
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_source_that_is_the_base_changes_no_bit(what: dict[str, Any], dtype: torch.dtype) -> None:
@@ -291,7 +291,7 @@ def test_a_call_of_a_module_that_is_called_twice() -> None:
         {"space": Rotation(rotation(2, 8))},
         {},
     ],
-    ids=str,
+    ids=lambda settings: "-".join(settings) or "whole",
 )
 def test_overlapping_sites_are_refused(second: dict[str, Any]) -> None:
     sites = {"X": Site(module="first", units=(0, 1)), "Y": Site(module="first", **second)}
@@ -329,7 +329,7 @@ def test_what_is_no_site_is_refused(settings: dict[str, Any], message: str) -> N
         (Site(layer=0, position=Column("at")), PositionError, "missing"),
         (Site(layer=0, position="tok(<s>)"), PositionError, "special token"),
     ],
-    ids=str,
+    ids=["layer", "unit", "token", "twice", "column", "special"],
 )
 def test_what_a_model_does_not_have_is_refused(site: Site, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
