@@ -329,7 +329,7 @@ def test_what_is_no_site_is_refused(settings: dict[str, Any], message: str) -> N
         (Site(layer=0, position=Column("at")), PositionError, "missing"),
         (Site(layer=0, position="tok(<s>)"), PositionError, "special token"),
     ],
-    ids=["layer", "unit", "token", "twice", "column", "special"],
+    ids=["module", "layer", "unit", "token", "twice", "column", "special"],
 )
 def test_what_a_model_does_not_have_is_refused(site: Site, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
