@@ -12,11 +12,24 @@ from typing import Any
 
 from .errors import ConfigError, UnsupportedVersionError
 
-__all__ = ["KindSignature", "Option", "count", "flag", "kind_signature", "known_kinds", "register_kind"]
+__all__ = [
+    "KindSignature",
+    "Option",
+    "count",
+    "flag",
+    "kind_signature",
+    "known_kinds",
+    "label",
+    "labels",
+    "optional_label",
+    "register_kind",
+]
 
 Options = Mapping[str, Any]
 Shape = tuple[str, ...]
 MAX_COUNT = 2**31 - 1
+MAX_LABELS = 65_536
+MAX_TEXT = 200
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,42 @@ def count(default: int) -> Option:
     return Option(default, check)
 
 
+def label(default: str) -> Option:
+    """An option that is a short text."""
+
+    def check(value: Any) -> str | None:
+        good = isinstance(value, str) and 0 < len(value) <= MAX_TEXT
+        return None if good else f"it is a text of 1 to {MAX_TEXT} characters"
+
+    return Option(default, check)
+
+
+def optional_label(default: str | float | None) -> Option:
+    """An option that is None, a short text, a finite number or a boolean."""
+    return Option(default, lambda value: None if value is None or _is_label(value) else f"it is None or {_LABEL}")
+
+
+def labels(default: tuple[str | float, ...]) -> Option:
+    """An option that lists short texts, finite numbers or booleans, none twice (1, 1.0 and True are equal)."""
+
+    def check(value: Any) -> str | None:
+        listed = isinstance(value, (list, tuple)) and 0 < len(value) <= MAX_LABELS
+        if not listed or not all(map(_is_label, value)):
+            return f"it is a list of 1 to {MAX_LABELS} values, each {_LABEL}"
+        return None if len(set(value)) == len(value) else "it lists a value twice; 1, 1.0 and True are equal"
+
+    return Option(default, check)
+
+
+_LABEL = f"a text of at most {MAX_TEXT} characters, a finite number or a boolean"
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT
+    return isinstance(value, (bool, int, float)) and -(2**63) <= value < 2**63
+
+
 @dataclass(frozen=True)
 class KindSignature:
     """Name, version and tensors of one kind.
@@ -48,10 +97,12 @@ class KindSignature:
     Attributes:
         name: the value of `intervention` in a config.
         version: a positive integer; a reader refuses a version it does not know.
-        tensors: tensor name → shape as words: `"rank"`, `"hidden"`, `"one"`.
+        tensors: tensor name → shape as words: `"rank"`, `"hidden"`, `"one"`, or the name of an option: as many as it
+            lists.
         orthonormal: names of raw tensors whose rows are orthonormalised in forward; they need full rank.
         options: option name → its default and check.
         optional: tensor name → the option that brings it; other tensors are always there.
+        conflict: all options → what is wrong with them together, or None.
         activates: whether `act_fn` has a place in its formula.
         across_tokens: whether an edit depends on the other edited tokens of its sequence.
         module: what to import to have the kind; shown in errors, never imported by a reader.
@@ -63,6 +114,7 @@ class KindSignature:
     orthonormal: frozenset[str] = frozenset()
     options: Mapping[str, Option] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
+    conflict: Callable[[Options], str | None] | None = field(default=None, compare=False)
     activates: bool = True
     across_tokens: bool = False
     module: str = ""
@@ -77,7 +129,7 @@ class KindSignature:
         sizes = {"rank": rank, "hidden": hidden, "one": 1}
         chosen = self.with_defaults(options or {})
         return {
-            name: tuple(sizes[word] for word in shape)
+            name: tuple(sizes[word] if word in sizes else len(chosen[word]) for word in shape)
             for name, shape in self.tensors.items()
             if name not in self.optional or chosen[self.optional[name]]
         }
@@ -97,7 +149,9 @@ class KindSignature:
                     rule=f"its options are: {valid}",
                 )
             if (problem := self.options[name].check(value)) is not None:
-                raise ConfigError(f"options={{{name!r}: {value!r}}}: {problem}", value=value)
+                raise ConfigError(f"options={{{name!r}: {_short(value)}}}: {problem}", value=value)
+        if self.conflict is not None and (problem := self.conflict(self.with_defaults(options))) is not None:
+            raise ConfigError(f"options={_short(options)}: {problem}", value=options)
 
 
 _KINDS: dict[str, KindSignature] = {}
@@ -151,3 +205,8 @@ def kind_signature(name: str, *, version: int | None = None, module: str | None 
 def known_kinds() -> tuple[str, ...]:
     """Names of all registered kinds, sorted."""
     return tuple(sorted(_KINDS))
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 80 else shown[:80] + "…"

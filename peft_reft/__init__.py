@@ -12,6 +12,7 @@ from .model import ReftModel, scale_adapter
 from .prompt_cache import prompt_cache
 from .register import REFT
 from .subspaces import set_subspaces
+from .values import set_value
 
 if REFT not in PEFT_TYPE_TO_CONFIG_MAPPING:
     register_peft_method(name="reft", config_cls=ReftConfig, model_cls=ReftModel, prefix="reft_")
@@ -29,4 +30,5 @@ __all__ = [
     "register_intervention",
     "scale_adapter",
     "set_subspaces",
+    "set_value",
 ]

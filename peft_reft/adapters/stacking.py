@@ -160,11 +160,11 @@ class Stacks:
         layers = self.runtime.layers
         places = structure.places
         units = {name: [layers[path].unit((name, number)) for path, number, _ in places] for name in names}
-        if any(unit.rows is not None for chosen in units.values() for unit in chosen):
+        if not all(unit.stackable for chosen in units.values() for unit in chosen):
             return None
         if structure not in self.stores:
             order = {(path, number): place for place, (path, number, _) in enumerate(places)}
-            self.stores[structure] = StackStore(order, units[names[0]][0])
+            self.stores[structure] = StackStore(order, copy.copy(units[names[0]][0]))  # what is set later stays there
         store = self.stores[structure]
         with torch.inference_mode(False), torch.no_grad():  # what is kept must take writes after an inference call
             for name in names:

@@ -14,6 +14,7 @@ from . import (
     noreft,
     red,
     reft_r1,
+    rotated_interchange,
     sae,
 )
 from .base import Intervention
@@ -35,5 +36,6 @@ __all__ = [
     "red",
     "reft_r1",
     "register_intervention",
+    "rotated_interchange",
     "sae",
 ]

@@ -57,7 +57,7 @@ class Intervention(nn.Module):
 
     kind: ClassVar[str]
     tensors: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Tensor name → shape in the words `"rank"`, `"hidden"`, `"one"`."""
+    """Tensor name → shape in the words `"rank"`, `"hidden"`, `"one"`, or an option's name: as many as it lists."""
     orthonormal: ClassVar[frozenset[str]] = frozenset()
     """The raw tensor, one at most, whose rows are orthonormalised."""
     frozen: ClassVar[frozenset[str]] = frozenset()
@@ -108,6 +108,16 @@ class Intervention(nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(empty))
         self.start(init_weights)
+
+    @classmethod
+    def options_conflict(cls, options: Mapping[str, Any]) -> str | None:
+        """What is wrong with options that are allowed one by one; None if nothing is."""
+        return None
+
+    @property
+    def stackable(self) -> bool:
+        """Whether it edits as its parameters and options alone say, and not as something chosen at run time says."""
+        return self.rows is None
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every saved tensor by name, trained or brought."""

@@ -34,6 +34,7 @@ def register_intervention(name: str, *, version: int = 1) -> Callable[[type[Inte
             orthonormal=cls.orthonormal,
             options=dict(cls.option_table),
             optional=dict(cls.optional),
+            conflict=cls.options_conflict,
             activates=cls.activates,
             across_tokens=cls.across_tokens,
             module=cls.__module__,

@@ -78,7 +78,17 @@ def check(model: PeftModel, names: list[Any]) -> Tensor:
 
 
 NAMES = ["a1", "default", "__base__", "a3", "a1"]
-STACKED = ("bias", "consreft", "direft", "direft_orthogonal", "lobireft", "loreft", "noreft", "red")
+STACKED = (
+    "bias",
+    "consreft",
+    "direft",
+    "direft_orthogonal",
+    "lobireft",
+    "loreft",
+    "noreft",
+    "red",
+    "rotated_interchange",
+)
 
 
 @pytest.mark.parametrize("positions", ["f2+l3", "all", "p[1:-1]"])

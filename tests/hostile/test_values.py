@@ -127,3 +127,30 @@ def test_a_site_of_another_model_is_refused(tmp_path: Path) -> None:
 
     f.tensors(moved)(folder)
     refused(folder, "load.fit")
+
+
+OPTIONS: dict[str, Any] = {"variable": "S1", "values": [0, 1, 2], "value": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"values": list(range(65_536))}, "tensors.unfit"),
+        ({"values": [0, 1]}, "tensors.unfit"),
+        ({"values": [1, 2, 3]}, "config.value"),
+        ({"values": [0, 1, [2]]}, "config.value"),
+        ({"value": 3}, "config.value"),
+        ({"variable": None}, "config.value"),
+    ],
+    ids=lambda given: str(given)[:40],
+)
+def test_values_that_do_not_fit_their_points_are_refused(tmp_path: Path, options: dict[str, Any], code: str) -> None:
+    folder = f.good(tmp_path / "adapter", intervention="rotated_interchange", options=OPTIONS)
+    f.reft(options={**OPTIONS, **options})(folder)
+    refused(folder, code)
+
+
+def test_points_of_another_number_are_refused(tmp_path: Path) -> None:
+    folder = f.good(tmp_path / "adapter", intervention="rotated_interchange", options=OPTIONS)
+    f.each(".points", lambda t: t[:2])(folder)
+    refused(folder, "tensors.unfit")

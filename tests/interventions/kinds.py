@@ -103,6 +103,12 @@ KINDS = (
         act_identity=True,
     ),
     Kind("consreft", _rows(lambda h, p, act: _toward(h, p["rotation"], p["bias"])), identity=False),
+    Kind(
+        "rotated_interchange",
+        _rows(lambda h, p, act: _toward(h, p["rotation"], p["points"][2])),
+        identity=False,
+        options={"variable": "S1", "values": ["red", 0, 2.5, True], "value": 2.5},
+    ),
     Kind("lobireft", _rows(lambda h, p, act: h + p["rotation"].T @ p["bias"])),
     Kind("bias", _rows(lambda h, p, act: h + p["shift"])),
     Kind("red", _rows(lambda h, p, act: p["scale"] * h + p["shift"])),

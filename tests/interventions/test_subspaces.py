@@ -26,7 +26,9 @@ def unit_of(model: PeftModel) -> Any:
     return model.get_base_model().model.layers[2].reft.unit(("default", 0))
 
 
-@pytest.mark.parametrize("kind", ["loreft", "noreft", "direft", "direft_orthogonal", "consreft", "lobireft"])
+@pytest.mark.parametrize(
+    "kind", ["loreft", "noreft", "direft", "direft_orthogonal", "consreft", "lobireft", "rotated_interchange"]
+)
 def test_the_edits_of_all_subspaces_add_up_to_the_whole(kind: str) -> None:
     model = model_with(kind)
     hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
