@@ -100,19 +100,19 @@ def test_the_module_s_name_is_shown_and_never_imported(folder: Path, tmp_path: P
     assert stored["kinds"] == {"scaled_direction": {"version": 1, "module": "my_kinds"}}
     stored["kinds"] = {"unheard": {"version": 1, "module": "antigravity"}}
     with pytest.raises(UnsupportedVersionError, match=r"unheard.*import antigravity"):
-        ReftConfig(reft=stored)
+        ReftConfig(peft_type="REFT", reft=stored)
     assert "antigravity" not in sys.modules
     for module in ("a b", "x\n", "", 3, "m" * 300):
         stored["kinds"] = {"unheard": {"version": 1, "module": module}}
         with pytest.raises(ConfigError, match="malformed"):
-            ReftConfig(reft=stored)
+            ReftConfig(peft_type="REFT", reft=stored)
 
 
 def test_another_version_is_refused(folder: Path) -> None:
     stored = json.loads((folder / "adapter/adapter_config.json").read_text())["reft"]
     stored["kinds"]["scaled_direction"]["version"] = 2
     with pytest.raises(UnsupportedVersionError, match="version 2"):
-        ReftConfig(reft=stored)
+        ReftConfig(peft_type="REFT", reft=stored)
 
 
 def test_a_name_stands_for_one_kind() -> None:
