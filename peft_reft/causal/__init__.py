@@ -3,12 +3,16 @@
 The toolkit that ReFT comes from, on the sites, positions and rotations of the tuner.
 """
 
-from .accuracy import Accuracy, interchange_accuracy, wilson_interval
+from .accuracy import Accuracy, answered, interchange_accuracy, wilson_interval
+from .annealing import AnnealBoundaries
+from .answers import Answers
+from .dataset import InterchangeCollator, InterchangeDataset
 from .distribution import Distribution
 from .edits import Edit, add, mean, noise, put, subtract, zero
 from .interchange import collect, interchange, intervene
 from .losses import class_loss
 from .model import CausalModel
+from .padding import PadRows
 from .pairs import Pair, every_pair, sample_pairs
 from .search import AlignmentSearch
 from .site import Column, Site
@@ -18,11 +22,16 @@ from .sweep import Sweep, sweep
 __all__ = [
     "Accuracy",
     "AlignmentSearch",
+    "AnnealBoundaries",
+    "Answers",
     "Autoencoder",
     "CausalModel",
     "Column",
     "Distribution",
     "Edit",
+    "InterchangeCollator",
+    "InterchangeDataset",
+    "PadRows",
     "Pair",
     "Pca",
     "Rotation",
@@ -30,6 +39,7 @@ __all__ = [
     "Space",
     "Sweep",
     "add",
+    "answered",
     "class_loss",
     "collect",
     "every_pair",

@@ -14,16 +14,15 @@ from torch import nn
 
 from peft_reft.hub_format.errors import CausalModelError
 
+from .dataset import Encode, InterchangeDataset, exchanged_of
 from .distribution import Distribution
-from .inputs import Inputs
+from .frozen import device_of, evaluating, moved
+from .inputs import call_model
 from .interchange import Alignment, interchange
 from .model import CausalModel, Values
 from .pairs import Pair
 
-__all__ = ["Accuracy", "Decode", "Encode", "interchange_accuracy", "wilson_interval"]
-
-Encode = Callable[[Sequence[Values]], Inputs]
-"""Inputs of the causal model → a batch for the network."""
+__all__ = ["Accuracy", "Decode", "answered", "interchange_accuracy", "wilson_interval"]
 
 Decode = Callable[[Any], Iterable[Any]]
 """What the network returns → for each row of the batch a value of the causal model's output variable; tensors are
@@ -66,7 +65,7 @@ def interchange_accuracy(
     model: nn.Module,
     causal_model: CausalModel,
     alignment: Alignment,
-    pairs: Iterable[Pair],
+    pairs: Iterable[Pair] | InterchangeDataset,
     *,
     encode: Encode,
     decode: Decode,
@@ -79,8 +78,8 @@ def interchange_accuracy(
         model: any module; it runs in eval mode without gradients and is left in the mode it was in.
         causal_model: what the network is thought to compute.
         alignment: variable → site.
-        pairs: from `every_pair`, `sample_pairs` or one's own.
-        encode: inputs of the causal model → a batch.
+        pairs: from `every_pair`, `sample_pairs` or one's own; or a dataset, which has its labels already.
+        encode: rows → a batch: inputs of the causal model, or what the dataset holds.
         decode: the network's output → values of the causal model's output.
         batch_size: pairs per forward.
         confidence: of the interval.
@@ -89,34 +88,61 @@ def interchange_accuracy(
         CausalModelError: no pairs, a variable without a site, an output that is not certain, a decode that gives
             another number of values.
     """
-    listed = list(pairs)
-    if not listed or batch_size < 1:
-        raise CausalModelError(
-            f"{len(listed)} pairs in batches of {batch_size}", code="causal.pairs", rule="one or more of both"
-        )
-    groups: dict[frozenset[str], list[Pair]] = {}
-    for pair in listed:
-        groups.setdefault(frozenset(pair.sources), []).append(pair)
+    if batch_size < 1:
+        raise CausalModelError(f"batch_size={batch_size}", code="causal.pairs", value=batch_size, rule="1 or more")
+    data = pairs if isinstance(pairs, InterchangeDataset) else InterchangeDataset.from_pairs(causal_model, pairs)
+    groups: dict[frozenset[str], list[dict[str, Any]]] = {}
+    for item in data:
+        groups.setdefault(frozenset(exchanged_of(item)), []).append(item)
+    device = device_of(model)
     correct = 0
     with evaluating(model), torch.no_grad():
-        for group in groups.values():
+        for names, group in groups.items():
             for start in range(0, len(group), batch_size):
                 batch = group[start : start + batch_size]
-                labels = [_certain(pair.label(causal_model)) for pair in batch]
-                base, sources = encoded(batch, encode)
-                found = list(_values(decode(interchange(model, base, sources, alignment))))
-                if len(found) != len(batch):
-                    raise CausalModelError(
-                        f"decode gave {len(found)} values for {len(batch)} rows",
-                        code="causal.decode",
-                        value=len(found),
-                        rule="one value of the output variable for each row",
-                    )
-                correct += sum(bool(value == label) for value, label in zip(found, labels, strict=True))
-    kept = sum(not pair.changes(causal_model) for pair in listed)
-    most = Counter(pair.label(causal_model) for pair in listed).most_common(1)[0][1]
-    interval = wilson_interval(correct, len(listed), confidence)
-    return Accuracy(correct, len(listed), interval, kept / len(listed), most / len(listed))
+                base = moved(encode([item["base"] for item in batch]), device)
+                sources = {name: moved(encode([item["sources"][name] for item in batch]), device) for name in names}
+                found = _decoded(decode(interchange(model, base, sources, alignment)), len(batch))
+                correct += sum(
+                    bool(value == _certain(item["label"])) for value, item in zip(found, batch, strict=True)
+                )
+    kept = sum(bool(item["label"] == item["base_label"]) for item in data)
+    most = Counter(item["label"] for item in data).most_common(1)[0][1]
+    interval = wilson_interval(correct, len(data), confidence)
+    return Accuracy(correct, len(data), interval, kept / len(data), most / len(data))
+
+
+def answered(
+    model: nn.Module,
+    causal_model: CausalModel,
+    inputs: Sequence[Values],
+    *,
+    encode: Encode,
+    decode: Decode,
+    alignment: Alignment | None = None,
+    batch_size: int = 256,
+) -> list[bool]:
+    """For each input, whether the network gives what the causal model gives, nothing exchanged.
+
+    A network that does not do the task cannot do it in the causal model's way: look at this first, and take pairs of
+    inputs that are answered rightly (`sample_pairs(inputs=…)`).
+
+    Args:
+        model, causal_model, encode, decode, batch_size: as for `interchange_accuracy`.
+        inputs: of the causal model.
+        alignment: sites whose `Column` keys the batches hold.
+    """
+    right: list[bool] = []
+    device = device_of(model)
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(inputs), batch_size):
+            batch = inputs[start : start + batch_size]
+            found = _decoded(
+                decode(call_model(model, moved(encode(batch), device), list((alignment or {}).values()))), len(batch)
+            )
+            labels = [_certain(causal_model.run(values)[causal_model.output]) for values in batch]
+            right += [bool(value == label) for value, label in zip(found, labels, strict=True)]
+    return right
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -140,29 +166,16 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
 
 
-def encoded(batch: Sequence[Pair], encode: Encode) -> tuple[Inputs, dict[str, Inputs]]:
-    """The base's batch and each variable's source batch, of pairs that exchange the same variables."""
-    base = encode([pair.base for pair in batch])
-    return base, {name: encode([pair.sources[name] for pair in batch]) for name in batch[0].sources}
-
-
-class evaluating:  # noqa: N801  a context, named as what it does
-    """Eval mode of every module within; afterwards each is in the mode it was in."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self.modes:
-            module.training = training
-
-
-def _values(found: Iterable[Any]) -> Iterable[Any]:
-    return found.tolist() if isinstance(found, torch.Tensor) else found
+def _decoded(found: Iterable[Any], rows: int) -> list[Any]:
+    values = found.tolist() if isinstance(found, torch.Tensor) else list(found)
+    if len(values) != rows:
+        raise CausalModelError(
+            f"decode gave {len(values)} values for {rows} rows",
+            code="causal.decode",
+            value=len(values),
+            rule="one value of the output variable for each row",
+        )
+    return values
 
 
 def _certain(label: Any) -> Any:

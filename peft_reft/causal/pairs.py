@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +62,17 @@ def sample_pairs(
     *,
     seed: int,
     changing: float | None = None,
+    inputs: Callable[[random.Random], Values] | None = None,
 ) -> list[Pair]:
-    """Pairs with inputs drawn uniformly; each exchanges a subset of the variables, drawn uniformly, never empty.
+    """Pairs of inputs drawn at random; each exchanges a subset of the variables, drawn uniformly, never empty.
 
     Args:
-        causal_model: its inputs have known values.
+        causal_model: its inputs have known values, unless `inputs` is given.
         variables: those that may be exchanged.
         count: number of pairs.
         seed: of a generator of its own.
         changing: the share of pairs, 0 to 1, whose interchange changes the output; None: as it falls.
+        inputs: draws one input with the generator; None: each input variable uniformly, for itself.
 
     Raises:
         CausalModelError: no variable, an unknown one, an input of any value, or a share that 1000 draws do not give.
@@ -85,8 +87,13 @@ def sample_pairs(
 
     def draw() -> Pair:
         chosen = generator.choice(subsets)
-        base, *sources = causal_model.sample_inputs(1 + len(chosen), seed=generator.getrandbits(64))
-        return Pair(base, dict(zip(chosen, sources, strict=True)))
+        count = 1 + len(chosen)
+        drawn: list[Values] = (
+            [*causal_model.sample_inputs(count, seed=generator.getrandbits(64))]
+            if inputs is None
+            else [inputs(generator) for _ in range(count)]
+        )
+        return Pair(drawn[0], dict(zip(chosen, drawn[1:], strict=True)))
 
     if changing is None:
         return [draw() for _ in range(count)]

@@ -2,63 +2,69 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peft_reft.hub_format.errors import CausalModelError, SiteError
-from peft_reft.interventions import orthonormal_rows
+from peft_reft.hub_format.errors import CausalModelError
 
-from .accuracy import Accuracy, Decode, Encode, encoded, evaluating, interchange_accuracy
-from .boundary import boundary_masks, boundary_units
+from .accuracy import Accuracy, Decode, interchange_accuracy
+from .dataset import Encode, InterchangeCollator, InterchangeDataset
 from .edits import Edit
-from .interchange import collect, source_views
+from .fitting import fit
+from .frozen import device_of, evaluating, frozen, moved
+from .interchange import collect, interchange, source_views
 from .losses import Loss
 from .model import CausalModel, Values
 from .pairs import Pair
 from .passes import run
+from .rotated import RotatedSite, address_of
 from .site import Site
-from .spaces import Rotation
 
 __all__ = ["AlignmentSearch"]
 
 
 class AlignmentSearch(nn.Module):
-    """Rotation R, by gradient descent on counterfactual labels (arXiv 2303.02536; boundaries: 2305.08809).
+    """Rotations R, by gradient descent on counterfactual labels (arXiv 2303.02536; boundaries: 2305.08809).
 
     h′ = h − Σ_V R_Vᵀ(R_V(h − s_V)): each variable V has rows R_V of one orthonormal R, the tuner's own
     `orthonormal_rows(X)`, and a source s_V. Without dimensions R is square, and a mask over its rows that runs from
     one learned boundary to the next says how much of each coordinate belongs to which variable; the temperature of its
-    edges falls while it is fitted, and the alignment found has sharp ones.
+    edges falls while it is fitted, and the alignment found has sharp ones. Variables at different sites have a
+    rotation at each.
 
-    The network is frozen: it is no submodule, gets no gradients and keeps its mode.
+    The network is frozen: it is no submodule, gets no gradients and keeps its mode. So the search is a small module of
+    its own, which `fit` trains, or a `transformers.Trainer` (`model=search, data_collator=search.collator`), or any
+    loop over `search(**search.collator(items))["loss"]`. With one order of items, Adam without weight decay and
+    without clipping, and a learning rate that falls linearly, all of them find the same.
 
     Args:
-        model: any module.
+        model: any module; a language model in `Answers`.
         causal_model: what it is thought to compute.
-        site: where; neither units, mask nor space.
+        site: where, for all variables; or variable → site. Neither units, mask nor space.
         variables: variable → dimension; or names alone, whose dimensions are learned.
-        encode: inputs of the causal model → a batch.
-        loss: (output, labels) → scalar, e.g. `class_loss`.
+        encode: rows → a batch; rows are inputs of the causal model, or what an `InterchangeDataset` holds (`PadRows`).
+        loss: (output, labels) → scalar, e.g. `class_loss`, or one's own.
         seed: of the start.
-        example: inputs to see the site's width on; needed where the causal model's inputs may have any value.
+        example: a row to see the sites' widths on; needed where rows are not inputs of the causal model, or these may
+            have any value.
 
     Attributes:
-        raw: X `[rank, hidden]`.
-        boundaries: `[variables]`, each one's share of the hidden size; None where dimensions are given.
+        boundary_weight: of the penalty, the share of coordinates that the variables take; with boundaries only.
 
     Raises:
-        CausalModelError, SiteError: unknown variables, dimensions that the site does not have, a site with a space.
+        CausalModelError, SiteError: unknown variables, dimensions that a site does not have, a site with a space, a
+            variable without a site, two sites that share vectors.
     """
 
     def __init__(
         self,
         model: nn.Module,
         causal_model: CausalModel,
-        site: Site,
+        site: Site | Mapping[str, Site],
         variables: Mapping[str, int] | Sequence[str],
         *,
         encode: Encode,
@@ -67,50 +73,69 @@ class AlignmentSearch(nn.Module):
         example: Values | None = None,
     ) -> None:
         super().__init__()
-        if site.units is not None or site.mask is not None or site.space is not None:
-            raise SiteError(
-                f"{site.describe()}: units, mask or space",
-                rule="alignment search finds which coordinates: leave them out",
-            )
         self._base = (model,)  # in a tuple, so that it is no submodule
         self.causal_model, self.site, self.encode, self.loss = causal_model, site, encode, loss
         for name in variables:
             causal_model.descendants(name)  # refuses what is no variable
         self.variables = tuple(variables)
-        hidden = self._probe(causal_model.sample_inputs(1, seed=0)[0] if example is None else example)
         self.dimensions = dict(variables) if isinstance(variables, Mapping) else None
-        rank = hidden.shape[-1] if self.dimensions is None else sum(self.dimensions.values())
-        sizes = [rank] if self.dimensions is None else list(self.dimensions.values())
-        if not self.variables or min(sizes) < 1 or rank > hidden.shape[-1]:
-            raise CausalModelError(
-                f"variables={variables!r} at {site.describe()}",
-                code="causal.dimensions",
-                value=variables,
-                rule=f"one or more, each of dimension 1 or more, together at most {hidden.shape[-1]}",
-            )
-        drawn = torch.randn(rank, hidden.shape[-1], generator=torch.Generator().manual_seed(seed))
-        self.raw = nn.Parameter(orthonormal_rows(drawn).to(hidden.device))
-        self.boundaries: nn.Parameter | None = None
-        if self.dimensions is None:
-            share = 0.5 / len(self.variables)
-            self.boundaries = nn.Parameter(torch.full((len(self.variables),), share, device=hidden.device))
-        self.temperature = 0.1
+        self.boundary_weight = 1.0
+        probe = moved(
+            encode([causal_model.sample_inputs(1, seed=0)[0] if example is None else example]), device_of(model)
+        )
+        self.places = nn.ModuleList()
+        with evaluating(model), torch.no_grad():
+            for where, names in self._by_site(site, variables):
+                hidden = collect(model, probe, replace(where, units=None, mask=None, space=None))
+                self.places.append(RotatedSite(where, names, hidden=hidden.shape[-1], device=hidden.device))
+            self.reset(seed)
+            wholes = {str(index): place.whole() for index, place in enumerate(self._places)}
+            interchange(model, probe, dict.fromkeys(wholes, probe), wholes)  # refuses sites that share vectors
+
+    def reset(self, seed: int) -> None:
+        """Start anew from a seed, as if nothing had been fitted."""
+        generator = torch.Generator().manual_seed(seed)
+        for place in self._places:
+            place.reset(generator)
 
     @property
     def rotation(self) -> Tensor:
-        """R `[rank, hidden]`."""
-        return orthonormal_rows(self.raw)
+        """R `[rank, hidden]` of the one site.
+
+        Raises:
+            CausalModelError: there are several; see `rotations`.
+        """
+        return self._only.rotation
+
+    @property
+    def rotations(self) -> dict[str, Tensor]:
+        """Variable → R `[rank, hidden]` of its site; its own rows are `units()`."""
+        return {name: place.rotation for place in self._places for name in place.variables}
+
+    @property
+    def raw(self) -> nn.Parameter:
+        """X `[rank, hidden]` of the one site."""
+        return self._only.raw
+
+    @property
+    def boundaries(self) -> nn.Parameter | None:
+        """`[variables]` of the one site, each one's share of the hidden size; None where dimensions are given."""
+        return self._only.boundaries
 
     @property
     def alignment(self) -> dict[str, Site]:
-        """Variable → site in R, for `interchange`, `interchange_accuracy` and `collect`; a variable whose learned
-        boundaries enclose no coordinate is refused.
+        """Variable → site in R, for `interchange`, `interchange_accuracy` and `collect`.
 
         Raises:
-            CausalModelError: such a variable.
+            CausalModelError: the learned boundaries of a variable enclose no coordinate.
         """
-        space = Rotation(self.rotation.detach(), check=False)
-        return {name: self._at(space, units=units) for name, units in self.units().items()}
+        found = {name: where for place in self._places for name, where in place.sites().items()}
+        return {name: found[name] for name in self.variables}
+
+    @property
+    def collator(self) -> InterchangeCollator:
+        """Items of an `InterchangeDataset` → the keywords of `forward`."""
+        return InterchangeCollator(self.encode)
 
     def units(self) -> dict[str, range]:
         """Variable → its rows of R.
@@ -118,94 +143,124 @@ class AlignmentSearch(nn.Module):
         Raises:
             CausalModelError: the learned boundaries of a variable enclose none.
         """
-        if self.dimensions is not None:
-            ends = torch.tensor([0, *self.dimensions.values()]).cumsum(0).tolist()
-            return {name: range(ends[i], ends[i + 1]) for i, name in enumerate(self.variables)}
-        assert self.boundaries is not None
-        found = boundary_units(self.boundaries.detach(), self.raw.shape[0])
-        for name, units in zip(self.variables, found, strict=True):
-            if not units:
-                raise CausalModelError(
-                    f"the boundaries leave no coordinate to {name!r}",
-                    code="causal.boundary",
-                    value=name,
-                    rule="nothing of the variable was found at this site",
-                    fix="fit longer, with a smaller boundary_weight, or give dimensions",
-                )
-        return dict(zip(self.variables, found, strict=True))
+        found = {name: rows for place in self._places for name, rows in place.units().items()}
+        return {name: found[name] for name in self.variables}
 
-    def forward(self, pairs: Sequence[Pair]) -> Tensor:
-        """The loss of a batch of pairs: what the network gives under interchange against the causal model's labels."""
-        sites = self._soft_sites()
-        groups: dict[frozenset[str], list[Pair]] = {}
-        for pair in pairs:
-            groups.setdefault(frozenset(pair.sources), []).append(pair)
-        total = self.raw.new_zeros(())
-        for group in groups.values():
-            base, sources = encoded(group, self.encode)
+    def dataset(self, pairs: Sequence[Pair] | InterchangeDataset) -> InterchangeDataset:
+        """The pairs with their labels.
+
+        Raises:
+            CausalModelError: no pairs, or one that exchanges a variable that is not searched.
+        """
+        data = (
+            pairs if isinstance(pairs, InterchangeDataset) else InterchangeDataset.from_pairs(self.causal_model, pairs)
+        )
+        unknown = sorted(set(data.variables) - set(self.variables))
+        if unknown:
+            raise CausalModelError(
+                f"{len(data)} pairs with the unknown variables {unknown}",
+                code="causal.pairs",
+                value=unknown,
+                rule=f"pairs exchange the variables searched: {', '.join(self.variables)}",
+            )
+        return data
+
+    def forward(
+        self, base: Any, sources: Mapping[str, Any], exchanged: Mapping[str, Tensor], labels: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        """The loss of a batch: what the network gives under interchange against the causal model's labels.
+
+        Args:
+            base: a batch.
+            sources: variable → batch of the same size.
+            exchanged: variable → bool `[batch]`, which rows exchange it; the others keep the base's value.
+            labels: of the rows.
+
+        Returns:
+            `{"loss": scalar}`, with the penalty on boundaries.
+        """
+        model = self._base[0]
+        device = device_of(model)
+        base, sources = moved(base, device), moved(dict(sources), device)
+        sites = {name: place.site for place in self._places for name in place.variables}
+        for place in self._places:
+            sites.update(place.soft_sites(exchanged, device))
+        with frozen(model):
             with torch.no_grad():
-                views = source_views(self._base[0], sources, {name: sites[name] for name in sources})
+                views = source_views(model, sources, sites)
             edits = [Edit(sites[name], source=view) for name, view in views.items()]
-            output, _ = run(self._base[0], base, edits=edits, known=list(sites.values()))
-            labels = [pair.label(self.causal_model) for pair in group]
-            total = total + self.loss(output, labels) * (len(group) / len(pairs))
-        return total
+            output, _ = run(model, base, edits=edits, known=list(sites.values()))
+        loss = self.loss(output, labels)
+        for place in self._places:
+            if place.boundaries is not None:
+                loss = loss + self.boundary_weight * place.boundaries.clamp(0, 1).sum().to(loss.device)
+        return {"loss": loss}
+
+    def anneal(self, done: float, temperatures: tuple[float, float] | None = None) -> None:
+        """Set the temperature of the boundaries' edges, which falls exponentially.
+
+        Args:
+            done: the share of the steps that is done, 0 to 1.
+            temperatures: first and last, in coordinates; None: an eighth of the hidden size, then 0.1.
+        """
+        for place in self._places:
+            first, last = temperatures or (max(place.raw.shape[1] / 8, 0.1), 0.1)
+            place.temperature = first * (last / first) ** done
 
     def fit(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Pair] | InterchangeDataset,
         *,
         steps: int,
         learning_rate: float,
         batch_size: int,
         seed: int,
-        boundary_weight: float = 1.0,
+        boundary_weight: float | None = None,
         temperatures: tuple[float, float] | None = None,
+        validation: Sequence[Pair] | InterchangeDataset | None = None,
+        decode: Decode | None = None,
+        restarts: int = 0,
+        enough: float = 0.995,
     ) -> list[float]:
-        """Adam on X and the boundaries; the loss of every step.
+        """Adam on X and the boundaries; the loss of every step of the start that is kept.
 
         Args:
-            pairs: drawn from without replacement, epoch after epoch.
-            steps: of the optimiser.
+            pairs: or a dataset; each once in every epoch.
+            steps: of the optimiser, for each start.
             learning_rate: of Adam; falls linearly to zero.
             batch_size: pairs per step.
-            seed: of the order of the pairs.
-            boundary_weight: of the penalty, the share of coordinates that the variables take; with boundaries only.
-            temperatures: first and last, in coordinates; None: an eighth of the hidden size, then 0.1.
+            seed: of the order of the pairs, and of further starts.
+            boundary_weight: sets the attribute; None leaves it.
+            temperatures: see `anneal`.
+            validation: other pairs, which decide between starts.
+            decode: the network's output → values of the causal model's output, for the validation.
+            restarts: how many further starts may be tried, as long as the validation's accuracy is below `enough`;
+                the best start is kept.
+            enough: 0 to 1.
 
         Raises:
-            CausalModelError: no pairs, a variable of a pair that is not searched, no steps.
+            CausalModelError: no pairs, a variable of a pair that is not searched, no steps, restarts without
+                validation.
         """
-        unknown = {name for pair in pairs for name in pair.sources} - set(self.variables)
-        if unknown or not pairs or steps < 1 or batch_size < 1:
-            raise CausalModelError(
-                f"{len(pairs)} pairs, {steps} steps of {batch_size}, unknown variables {sorted(unknown)}",
-                code="causal.pairs",
-                value=sorted(unknown),
-                rule=f"pairs of the variables {', '.join(self.variables)}; at least one pair, step and pair a step",
-            )
-        first, last = temperatures or (max(self.raw.shape[1] / 8, 0.1), 0.1)
-        parameters = list(self.parameters())
-        optimiser = torch.optim.Adam(parameters, lr=learning_rate)
-        batches = _batches(pairs, batch_size, random.Random(seed))
-        losses = []
-        with evaluating(self._base[0]):
-            for step in range(steps):
-                done = step / max(steps - 1, 1)
-                self.temperature = first * (last / first) ** done
-                optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-                loss = self(next(batches))
-                penalty = 0.0 if self.boundaries is None else boundary_weight * self.boundaries.clamp(0, 1).sum()
-                # not backward(): the network's parameters keep their gradients
-                gradients = torch.autograd.grad(loss + penalty, parameters)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                optimiser.step()
-                losses.append(float(loss.detach()))
-        optimiser.zero_grad()
-        return losses
+        if boundary_weight is not None:
+            self.boundary_weight = boundary_weight
+        return fit(
+            self,
+            self.dataset(pairs),
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            temperatures=temperatures,
+            validation=None if validation is None else self.dataset(validation),
+            decode=decode,
+            restarts=restarts,
+            enough=enough,
+        )
 
-    def accuracy(self, pairs: Sequence[Pair], *, decode: Decode, batch_size: int = 256) -> Accuracy:
+    def accuracy(
+        self, pairs: Sequence[Pair] | InterchangeDataset, *, decode: Decode, batch_size: int = 256
+    ) -> Accuracy:
         """`interchange_accuracy` of the alignment found, on pairs that it was not fitted on."""
         return interchange_accuracy(
             self._base[0],
@@ -217,27 +272,38 @@ class AlignmentSearch(nn.Module):
             batch_size=batch_size,
         )
 
-    def _probe(self, example: Values) -> Tensor:
-        with evaluating(self._base[0]), torch.no_grad():
-            return collect(self._base[0], self.encode([example]), self.site)
+    def _by_site(
+        self, site: Site | Mapping[str, Site], variables: Mapping[str, int] | Sequence[str]
+    ) -> list[tuple[Site, Mapping[str, int] | list[str]]]:
+        """Each site once, with its variables."""
+        if isinstance(site, Mapping) and set(site) != set(variables):
+            raise CausalModelError(
+                f"sites of {', '.join(site)}",
+                code="causal.sites",
+                value=sorted(site),
+                rule=f"one for each variable: {', '.join(variables)}",
+            )
+        groups: dict[tuple[Any, ...], tuple[Site, list[str]]] = {}
+        for name in variables:
+            where = site[name] if isinstance(site, Mapping) else site
+            groups.setdefault(address_of(where), (where, []))[1].append(name)
+        return [
+            (where, {name: variables[name] for name in names} if isinstance(variables, Mapping) else names)
+            for where, names in groups.values()
+        ]
 
-    def _soft_sites(self) -> dict[str, Site]:
-        space = Rotation(self.rotation, check=False)
-        if self.boundaries is None:
-            return {name: self._at(space, units=units) for name, units in self.units().items()}
-        masks = boundary_masks(self.boundaries, self.raw.shape[0], self.temperature)
-        return {name: self._at(space, mask=mask) for name, mask in zip(self.variables, masks, strict=True)}
+    @property
+    def _places(self) -> list[RotatedSite]:
+        return [place for place in self.places if isinstance(place, RotatedSite)]
 
-    def _at(self, space: Rotation, **what: Any) -> Site:
-        names = ("module", "on_input", "call", "layer", "component", "layers_pattern", "position", "joint")
-        return Site(**{name: getattr(self.site, name) for name in names}, space=space, **what)
-
-
-def _batches(pairs: Sequence[Pair], size: int, generator: random.Random) -> Any:
-    """Batches without end; each pair once before any comes again."""
-    queue: list[Pair] = []
-    while True:
-        while len(queue) < size:
-            queue.extend(generator.sample(list(pairs), len(pairs)))
-        yield queue[:size]
-        queue = queue[size:]
+    @property
+    def _only(self) -> RotatedSite:
+        if len(self.places) > 1:
+            raise CausalModelError(
+                f"the variables are at {len(self.places)} sites",
+                code="causal.sites",
+                value=len(self.places),
+                rule="each has a rotation of its own",
+                fix="take rotations, or alignment",
+            )
+        return self._places[0]

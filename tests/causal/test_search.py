@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.testing import assert_close
 
 from peft_reft.causal import (
+    Accuracy,
     AlignmentSearch,
     CausalModel,
     Distribution,
@@ -43,6 +44,10 @@ def search(variables: Any, seed: int = 0, **further: Any) -> AlignmentSearch:
     return AlignmentSearch(
         network, settings.pop("causal_model", AND), settings.pop("site", SITE), variables, **settings
     )
+
+
+def loss_of(found: AlignmentSearch, pairs: Any) -> Tensor:
+    return found(**found.collator(found.dataset(pairs)))["loss"]
 
 
 TRAINING = sample_pairs(AND, ["A", "B"], 400, seed=1, changing=0.5)
@@ -79,7 +84,7 @@ def test_the_network_gets_no_gradient_and_keeps_its_mode() -> None:
     assert network.hidden.weight.grad is None
     assert network.training
     assert torch.equal(network.hidden.weight, before)
-    assert {name for name, _ in found.named_parameters()} == {"raw"}
+    assert {name for name, _ in found.named_parameters()} == {"places.0.raw"}
 
 
 def test_the_rotation_stays_orthonormal_and_the_seed_decides() -> None:
@@ -98,7 +103,7 @@ def test_the_loss_is_that_of_the_interchange_in_the_rotation() -> None:
     base = encode([pair.base for pair in pairs])
     sources = {name: encode([pair.sources[name] for pair in pairs]) for name in "AB"}
     output = interchange(Conjunction(), base, sources, found.alignment)
-    assert_close(found(pairs), loss(output, [pair.label(AND) for pair in pairs]))
+    assert_close(loss_of(found, pairs), loss(output, [pair.label(AND) for pair in pairs]))
 
 
 class Wide(torch.nn.Module):
@@ -126,6 +131,45 @@ def test_learned_boundaries(seed: int) -> None:
     units = found.units()
     assert units["A"].stop == units["B"].start
     assert units["B"].stop < 8
+
+
+class Scripted(AlignmentSearch):
+    """A search whose validation finds what is written down, start by start."""
+
+    found: list[int]
+
+    def accuracy(self, *_: Any, **__: Any) -> Accuracy:
+        self.seen.append(self.raw.detach().clone())
+        return Accuracy(self.found[len(self.seen) - 1], 10, (0.0, 1.0), 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "restarts", "kept", "starts"),
+    [([3, 10, 5], 2, 1, 2), ([3, 8, 5], 2, 1, 3), ([10, 3, 5], 2, 0, 1), ([3, 8, 9], 1, 1, 2), ([3, 9, 9], 0, 0, 1)],
+    ids=["enough", "best", "first", "no more", "none"],
+)
+def test_further_starts_where_one_does_not_find_enough(
+    found: list[int], restarts: int, kept: int, starts: int
+) -> None:
+    search_ = Scripted(Conjunction(), AND, SITE, {"A": 1}, encode=encode, loss=loss, seed=0)
+    search_.found, search_.seen = found, []
+    pairs = sample_pairs(AND, ["A"], 8, seed=0)
+    further = {"validation": pairs, "decode": decode, "restarts": restarts, "enough": 0.95}
+    search_.fit(pairs, steps=2, learning_rate=0.05, batch_size=4, seed=0, **further)
+    assert len(search_.seen) == starts
+    assert torch.equal(search_.raw, search_.seen[kept])
+    assert len({tuple(raw.flatten().tolist()) for raw in search_.seen}) == starts
+
+
+def test_starts_are_decided_by_a_validation() -> None:
+    pairs = sample_pairs(AND, ["A"], 8, seed=0)
+    settings = {"steps": 1, "learning_rate": 0.1, "batch_size": 4, "seed": 0}
+    for further in ({"restarts": 1}, {"validation": pairs}, {"decode": decode}):
+        with pytest.raises(CausalModelError, match="go together"):
+            search({"A": 1}).fit(pairs, **settings, **further)
+    for wrong in ({"steps": 0}, {"batch_size": 0}, {"restarts": -1}):
+        with pytest.raises(CausalModelError, match="one or more steps"):
+            search({"A": 1}).fit(pairs, **{**settings, **wrong})
 
 
 def test_boundary_masks_are_sharp_at_low_temperature() -> None:

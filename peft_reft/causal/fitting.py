@@ -1,0 +1,113 @@
+"""The plain loop of an alignment search: Adam, a rate that falls linearly, further starts where one finds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peft_reft.hub_format.errors import CausalModelError
+
+from .accuracy import Decode
+from .dataset import InterchangeDataset
+
+if TYPE_CHECKING:
+    from .search import AlignmentSearch
+
+__all__ = ["fit"]
+
+
+def fit(
+    search: AlignmentSearch,
+    data: InterchangeDataset,
+    *,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    temperatures: tuple[float, float] | None,
+    validation: InterchangeDataset | None,
+    decode: Decode | None,
+    restarts: int,
+    enough: float,
+) -> list[float]:
+    """See `AlignmentSearch.fit`."""
+    if steps < 1 or batch_size < 1 or restarts < 0:
+        raise CausalModelError(
+            f"{steps} steps of {batch_size}, {restarts} restarts",
+            code="causal.fit",
+            value=(steps, batch_size, restarts),
+            rule="one or more steps and pairs a step; no restarts or some",
+        )
+    if (validation is None) != (decode is None) or (restarts and validation is None):
+        raise CausalModelError(
+            f"restarts={restarts} with validation {'left out' if validation is None else 'given'}, decode "
+            f"{'left out' if decode is None else 'given'}",
+            code="causal.fit",
+            value=restarts,
+            rule="validation and decode go together, and decide between starts",
+        )
+    best: tuple[float, list[float], dict[str, Any]] | None = None
+    for start in range(restarts + 1):
+        if start:
+            search.reset(seed + start * _APART)
+        losses = _descend(search, data, steps, learning_rate, batch_size, seed, temperatures)
+        if validation is None or decode is None:
+            return losses
+        reached = _reached(search, validation, decode)
+        if best is None or reached > best[0]:
+            best = reached, losses, {name: value.clone() for name, value in search.state_dict().items()}
+        if reached >= enough:
+            break
+    assert best is not None
+    search.load_state_dict(best[2])
+    return best[1]
+
+
+def _descend(
+    search: AlignmentSearch,
+    data: InterchangeDataset,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    temperatures: tuple[float, float] | None,
+) -> list[float]:
+    optimiser = torch.optim.Adam(search.parameters(), lr=learning_rate)
+    batches = _batches(data, batch_size, seed)
+    losses = []
+    for step in range(steps):
+        search.anneal(step / max(steps - 1, 1), temperatures)
+        optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+        optimiser.zero_grad()
+        loss = search(**search.collator(next(batches)))["loss"]
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    optimiser.zero_grad()
+    return losses
+
+
+def _reached(search: AlignmentSearch, validation: InterchangeDataset, decode: Decode) -> float:
+    try:
+        return search.accuracy(validation, decode=decode).value
+    except CausalModelError as error:
+        if error.code == "causal.boundary":  # this start left a variable no coordinate
+            return -1.0
+        raise
+
+
+def _batches(data: InterchangeDataset, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
+    """Epochs without end, each in an order of its own: that of a seedable sampler, which `Trainer` uses."""
+    generator = torch.Generator()
+    epoch = 0
+    while True:
+        order = torch.randperm(len(data), generator=generator.manual_seed(seed + epoch)).tolist()
+        for start in range(0, len(order), size):
+            yield [data[index] for index in order[start : start + size]]
+        epoch += 1
+
+
+_APART = 7919
+"""Between the seeds of two starts, so that neighbouring seeds of a user share none."""
