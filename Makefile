@@ -8,7 +8,7 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-gpu lint types format clean
+.PHONY: demo test test-slow test-gpu test-peft lint types format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
@@ -21,6 +21,10 @@ test-slow: $(VENV)/dev.stamp
 
 test-gpu: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m gpu
+
+# PEFT's own tests with our configs; they are fetched when this runs
+test-peft: $(VENV)/dev.stamp
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m peft_suite -n 2
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
