@@ -1,4 +1,4 @@
-"""Our rows for the tables of PEFT's tests: file → (config class, keywords)."""
+"""What PEFT's test files are given of ours: file → (name in it → what stands there instead)."""
 
 from __future__ import annotations
 
@@ -6,43 +6,103 @@ from typing import Any
 
 from peft_reft import ReftConfig
 
-__all__ = ["TABLES"]
+from .blocks import Blocks, BlocksWrapper
 
-LABELLED = ("f1", "f1+all", "all", "f2")
-"""Positions of language models: PEFT's tests train without labels, where nothing that counts from a prompt's end can be
-known, and is refused."""
-ENDS = ("l1", "f1+l1", "all", "prompt")
+__all__ = ["CHOSEN", "PHRASES", "TABLES"]
 
 Row = tuple[type[ReftConfig], dict[str, Any]]
 
-
-def rows(task: str | None, positions: tuple[str, str, str, str]) -> list[Row]:
-    """Four configs: the default, untied ends, an unrotated kind on some layers, and two groups of sites."""
-    named = {"task_type": task} if task else {}
-    return [
-        (ReftConfig, {**named, "positions": positions[0]}),
-        (ReftConfig, {**named, "positions": positions[1], "share_weights": False, "r": 2}),
-        (ReftConfig, {**named, "positions": positions[2], "intervention": "direft", "layers_to_transform": [-1]}),
-        (
-            ReftConfig,
-            {
-                **named,
-                "interventions": [
-                    {"positions": positions[3], "component": "mlp_output"},
-                    {"positions": positions[0], "intervention": "bias", "layers_to_transform": [0]},
-                ],
-            },
-        ),
-    ]
-
-
-TABLES: dict[str, dict[str, list[Row]]] = {
-    "test_decoder_models": {"ALL_CONFIGS": rows("CAUSAL_LM", LABELLED)},
-    "test_encoder_decoder_models": {"ALL_CONFIGS": rows("SEQ_2_SEQ_LM", LABELLED)},
-    "test_feature_extraction_models": {"ALL_CONFIGS": rows("FEATURE_EXTRACTION", ENDS)},
-    "test_seq_classifier": {"ALL_CONFIGS": rows("SEQ_CLS", ENDS)},
-    "test_token_classification_qa": {
-        "TOKEN_CLS_CONFIGS": rows("TOKEN_CLS", ENDS),
-        "QA_CONFIGS": rows("QUESTION_ANS", ENDS),
+FIELDS: list[dict[str, Any]] = [
+    {},
+    {"positions": "f1+l1", "share_weights": False, "r": 2, "intervention": "direft"},
+    {"positions": "f2", "intervention": "noreft", "layers_to_transform": [-1]},
+    {
+        "interventions": [
+            {"positions": "all", "component": "mlp_output"},
+            {"positions": "f1", "intervention": "bias", "layers_to_transform": 0},
+        ]
     },
+]
+"""Four configs: the default, untied ends, an unrotated kind on one layer, and two groups of sites."""
+
+
+def rows(task: str) -> list[Row]:
+    """The configs for a type of task."""
+    return [(ReftConfig, {"task_type": task, **fields}) for fields in FIELDS]
+
+
+def like_lora(target_modules: object = None, init_lora_weights: bool | None = None, **fields: Any) -> ReftConfig:
+    """A config of ours where a test makes one of LoRA's: the modules it names are not edited, all blocks are."""
+    return ReftConfig(init_weights=init_lora_weights, **fields)
+
+
+CUSTOM: list[tuple[str, str, type[ReftConfig], dict[str, Any]]] = [
+    (f"Blocks {number} ReFT", "Blocks", ReftConfig, fields)
+    for number, fields in enumerate([*FIELDS, {"layers_to_transform": [0], "modules_to_save": ["head"]}], start=1)
+]
+"""Name, model, config class, fields. PEFT's own models of this file have no blocks, thus no layers to edit."""
+
+PAIRS: list[tuple[str, str, type[ReftConfig], dict[str, Any], dict[str, Any]]] = [
+    ("ReFT Same", "reft", ReftConfig, {"init_weights": False}, {"init_weights": False}),
+    (
+        "ReFT Different",
+        "reft",
+        ReftConfig,
+        {"init_weights": False, "positions": "f1", "layers_to_transform": [0]},
+        {"init_weights": False, "positions": "l1", "layers_to_transform": [1], "intervention": "direft"},
+    ),
+]
+"""Two adapters of one model, active together."""
+
+PLAIN: list[Row] = [(ReftConfig, fields) for fields in FIELDS]
+
+TABLES: dict[str, dict[str, Any]] = {
+    "test_decoder_models": {"ALL_CONFIGS": rows("CAUSAL_LM")},
+    "test_encoder_decoder_models": {"ALL_CONFIGS": rows("SEQ_2_SEQ_LM")},
+    "test_feature_extraction_models": {"ALL_CONFIGS": rows("FEATURE_EXTRACTION")},
+    "test_seq_classifier": {"ALL_CONFIGS": rows("SEQ_CLS")},
+    "test_token_classification_qa": {
+        "TOKEN_CLS_CONFIGS": rows("TOKEN_CLS"),
+        "QA_CONFIGS": rows("QUESTION_ANS"),
+    },
+    "test_custom_models": {
+        "TEST_CASES": CUSTOM,
+        "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": PAIRS,
+        "MockTransformerWrapper": BlocksWrapper,
+        "MLP": Blocks,
+    },
+    "test_config": {"ALL_CONFIG_CLASSES": PLAIN, "LAYER_INDEXING_CONFIG_CLASSES": PLAIN[:1]},
+    "test_initialization": {"LoraConfig": like_lora},
+    "test_hub_features": {"LoraConfig": like_lora},
 }
+
+PHRASES: dict[str, dict[str, str]] = {
+    "test_initialization": {"from scipy import stats": "stats = None", '"lora_" in n': '"reft_" in n'},
+    "test_hub_features": {', "lora"],': "],", '                    "lora",\n': ""},
+}
+"""File → words in it → what stands there instead: prefixes and tags of LoRA, and what no test of ours needs."""
+
+CHOSEN: dict[str, tuple[str, ...]] = {
+    "test_initialization": (
+        "test_no_warning_by_default_transformers_model",
+        "test_warning_name_transformers_model",
+        "test_from_pretrained_low_cpu_mem_usage_works",
+        "test_load_adapter_low_cpu_mem_usage_works",
+        "test_get_peft_model_low_cpu_mem_usage_works",
+        "test_get_peft_model_with_task_type_low_cpu_mem_usage_works",
+        "test_inject_adapter_low_cpu_mem_usage_works",
+        "test_mixed_model_load_adapter_low_cpu_mem_usage_works",
+        "test_no_warning_without_naming_conflict_get_peft_model",
+        "test_no_warning_without_naming_conflict_add_adapter",
+        "test_no_warning_without_naming_conflict_save_and_load",
+        "test_warning_naming_conflict_get_peft_model",
+        "test_warning_naming_conflict_add_adapter",
+        "test_warning_naming_conflict_save_and_load",
+    ),
+    "test_hub_features": (
+        "test_local_model_saving_no_warning",
+        "test_from_config_model_saving_skips_empty_name_or_path",
+        "test_model_card_has_expected_tags",
+    ),
+}
+"""Tests that have no table and make their config themselves; of the others those with our configs are run."""

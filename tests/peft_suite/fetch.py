@@ -1,4 +1,4 @@
-"""The tests of the installed PEFT, from its source distribution, with our tables in the place of theirs."""
+"""The tests of the installed PEFT, from its source distribution, with what is ours in the place of theirs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,45 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from .configs import TABLES
+from .configs import PHRASES, TABLES
 
-__all__ = ["PACKAGE", "fetch_tests"]
+__all__ = ["PACKAGE", "archive_of", "prepare_tests"]
 
 PACKAGE = "peft_tests"
 NO_DIFFUSERS = "class StableDiffusionPipeline:\n    pass\n"
 """The tests ask `isinstance` of it once; the library itself is not needed."""
 
 
-def fetch_tests(folder: Path) -> Path:
-    """Download, unpack and prepare the tests; returns the folder of the package `peft_tests`.
+def archive_of(folder: Path) -> Path:
+    """The source distribution of the installed PEFT, downloaded into `folder` unless it is there.
 
     Raises:
-        RuntimeError: the distribution cannot be had, or a table of configs is not where it was.
+        RuntimeError: it cannot be had; the message says why.
     """
     release = f"peft-{version('peft')}"
     archive = folder / f"{release}.tar.gz"
     if not archive.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "peft"]
-        subprocess.run([*command, "--dest", str(folder), release.replace("-", "==")], check=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        options = ["--no-binary", "peft", "--no-build-isolation", "--retries", "1", "--dest", str(folder)]
+        done = subprocess.run([*command, *options, release.replace("-", "==")], capture_output=True, text=True)
+        if done.returncode or not archive.is_file():
+            raise RuntimeError(f"the source distribution {archive.name} cannot be had: {done.stderr.strip()[-300:]}")
+    return archive
+
+
+def prepare_tests(archive: Path, folder: Path) -> Path:
+    """Unpack and prepare the tests; returns the folder of the package `peft_tests` in `folder`.
+
+    Raises:
+        RuntimeError: what is to be replaced is not where it was.
+    """
+    release = archive.name.removesuffix(".tar.gz")
     target = folder / PACKAGE
     shutil.rmtree(target, ignore_errors=True)
     with tarfile.open(archive) as opened:
@@ -41,13 +56,21 @@ def fetch_tests(folder: Path) -> Path:
     (folder / "diffusers.py").write_text(NO_DIFFUSERS)
     for module, tables in TABLES.items():
         path = target / f"{module}.py"
-        text = path.read_text()
-        lines = ["from peft_suite.configs import TABLES", ""]
-        for table in tables:
-            if not re.search(rf"^{table} = ", text, flags=re.MULTILINE):
-                raise RuntimeError(f"{path.name} of {release} has no table {table}")
-            lines.append(f'{table} = TABLES["{module}"]["{table}"]')
-        head, cut, tail = text.partition("\nclass Test")  # the first use of a table
-        text = "\n".join([head, *lines, cut]) + tail
-        path.write_text(text)
+        path.write_text(_with_ours(path.read_text(), module, tables, f"{path.name} of {release}"))
     return target
+
+
+def _with_ours(text: str, module: str, tables: Mapping[str, Any], where: str) -> str:
+    for theirs, ours in PHRASES.get(module, {}).items():
+        if theirs not in text:
+            raise RuntimeError(f"{where} has no {theirs!r}")
+        text = text.replace(theirs, ours)
+    lines = ["from peft_suite.configs import TABLES", ""]
+    for table in tables:
+        if not re.search(rf"\b{table}\b", text):
+            raise RuntimeError(f"{where} has no {table}")
+        lines.append(f'{table} = TABLES["{module}"]["{table}"]')
+    head, cut, tail = text.partition("\nclass Test")  # what uses a table comes after it
+    if module == "test_config":  # its first class is an error that all of it uses
+        head, cut, tail = text.partition("\nclass TestPeftConfig")
+    return "\n".join([head, *lines, cut]) + tail
