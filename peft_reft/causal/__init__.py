@@ -4,6 +4,7 @@ The toolkit that ReFT comes from, on the sites, positions and rotations of the t
 """
 
 from .accuracy import Accuracy, answered, interchange_accuracy, wilson_interval
+from .adapter import to_adapter
 from .annealing import AnnealBoundaries
 from .answers import Answers
 from .dataset import InterchangeCollator, InterchangeDataset
@@ -52,6 +53,7 @@ __all__ = [
     "sample_pairs",
     "subtract",
     "sweep",
+    "to_adapter",
     "wilson_interval",
     "zero",
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import CausalModelError
 
 from .accuracy import Accuracy, Decode, interchange_accuracy
+from .adapter import to_adapter
 from .dataset import Encode, InterchangeCollator, InterchangeDataset
 from .edits import Edit
 from .fitting import fit
@@ -269,6 +271,30 @@ class AlignmentSearch(nn.Module):
             pairs,
             encode=self.encode,
             decode=decode,
+            batch_size=batch_size,
+        )
+
+    def to_adapter(
+        self,
+        *,
+        inputs: Iterable[Values] | None = None,
+        row: Callable[[Values], Any] | None = None,
+        positions: str | None = None,
+        label: Callable[[Any], str | float | bool] | None = None,
+        adapter_name: str = "default",
+        batch_size: int = 256,
+    ) -> PeftModel:
+        """The network with an adapter that sets the variables found; see `peft_reft.causal.to_adapter`."""
+        return to_adapter(
+            self._base[0],
+            self.causal_model,
+            self.alignment,
+            encode=self.encode,
+            inputs=inputs,
+            row=row,
+            positions=positions,
+            label=label,
+            adapter_name=adapter_name,
             batch_size=batch_size,
         )
 
