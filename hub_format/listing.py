@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .bundle import INDEX_NAME, REFT_FOLDER, Member, check_name, read_index
 from .errors import ManifestError
+from .journal import settle
 from .manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
 from .reader import check_folder, check_link
 from .strict_json import load_json
@@ -20,6 +21,7 @@ def list_members(root: Path) -> list[Member]:
     Raises:
         ManifestError: no adapter lies there, the index is malformed, or ReFTs of a bundle lie there without one.
     """
+    settle(root)
     check_link(root / INDEX_NAME)
     members = read_index(root, check_files=False)
     if members is not None:

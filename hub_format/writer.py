@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def write_adapter_files(
     write_atomic(folder / CONFIG_NAME, dump_json({**config, "reft": stored}))
     if weights is None:
         return
+    os.chmod(folder / weights, stat.S_IMODE((folder / CONFIG_NAME).stat().st_mode))  # safetensors makes 0600 files
     manifest = Manifest(
         base_model=base_model,
         members=({"kind": "reft", "config": CONFIG_NAME, "weights": weights},),
@@ -63,18 +64,16 @@ def write_adapter_files(
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file in one step; its mode follows the umask."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{os.urandom(6).hex()}"
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -11,6 +11,7 @@ from .mixed import MixedReftModel
 from .model import ReftModel, scale_adapter
 from .prompt_cache import prompt_cache
 from .register import REFT
+from .save import save_pretrained
 from .subspaces import set_subspaces
 from .values import set_value
 
@@ -28,6 +29,7 @@ __all__ = [
     "pull",
     "push_to_hub",
     "register_intervention",
+    "save_pretrained",
     "scale_adapter",
     "set_subspaces",
     "set_value",

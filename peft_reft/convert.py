@@ -24,10 +24,12 @@ from peft_reft.hub_format.importers import (
     write_pyreft,
 )
 from peft_reft.hub_format.importers.records import cannot_hold
+from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.reader import check_folder
 from peft_reft.hub_format.schema import check_fields, from_object
+from peft_reft.hub_format.staging import is_vacant, staged_file, staged_folder
 from peft_reft.interventions import orthonormal_rows
 
 from .config import ReftConfig
@@ -84,25 +86,29 @@ def convert(
             cannot hold the adapter. Nothing is written then.
     """
     source, target = Path(source), Path(target)
-    if target.exists() and (target.is_file() or any(target.iterdir())):
+    if target.is_symlink() or not is_vacant(target):
         raise ConfigError(f"{target} exists", value=str(target), rule="an existing target is not overwritten")
     if to == "reft":
         if base_model is None:
             raise ConfigError("convert needs base_model", rule="the names of its modules follow from its config.json")
         adapter = _read(source, intervention)
         said = {"positions": positions, "share_weights": share_weights, "act_fn": act_fn}
-        _write_reft(_with_said(adapter, said), target, str(base_model))
+        with staged_folder(target) as stage:
+            _write_reft(_with_said(adapter, said), stage, str(base_model))
         return target
     if to not in ("pyreft", "adapters", "gguf"):
         raise ConfigError(f"to={to!r}", value=to, rule="it is 'reft', 'pyreft', 'adapters' or 'gguf'")
     adapter, base = _read_reft(source)
     hidden = int(base.get("hidden_size") or 0)
-    if to == "pyreft":
-        write_pyreft(adapter, target, hidden=hidden)
-    elif to == "adapters":
-        write_adapters(adapter, target, hidden=hidden, base_model=base)
-    else:
-        write_gguf(adapter, target, model_type=str(base.get("model_type") or ""))
+    if to == "gguf":
+        with staged_file(target) as stage:
+            write_gguf(adapter, stage, model_type=str(base.get("model_type") or ""))
+        return target
+    with staged_folder(target) as stage:
+        if to == "pyreft":
+            write_pyreft(adapter, stage, hidden=hidden)
+        else:
+            write_adapters(adapter, stage, hidden=hidden, base_model=base)
     return target
 
 
@@ -187,7 +193,6 @@ def _write_reft(adapter: Imported, target: Path, base_model: str) -> None:
         )
     if head:
         config.modules_to_save = list(_HEADS)
-    target.mkdir(parents=True, exist_ok=True)
     tensors |= {f"{MODEL_PREFIX}{name}": tensor.contiguous() for name, tensor in head.items()}
     save_file(tensors, target / WEIGHTS_NAME, metadata={"format": "pt"})
     save_config(config, target, auto_mapping=None)
@@ -195,6 +200,7 @@ def _write_reft(adapter: Imported, target: Path, base_model: str) -> None:
 
 def _read_reft(source: Path) -> tuple[Imported, dict[str, Any]]:
     """One of our folders as records, R in place of its raw parameter."""
+    settle(source)
     checked = check_folder(source)
     if checked is None or not (source / WEIGHTS_NAME).is_file():
         raise FileFormatError(f"{source.name} holds no {WEIGHTS_NAME}", code="export.weights", value=str(source))

@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from torch import Tensor
 
 from peft_reft.hub_format.errors import AdapterLoadError, IntegrityError, ManifestError
+from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.reader import CheckedFolder, check_folder
 from peft_reft.hub_format.tensors import TensorInfo
@@ -80,6 +81,8 @@ def check_source(source: str, subfolder: str | None, download: Mapping[str, Any]
         Config and manifest; None where PEFT is left to report what is missing, or where there are no weights.
     """
     folder = Path(source, subfolder) if subfolder else Path(source)
+    if folder.is_dir():
+        settle(folder)
     if (folder / CONFIG_NAME).is_file():
         return check_folder(folder)
     if folder.exists():

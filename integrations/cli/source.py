@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from peft_reft.hub_format.errors import FileFormatError
+from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.remote import fetch_folder
 
 __all__ = ["SourceArgument", "open_source"]
@@ -24,6 +25,7 @@ def open_source(source: str, *, revision: str | None = None, token: str | None =
     """
     path = Path(source)
     if path.is_dir():
+        settle(path)
         return path
     if path.exists() or path.is_symlink():
         raise FileFormatError(

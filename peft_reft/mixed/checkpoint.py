@@ -13,15 +13,17 @@ from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weight
 from torch import Tensor
 
 from peft_reft.config import ReftConfig
-from peft_reft.hub_format.bundle import INDEX_NAME, Member, check_name, read_index, write_index
+from peft_reft.hub_format.bundle import INDEX_NAME, REFT_FOLDER, Member, check_name, read_index, write_index
 from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError
+from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.manifest import CONFIG_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.reader import check_folder
-from peft_reft.hub_format.remote import fetch_folder
+from peft_reft.hub_format.remote import CARD_NAME, fetch_folder
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import load_json
 from peft_reft.hub_format.tensors import read_tensor_table
 from peft_reft.hub_format.weight_member import check_weight_member
+from peft_reft.save import stage_adapter
 
 if TYPE_CHECKING:
     from .model import MixedReftModel
@@ -69,8 +71,6 @@ def save_bundle(
             fix="leave these out",
         )
     kwargs.pop("selected_adapters", None)
-    if root.is_file() or root.is_symlink():
-        raise ManifestError(f"{root} is not a folder", value=str(root), fix="choose a folder to save into")
     known = _saved(model)
     if not any(isinstance(config, ReftConfig) for config in known.values()):
         raise AdapterLoadError(
@@ -80,22 +80,25 @@ def save_bundle(
             fix="add one, or save the LoRA alone from a PeftModel",
         )
     members = [Member.at(name, str(config.peft_type.value).lower()) for name, config in known.items()]
-    with staged_folder(root, install=is_main_process) as stage_root:
+    members.sort(
+        key=lambda member: (member.kind == "reft", member.folder != ".", member.name)
+    )  # not as they were made
+    with staged_folder(root, install=is_main_process) as stage:
         for member in members:
             # PEFT's writer puts "default" at the root and others into <name>/
-            stage = stage_root / "reft" if member.kind == "reft" else stage_root
-            PeftModel.save_pretrained(
+            stage_adapter(
                 model,
-                str(stage),
-                selected_adapters=[member.name],
+                stage / REFT_FOLDER if member.kind == "reft" else stage,
+                member.name,
+                card=root / CARD_NAME,
                 is_main_process=is_main_process,
                 state_dict=state_dict,
                 **kwargs,
             )
         if not is_main_process:
             return
-        Path(stage_root, "reft", "README.md").unlink(missing_ok=True)
-        write_index(stage_root, members)
+        Path(stage, REFT_FOLDER, CARD_NAME).unlink(missing_ok=True)
+        write_index(stage, members)
 
 
 def _saved(model: MixedReftModel) -> dict[str, PeftConfig]:
@@ -115,6 +118,7 @@ def open_bundle(source: str, *, allow_patterns: bool = False, **kwargs: Any) -> 
         ManifestError: it has no index, or the index and the files disagree.
     """
     root = Path(source) if Path(source).exists() else fetch_folder(source, **kwargs)
+    settle(root)
     members = read_index(root)
     if members is None:
         raise ManifestError(
@@ -143,6 +147,8 @@ def load_members(model: MixedReftModel, bundle: Bundle, *, is_trainable: bool) -
 def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable: bool, **kwargs: Any) -> Any:
     """See `MixedReftModel.load_adapter`."""
     folder = Path(source, kwargs.get("subfolder") or "")
+    if folder.is_dir():
+        settle(folder)
     if (folder / INDEX_NAME).is_file():
         if name not in model.peft_config:
             raise AdapterLoadError(

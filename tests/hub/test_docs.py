@@ -18,7 +18,7 @@ BEFORE = 'from contract.tiny import base_model\nbase_model("llama").push_to_hub(
 
 def test_the_page_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "hub.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     with LoopbackHub() as hub:
         environment = {**os.environ, **hub.environment(), "PYTHONPATH": str(ROOT / "tests")}
         done = subprocess.run(

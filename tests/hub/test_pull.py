@@ -15,6 +15,7 @@ import peft_reft
 from peft_reft import list_adapters, pull
 from peft_reft.hub_format.bundle import Member
 from peft_reft.hub_format.errors import HubError, IntegrityError, ManifestError, ReftError
+from peft_reft.hub_format.journal import COMMIT_NAME
 from tools.loopback_hub import LoopbackHub
 from tools.loopback_hub.faults import call_first, flipped_bit
 from tools.loopback_hub.objects import StoredFile
@@ -89,29 +90,45 @@ def test_flipped_bytes_are_refused_and_the_folder_stays(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_every_file_is_on_the_disk_before_it_takes_its_place_and_the_index_is_last(
-    hub: LoopbackHub, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("held", [False, True])
+def test_every_file_is_on_the_disk_before_any_takes_its_place_and_the_index_is_last(
+    held: bool, hub: LoopbackHub, alone: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    here = tmp_path / "here"
+    if held:
+        shutil.copytree(alone, here)
     upload(hub, bundle)
     synced: set[int] = set()
     placed: list[str] = []
-    fsync, replace = os.fsync, os.replace
+    fsync, rename, replace = os.fsync, os.rename, os.replace
 
     def noting_fsync(descriptor: int) -> None:
         fsync(descriptor)
         synced.add(os.fstat(descriptor).st_ino)
 
+    def noting_rename(source: Path, target: Path) -> None:
+        if Path(target) in (here, here / COMMIT_NAME):
+            inside = [Path(source), *Path(source).rglob("*")]
+            assert {path.stat().st_ino for path in inside} <= synced, target
+            placed.append(Path(target).name)
+        rename(source, target)
+
     def noting_replace(source: Path, target: Path) -> None:
-        if Path(target).is_relative_to(tmp_path / "here"):
-            assert Path(source).stat().st_ino in synced, target
+        if Path(target).is_relative_to(here):
             placed.append(Path(target).name)
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "rename", noting_rename)
     monkeypatch.setattr(os, "replace", noting_replace)
-    pull("me/x", tmp_path / "here")
-    assert len(placed) == len(contents(bundle))
-    assert placed[-2:] == ["reft_manifest.json", "reft_index.json"]
+    pull("me/x", here)
+    assert contents(here) == contents(bundle)
+    if not held:
+        assert placed == ["here"]
+    else:
+        assert placed[0] == COMMIT_NAME
+        assert len(placed) == 1 + len(contents(bundle))
+        assert placed[-2:] == ["reft_manifest.json", "reft_index.json"]
 
 
 def test_nothing_is_pulled_through_a_link(hub: LoopbackHub, alone: Path, tmp_path: Path) -> None:
