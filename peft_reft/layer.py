@@ -13,19 +13,23 @@ from torch import Tensor, nn
 from peft_reft.hub_format.errors import PositionError, SiteError
 from peft_reft.hub_format.schema import SiteGroup
 
-from .adapters import row_adapters
+from .adapters import Scales, row_adapters
 from .interventions import Intervention, intervention_class
 from .interventions.base import Init
+from .runtime.activity import LiveUnit
 from .runtime.edit import Edit, apply_edits
-from .runtime.frames import UnitKey, current_frame
+from .runtime.frames import current_frame
 from .sites import Tap, hidden_of, with_hidden, with_slice
 
 if TYPE_CHECKING:
+    from .runtime.frames import StackPlan, UnitKey
     from .runtime.hooks import Runtime
 
-__all__ = ["UNIT", "ReftLayer", "UnitSpec"]
+__all__ = ["UNIT", "Place", "ReftLayer", "UnitSpec"]
 
 UNIT = "reft_"
+Place = tuple[str, int]
+"""An adapter's name, and the number of a unit of it."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         self.runtime = runtime
         self.adapter_layer_names: tuple[str, ...] = ()
         self.units: dict[str, tuple[int, ...]] = {}
-        self.scaling: dict[str, float] = {}
-        self.taps: dict[UnitKey, Tap] = {}
+        self.scaling = Scales()
+        self.taps: dict[Place, Tap] = {}
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
@@ -95,21 +99,23 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                 self.runtime.hook_input(self)
         self.units[adapter_name] = tuple(spec.number for spec in units)
         self.scaling[adapter_name] = 1.0
+        self._place_scale(adapter_name)
+        self.runtime.changed(self)
 
-    def unit(self, key: UnitKey) -> Intervention:
+    def unit(self, key: Place) -> Intervention:
         """The intervention of (adapter, unit)."""
         adapter, number = key
         interventions: Any = self._modules[f"{UNIT}{number}"]
         unit: Intervention = interventions[adapter]
         return unit
 
-    def active_keys(self) -> list[UnitKey]:
+    def live(self) -> tuple[LiveUnit, ...]:
+        """Everything that edits here now."""
+        return self.runtime.activity().units.get(self.path, ())
+
+    def active_keys(self) -> list[Place]:
         """(adapter, unit) of everything that edits here now."""
-        if self._disable_adapters:
-            return []
-        if (rows := row_adapters(self.runtime)) is not None:
-            return [(name, unit) for name in rows.names for unit in self.units.get(name, ())]
-        return [(name, unit) for name in dict.fromkeys(self.active_adapters) for unit in self.units.get(name, ())]
+        return [(one.name, one.key[1]) for one in self.live()]
 
     def edits_by(self, name: str) -> bool:
         """Whether an adapter has an intervention here, and adapters are not disabled."""
@@ -117,24 +123,24 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
 
     def edit_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the site's module: its output with the active edits applied."""
-        keys = [key for key in self.active_keys() if not self.taps[key].on_input]
-        if not keys:
+        units = [one for one in self.live() if not one.tap.on_input]
+        if not units:
             return None
-        edited = self._edit(hidden_of(output), keys)
+        edited = self._edit(hidden_of(output), units)
         return None if edited is None else with_hidden(output, edited)
 
     def edit_input(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of the site's module: its first input with the active edits applied."""
-        keys = [key for key in self.active_keys() if self.taps[key].on_input]
-        if not keys:
+        units = [one for one in self.live() if one.tap.on_input]
+        if not units:
             return None
         name = None if args else next(iter(kwargs))
-        edited = self._edit(args[0] if name is None else kwargs[name], keys)
+        edited = self._edit(args[0] if name is None else kwargs[name], units)
         if edited is None:
             return None
         return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
 
-    def _edit(self, hidden: Tensor, keys: Sequence[UnitKey]) -> Tensor | None:
+    def _edit(self, hidden: Tensor, units: Sequence[LiveUnit]) -> Tensor | None:
         """h with the edits of some units applied, or None where nothing is edited in this call."""
         frame = current_frame(self.runtime)
         if frame is None:
@@ -148,37 +154,45 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         plan = frame.plans.get(self.stack)
         if plan is None:
             return None
-        flat = hidden.dim() == 2 and hidden.shape[0] == plan.batch * plan.length  # OPT's feed-forward part
+        flat = hidden.dim() == 2  # OPT's feed-forward part
         if flat:
-            hidden = hidden.reshape(plan.batch, plan.length, -1)
-        if hidden.shape[:2] != (plan.batch, plan.length):
+            hidden = hidden.reshape(*plan.shape, -1)
+        self._check_shape(hidden, plan)
+        rotations = self.runtime.rotations(frame)
+        chosen_rows = row_adapters(self.runtime)
+        stack = None if chosen_rows is None else chosen_rows.stack
+        for tap in dict.fromkeys(one.tap for one in units):
+            members = [one for one in units if one.tap == tap]
+            chosen = [one.key for one in members]
+            if stack is not None:
+                edits = [Edit(stack.unit(self.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen]
+            else:
+                edits = [self._at_work(one, rotations.get((self.path, one.key)), plan, chosen) for one in members]
+            part = apply_edits(hidden[..., tap.start : tap.stop], plan.rows(chosen), edits)
+            hidden = part if tap.width is None else with_slice(hidden, tap, part)
+        return hidden.flatten(0, 1) if flat else hidden
+
+    def _check_shape(self, hidden: Tensor, plan: StackPlan) -> None:
+        if not torch.compiler.is_compiling() and hidden.shape[:2] != plan.shape:
             raise SiteError(
                 f"{self.path} gave hidden states of shape {list(hidden.shape)}",
                 code="site.shape",
                 rule=f"[batch, seq, hidden] = [{plan.batch}, {plan.length}, …], as the model was called",
             )
-        rotations = self.runtime.rotations(frame)
-        chosen_rows = row_adapters(self.runtime)
-        stack = None if chosen_rows is None else chosen_rows.stack
-        taps = list(dict.fromkeys(self.taps[key] for key in keys))
-        for tap in taps:
-            chosen = [key for key in keys if self.taps[key] == tap]
-            if stack is not None:
-                edits = [Edit(stack.unit(self.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen]
-            else:
-                edits = [
-                    Edit(
-                        self.unit(key),
-                        rotations.get((self.path, key)),
-                        self.scaling[key[0]],
-                        plan.sequences(chosen) if self.unit(key).across_tokens else None,
-                        wide=self.unit(key).broadcasts and not self.training,
-                    )
-                    for key in chosen
-                ]
-            part = apply_edits(hidden[..., tap.start : tap.stop], plan.rows(chosen), edits)
-            hidden = part if tap.width is None else with_slice(hidden, tap, part)
-        return hidden.flatten(0, 1) if flat else hidden
+
+    def _at_work(
+        self, one: LiveUnit, rotation: Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]
+    ) -> Edit:
+        """One unit with what it needs in this call; a compiled graph reads no name and no factor as a number."""
+        compiling = torch.compiler.is_compiling()
+        unit = one.module if compiling else self.unit((one.name, one.key[1]))
+        return Edit(
+            unit,
+            rotation,
+            one.factor if compiling else self.scaling[one.name],
+            plan.sequences(chosen) if unit.across_tokens else None,
+            wide=unit.broadcasts and not self.training,
+        )
 
     # BaseTunerLayer looks for a wrapped layer; an edit wraps nothing, it stands beside.
 
@@ -196,12 +210,38 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         """Not there: an edit has no bias of its own name."""
         raise AttributeError("a ReFT layer wraps no bias")
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapters; see PEFT's `BaseTunerLayer.set_adapter`."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self.runtime.changed(self)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters on or off; see PEFT's `BaseTunerLayer.enable_adapters`."""
+        super().enable_adapters(enabled)
+        self.runtime.changed(self)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove one adapter's interventions; another becomes active where this one was."""
         super().delete_adapter(adapter_name)
-        self.units.pop(adapter_name, None)
-        self.scaling.pop(adapter_name, None)
-        self.taps = {key: tap for key, tap in self.taps.items() if key[0] != adapter_name}
+        for number in self.units.pop(adapter_name, ()):
+            self.taps.pop((adapter_name, number), None)
+        self.scaling.drop(adapter_name)
+        self.runtime.changed(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Called by `to` and its like."""
+        applied = super()._apply(fn, recurse)
+        for name in self.units:
+            self._place_scale(name)
+        self.runtime.changed(self)
+        return applied
+
+    def _place_scale(self, adapter_name: str) -> None:
+        numbers = self.units[adapter_name]
+        parameters = self.unit((adapter_name, numbers[0])).parameters() if numbers else iter(())
+        for parameter in parameters:
+            self.scaling.to(adapter_name, parameter.device)
+            break
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         target = device or self.runtime.device_of(self.path)
@@ -211,6 +251,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
             units: Any = self._modules[name]
             if adapter_name in units and not any(p.is_meta for p in units[adapter_name].parameters()):
                 units[adapter_name].to(target)
+        if self.units.get(adapter_name):
+            self._place_scale(adapter_name)
+            self.runtime.changed(self)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""

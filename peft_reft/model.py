@@ -88,6 +88,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             adapter_name, config.groups(), (config.special_tokens or {}).get("ids", {})
         )
         runtime.has_completion[adapter_name] = _has_completion(self.model, config)
+        runtime.changed()
         if config.recorded_tensors is not None:
             check_wrappers(self.model, adapter_name, config.recorded_tensors)
             runtime.unverified[adapter_name] = config.recorded_tensors
@@ -155,6 +156,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             for table in (runtime.views, runtime.has_completion, runtime.unverified):
                 table.pop(adapter_name, None)
             runtime.stacks_of_adapters.drop(adapter_name)
+            runtime.changed()
 
     def unload(self) -> nn.Module:
         """The base model as it was: no hooks, no attributes, no child modules of ours."""

@@ -66,7 +66,7 @@ class Row:
             raise _no_boundary(f"positions {', '.join(repr(str(group.positions)) for group in view.groups)}")
         masks = unit_masks(self.call, [view], self.situation)
         return [
-            (masks[view.name, unit].mask[0].nonzero().squeeze(1) - self.first).tolist() for unit in range(view.units)
+            (masks[0, unit].mask[0].nonzero().squeeze(1) - self.first).tolist() for unit in range(view.units)
         ]
 
 

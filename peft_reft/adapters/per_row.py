@@ -14,6 +14,7 @@ from torch import Tensor
 from peft_reft.hub_format.errors import ConfigError
 
 if TYPE_CHECKING:
+    from peft_reft.runtime.activity import Activity
     from peft_reft.runtime.hooks import Runtime
 
     from .stacking import AdapterStack
@@ -25,17 +26,19 @@ BASE = "__base__"
 RULE = f"it is a list with one adapter name per row of the batch, {BASE!r} for none, or a tuple of names that add"
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowAdapters:
     """What each row of a batch is edited by.
 
     Attributes:
         rows: for each row the names of its adapters.
         stack: of their parameters, where they are of one structure; the first name then stands for all of them.
+        activity: what edits the model in this call, once that has been asked for.
     """
 
     rows: tuple[tuple[str, ...], ...]
     stack: AdapterStack | None = None
+    activity: Activity | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

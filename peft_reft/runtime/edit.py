@@ -22,7 +22,7 @@ class Edit:
     Attributes:
         unit: rows `[n, hidden]` and a rotation → their delta.
         rotation: R, for kinds that have one.
-        scale: factor of the delta.
+        scale: factor of the delta; a tensor `[]` in a compiled graph.
         sequence: `[n]`, the sequence of each row of the plan, for units whose edit depends on the whole sequence.
         wide: whether the delta is computed in float64 and rounded once, when it is added: products in float32
             change in their last bits with the number of rows, and a row of a batch is to equal the same row alone.
@@ -30,7 +30,7 @@ class Edit:
 
     unit: Callable[..., Tensor]
     rotation: Tensor | None
-    scale: float
+    scale: float | Tensor
     sequence: Tensor | None = None
     wide: bool = False
 
@@ -69,7 +69,7 @@ def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
         if sequence is not None and member is not None:
             sequence = torch.where(member, sequence, -1)
         delta = edit.unit(wide, rotation, **({} if sequence is None else {"sequence": sequence}))
-    if edit.scale != 1.0:
+    if isinstance(edit.scale, Tensor) or edit.scale != 1.0:
         delta = delta * edit.scale
     if member is not None and member.dtype == torch.bool:
         delta = torch.where(member[:, None], delta, -0.0)

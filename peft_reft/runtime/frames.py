@@ -36,7 +36,8 @@ __all__ = [
     "open_frame",
 ]
 
-UnitKey = tuple[str, int]
+UnitKey = tuple[int, int]
+"""An adapter's place among those that edit the stack, and the number of a unit of it."""
 
 
 @dataclass
@@ -59,6 +60,11 @@ class StackPlan:
     whole: bool = False
     plans: dict[tuple[UnitKey, ...], RowPlan] = field(default_factory=dict)
 
+    @property
+    def shape(self) -> torch.Size:
+        """`[batch, seq]`, read off a mask: a compiler takes the numbers for constants."""
+        return next(iter(self.masks.values())).mask.shape
+
     def rows(self, keys: Sequence[UnitKey]) -> RowPlan:
         """The rows for the units of a site; made once for all sites with the same units."""
         wanted = tuple(keys)
@@ -72,7 +78,7 @@ class StackPlan:
 
     def _width(self, keys: Sequence[UnitKey]) -> int | None:
         """How many tokens of a row the units can edit together at most; None if only the values say."""
-        by_adapter: dict[str, int] = {}
+        by_adapter: dict[int, int] = {}
         for adapter, unit in keys:
             width = self.masks[adapter, unit].width
             if width is None:
@@ -95,7 +101,8 @@ class StackPlan:
             )
         start = self.masks[keys[0]].start
         rows = self.rows(keys).rows
-        return rows // self.length * self.length + start.reshape(-1)[rows]
+        length = start.shape[1]
+        return rows // length * length + start.reshape(-1)[rows]
 
 
 @dataclass

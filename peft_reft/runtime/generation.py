@@ -193,7 +193,7 @@ def _session(runtime: Runtime, explicit: Explicit, tokens: Tensor | None, kwargs
         width += cached  # only the new tokens were passed
     record = record_of(cache)
     if cached and not explicit and (record is None or cached > record.length):
-        check_continued(cache, [runtime.views[name] for name in runtime.active()], cached=cached, width=width)
+        check_continued(cache, runtime.active_views(), cached=cached, width=width)
     real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == width else None
     return Session(runtime, batch, width, real, explicit, prompt=tokens)
 
@@ -207,7 +207,7 @@ def recorded_prefill(runtime: Runtime, call: dict[str, Any]) -> Any:
     """
     ids, mask = call["input_ids"], call["attention_mask"]
     batch, width = ids.shape
-    rest = 1 + max((_reach(runtime.views[name]) for name in runtime.active()), default=0)
+    rest = 1 + max((_reach(view) for view in runtime.active_views()), default=0)
     real = None if mask is None else torch.nn.functional.pad(mask.bool(), (0, rest), value=True)
     recording: dict[str, dict[UnitKey, Tensor]] = {}
     session = Session(runtime, batch, width + rest, real, Explicit(), prompt=ids, recording=recording)
@@ -250,7 +250,7 @@ def _reuse(session: Session, tokens: Tensor | None, kwargs: dict[str, Any]) -> N
     record.check_ids(tokens)
     kept = min(past, tokens.shape[1] - 1)  # a prefill computes at least one token
     for path in runtime.stacks:
-        views = [runtime.views[name] for name in runtime.active(path)]
+        active = runtime.activity().stacks[path]
         call = CallInputs(
             tokens.shape[0],
             tokens.shape[1],
@@ -259,12 +259,12 @@ def _reuse(session: Session, tokens: Tensor | None, kwargs: dict[str, Any]) -> N
             input_ids=tokens,
         )
         known = Situation(
-            has_completion=any(runtime.has_completion[view.name] for view in views),
+            has_completion=active.has_completion,
             explicit=session.explicit,
             prompt_width=session.width,
             prompt_real=session.real,
         )
-        kept = min(kept, record.agreeing(path, slot_masks(call, views, known)))
+        kept = min(kept, record.agreeing(path, slot_masks(call, active.views, known)))
     if kept < past and hasattr(cache, "crop"):
         try:
             cache.crop(kept - past)

@@ -20,9 +20,11 @@ from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.interventions import orthonormal_rows
 from peft_reft.sites import Stack
 
+from .activity import Activity, activity_of
 from .adapters import AdapterView
 from .caches import cache_of, mark_cache, past_length, unknown_length
 from .checkpointing import FrameCarrier
+from .compiling import beside_graphs
 from .continuous import ContinuousBatching
 from .frames import Frame, StackPlan, UnitKey, close_frame, current_frame, open_frame
 from .generation import Session, check_session, current_session, generate_with_positions
@@ -63,6 +65,7 @@ class Runtime:
         self.handles: list[RemovableHandle] = []
         self.carriers: dict[str, FrameCarrier] = {}
         self.inputs: set[str] = set()
+        self._activity: Activity | None = None
         self.entries: list[tuple[nn.Module, list[str]]] = []
         self._open_entry(model)
         setattr(model, ATTRIBUTE, self)
@@ -111,17 +114,35 @@ class Runtime:
         own = (p for name, p in self.model.get_submodule(path).named_parameters() if not name.startswith("reft."))
         return next((parameter.device for parameter in own if not parameter.is_meta), None)
 
-    def active(self, stack: str | None = None) -> list[str]:
-        """Names of the adapters that edit some site, or some site of a stack, now."""
+    def activity(self) -> Activity:
+        """What edits now: the running call's rows, or the active adapters."""
         rows = row_adapters(self)
         if rows is not None:
-            layers = [layer for layer in self.layers.values() if stack in (None, layer.stack)]
-            return [name for name in rows.names if any(layer.edits_by(name) for layer in layers)]
-        names: dict[str, None] = {}
-        for layer in self.layers.values():
-            if stack in (None, layer.stack):
-                names.update(dict.fromkeys(name for name, _ in layer.active_keys()))
-        return list(names)
+            if rows.activity is None:
+                rows.activity = activity_of(self, rows.names)
+            return rows.activity
+        if self._activity is None:
+            self._activity = activity_of(self)
+        return self._activity
+
+    def changed(self, layer: Any | None = None) -> None:
+        """Work out anew what edits.
+
+        PEFT and transformers change site after site: where `layer` is not the last, that waits for the others.
+        """
+        self._activity = None
+        if layer is None or layer is next(reversed(self.layers.values()), None):
+            self._activity = activity_of(self)
+
+    def active(self, stack: str | None = None) -> list[str]:
+        """Names of the adapters that edit some site, or some site of a stack, now."""
+        stacks = self.activity().stacks
+        chosen = list(stacks.values()) if stack is None else [stacks[stack]]
+        return list(dict.fromkeys(view.name for one in chosen for view in one.views))
+
+    def active_views(self) -> list[AdapterView]:
+        """The adapters that edit some site now."""
+        return [self.views[name] for name in self.active()]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`, inside a session that knows the prompt."""
@@ -142,12 +163,12 @@ class Runtime:
         for layer in self.layers.values():
             if session is None and frame.plans.get(layer.stack) is None:
                 continue
-            for key in layer.active_keys():
-                unit = layer.unit(key)
+            for one in layer.live():
+                unit = one.module if torch.compiler.is_compiling() else layer.unit((one.name, one.key[1]))
                 for name in unit.orthonormal:
                     raw = getattr(unit, name)
                     if type(raw) is nn.Parameter and not hasattr(raw, "ds_id"):
-                        member = ((layer.path, key), unit.raw_rotation())
+                        member = ((layer.path, one.key), unit.raw_rotation())
                         groups.setdefault((raw.shape, raw.dtype, raw.device), []).append(member)
         frame.rotations = {}
         for members in groups.values():
@@ -167,6 +188,7 @@ class Runtime:
         self.handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         return opened
 
+    @beside_graphs
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         explicit, kwargs = Explicit.take(kwargs)
         frame = current_frame(self)
@@ -175,6 +197,7 @@ class Runtime:
         open_frame(frame, module)
         return args, kwargs
 
+    @beside_graphs
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         frame = close_frame(self, module)
         if frame is not None and frame.counts_from_end:
@@ -185,7 +208,7 @@ class Runtime:
         session = current_session(self)
         call = bind_call(module, args, kwargs)
         if session is not None:
-            if session.is_decoding(call) and not any(view.touches_generated for view in self.views.values()):
+            if session.is_decoding(call) and not self.activity().generates:
                 return Frame(self, dict.fromkeys(paths))
             explicit = explicit or session.explicit
         self._verify()
@@ -195,27 +218,26 @@ class Runtime:
         record = record_of(cache_of(call))
         if record is not None and (past_length(cache_of(call)) or 0) <= record.length:
             record.check_state(self)
-        if session is None and not torch.compiler.is_compiling() and self.active():
+        if session is None and not torch.compiler.is_compiling() and any(self.activity().units):
             check_session(self)
         plans = {path: self._plan(self.stacks[path], call, explicit, session) for path in paths}
         from_end = (
             not explicit
             and (session is None or session.recording is None)
-            and any(self.views[name].needs_prompt_end for name in self.active())
+            and self.activity().from_end
         )
         return Frame(self, plans, from_end, None if session is None else session.rotations)
 
     def _plan(
         self, stack: Stack, call: dict[str, Any], explicit: Explicit, session: Session | None
     ) -> StackPlan | None:
-        active = self.active(stack.path)
+        active = self.activity().stacks[stack.path]
         seen = None if session is None else session.seen
-        inputs = call_inputs(call, stack.role, seen=seen) if active else None
+        inputs = call_inputs(call, stack.role, seen=seen) if active.views else None
         if inputs is None:
             return None
         explicit.check_names(self.views, () if stack.role == "only" else ("encoder", "decoder"))
-        views = [self.views[name] for name in active]
-        generates = any(view.touches_generated for view in views)
+        views, generates = active.views, active.generates
         record = record_of(cache_of(call))
         fresh = record is not None and inputs.past <= record.length
         if record is not None and fresh:
@@ -228,9 +250,11 @@ class Runtime:
             raise unknown_length()
         situation = Situation(
             role=stack.role,
-            has_completion=any(self.has_completion[name] for name in active),
+            has_completion=active.has_completion,
             trains_with_labels=self.model.training and self._takes_labels(),
-            encoder_edited=any(other.role == "encoder" and self.active(other.path) for other in self.stacks.values()),
+            encoder_edited=any(
+                other.role == "encoder" and self.activity().stacks[other.path].views for other in self.stacks.values()
+            ),
             explicit=explicit,
         )
         if session is not None and stack.role != "encoder":
@@ -246,14 +270,16 @@ class Runtime:
         rows = row_adapters(self)
         if rows is not None:
             chosen = {
-                (name, unit): replace(found, mask=found.mask & rows.selects(name, inputs.batch, inputs.device))
-                for (name, unit), found in chosen.items()
+                (place, unit): replace(
+                    found, mask=found.mask & rows.selects(views[place].name, inputs.batch, inputs.device)
+                )
+                for (place, unit), found in chosen.items()
             }
         stacked = rows is not None and rows.stack is not None
         return StackPlan(inputs.batch, inputs.length, chosen, inputs.past, row_by_row=rows is not None, whole=stacked)
 
     def _paged_plan(self, stack: Stack, batch: Batch) -> StackPlan | None:
-        views = [self.views[name] for name in self.active(stack.path)]
+        views = self.activity().stacks[stack.path].views
         return batch.plan(views, Situation(role=stack.role)) if views else None
 
     def _takes_labels(self) -> bool:

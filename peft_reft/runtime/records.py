@@ -27,7 +27,7 @@ class CacheRecord:
 
     Attributes:
         ids: long `[batch, cached]`.
-        masks: stack → (adapter, unit) → the tokens it edited, bool `[batch, cached]`.
+        masks: stack → (place of the adapter, unit) → the tokens it edited, bool `[batch, cached]`; `state` names them.
         state: of the adapters, as `edit_state` gives it.
     """
 

@@ -72,8 +72,8 @@ class UnitMask:
 
 def unit_masks(
     call: CallInputs, adapters: Sequence[AdapterView], situation: Situation
-) -> dict[tuple[str, int], UnitMask]:
-    """(adapter, unit) → the tokens it edits among the columns of this forward.
+) -> dict[tuple[int, int], UnitMask]:
+    """(place of the adapter, unit) → the tokens it edits among the columns of this forward.
 
     Raises:
         PromptBoundaryError: a prompt's end is needed and cannot be told.
@@ -82,23 +82,23 @@ def unit_masks(
     return columns_of(slot_masks(call, adapters, situation), call)
 
 
-def columns_of(masks: Mapping[tuple[str, int], UnitMask], call: CallInputs) -> dict[tuple[str, int], UnitMask]:
+def columns_of(masks: Mapping[tuple[int, int], UnitMask], call: CallInputs) -> dict[tuple[int, int], UnitMask]:
     """Of masks over all slots, the columns that this forward computes."""
-    own = slice(call.past, call.past + call.length)
-    return {key: UnitMask(of.mask[:, own], of.width, of.start[:, own]) for key, of in masks.items()}
+    first, stop = call.past, call.past + call.length  # no slice object: a compiler takes its bounds for constants
+    return {key: UnitMask(of.mask[:, first:stop], of.width, of.start[:, first:stop]) for key, of in masks.items()}
 
 
 def slot_masks(
     call: CallInputs, adapters: Sequence[AdapterView], situation: Situation
-) -> dict[tuple[str, int], UnitMask]:
-    """(adapter, unit) → the tokens it edits among all slots: cached ones, this forward's, the rest of the prompt."""
+) -> dict[tuple[int, int], UnitMask]:
+    """(place of the adapter, unit) → the tokens it edits among all slots: cached, this call's, the prompt's rest."""
     check = not torch.compiler.is_compiling()
     explicit = situation.explicit
     for adapter in adapters:
         _check_boundary(call, adapter, situation)
     layout = call_layout(call, situation)
-    found: dict[tuple[str, int], UnitMask] = {}
-    for adapter in adapters:
+    found: dict[tuple[int, int], UnitMask] = {}
+    for place, adapter in enumerate(adapters):
         locations = explicit.locations_for(adapter.name, situation.role, encoder_edited=situation.encoder_edited)
         if locations is not None:
             _check_terms(locations, adapter)
@@ -117,7 +117,7 @@ def slot_masks(
                 ]
                 widths = [int(part.shape[2])] * group.units
             for unit, (mask, width) in enumerate(zip(masks, widths, strict=True), start=first):
-                found[adapter.name, unit] = UnitMask(mask, width, layout.start)
+                found[place, unit] = UnitMask(mask, width, layout.start)
     return found
 
 
