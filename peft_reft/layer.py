@@ -180,9 +180,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                 rule=f"[batch, seq, hidden] = [{plan.batch}, {plan.length}, …], as the model was called",
             )
 
-    def _at_work(
-        self, one: LiveUnit, rotation: Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]
-    ) -> Edit:
+    def _at_work(self, one: LiveUnit, rotation: Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]) -> Edit:
         """One unit with what it needs in this call; a compiled graph reads no name and no factor as a number."""
         compiling = torch.compiler.is_compiling()
         unit = one.module if compiling else self.unit((one.name, one.key[1]))

@@ -82,7 +82,7 @@ class _WriteRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flat: Tensor, rows: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        return flat.clone().index_copy_(0, rows, values)
+        return flat.clone(memory_format=torch.contiguous_format).index_copy_(0, rows, values)
 
     @staticmethod
     @once_differentiable

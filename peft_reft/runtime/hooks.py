@@ -221,11 +221,7 @@ class Runtime:
         if session is None and not torch.compiler.is_compiling() and any(self.activity().units):
             check_session(self)
         plans = {path: self._plan(self.stacks[path], call, explicit, session) for path in paths}
-        from_end = (
-            not explicit
-            and (session is None or session.recording is None)
-            and self.activity().from_end
-        )
+        from_end = not explicit and (session is None or session.recording is None) and self.activity().from_end
         return Frame(self, plans, from_end, None if session is None else session.rotations)
 
     def _plan(
