@@ -65,9 +65,7 @@ class Row:
         if view.needs_prompt_end and not self.knows_prompt and self.situation.explicit.locations is None:
             raise _no_boundary(f"positions {', '.join(repr(str(group.positions)) for group in view.groups)}")
         masks = unit_masks(self.call, [view], self.situation)
-        return [
-            (masks[0, unit].mask[0].nonzero().squeeze(1) - self.first).tolist() for unit in range(view.units)
-        ]
+        return [(masks[0, unit].mask[0].nonzero().squeeze(1) - self.first).tolist() for unit in range(view.units)]
 
 
 def read_row(
