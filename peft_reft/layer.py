@@ -228,7 +228,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Called by `to` and its like."""
-        applied = super()._apply(fn, recurse)
+        applied = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self.units:
             self._place_scale(name)
         self.runtime.changed(self)

@@ -154,7 +154,7 @@ def resolved(
     groups = ReftConfig(positions=spec, share_weights=share, turns=turns).groups()
     view = AdapterView("default", groups, {TOKEN: TOKEN_ID})
     masks = unit_masks(call, [view], situation)
-    assert list(masks) == [("default", number) for number in range(view.units)]
+    assert list(masks) == [(0, number) for number in range(view.units)]
     for unit in masks.values():
         assert unit.mask.dtype == torch.bool
         assert unit.mask.shape == (call.batch, call.length)
