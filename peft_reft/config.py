@@ -13,6 +13,7 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.schema import FIELDS, SPEC_VERSION, SiteGroup, check_fields, from_object, to_object
 
+from .base_tokenizer import TokenizerSource
 from .interventions import intervention_class
 from .register import REFT
 from .saving import check_source, save_config
@@ -98,6 +99,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         self.recorded_tensors: dict[str, Any] | None = None
         self.target_modules: tuple[str, ...] = ()  # PEFT reads it; set to the sites when a model is made
         self.base_identity: dict[str, Any] | None = None
+        self.base_tokenizer: TokenizerSource | None = None  # read when the adapter is saved
         self.recorded_base: dict[str, Any] | None = None  # what the manifest says; compared when a model is made
         if reft is not None:
             self._take_stored(reft)

@@ -16,9 +16,10 @@ from torch import nn
 
 from peft_reft.hub_format.errors import BaseMismatchError
 
+from .base_tokenizer import fingerprint_at, tokenizer_source
 from .sites import Stack, hidden_size_of, text_config
 
-__all__ = ["ALLOW_OTHER_BASE", "base_identity", "check_base", "config_hash", "tokenizer_fingerprint"]
+__all__ = ["ALLOW_OTHER_BASE", "base_identity", "check_base", "config_hash"]
 
 ALLOW_OTHER_BASE = "PEFT_REFT_ALLOW_OTHER_BASE"
 """Environment variable that, set to 1, lets stock loads put adapters on another base than they were made for."""
@@ -59,6 +60,8 @@ def config_hash(config: Any) -> str | None:
 def check_base(recorded: Mapping[str, Any], model: nn.Module) -> None:
     """Refuse a base model that differs from the recorded one. Items that either side does not know are not compared.
 
+    A tokenizer is known where it lies beside the base: see `base_tokenizer`.
+
     Raises:
         BaseMismatchError: names the item that differs, with both values.
     """
@@ -77,6 +80,8 @@ def check_base(recorded: Mapping[str, Any], model: nn.Module) -> None:
     for path, length in stacks.items() if isinstance(stacks, Mapping) else ():
         _compare(f"layers of {str(path)[:80]}", length, _length(model, path))
     _compare("config", recorded.get("config"), config_hash(text_config(model)))
+    if recorded.get("tokenizer") is not None:
+        _compare("tokenizer", recorded["tokenizer"], fingerprint_at(tokenizer_source(model)))
 
 
 def _compare(item: str, recorded: object, present: object) -> None:
@@ -101,13 +106,3 @@ def _length(model: nn.Module, path: object) -> int:
         return len(model.get_submodule(str(path)))  # type: ignore[arg-type]  # a ModuleList; others have no length
     except (AttributeError, TypeError):
         return 0
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """`sha256:` of a tokenizer's vocabulary, added tokens included: the JSON of [token, id] pairs, sorted by id."""
-    pairs = sorted(([str(token), int(number)] for token, number in tokenizer.get_vocab().items()), key=_by_id)
-    return "sha256:" + hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()
-
-
-def _by_id(pair: list[Any]) -> tuple[int, str]:
-    return pair[1], pair[0]

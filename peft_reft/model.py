@@ -17,6 +17,7 @@ from peft_reft.hub_format.special_tokens import unbound_tokens
 
 from .adapters import split_rows
 from .adapters.calls import rows_in_use
+from .base_tokenizer import tokenizer_source
 from .config import ReftConfig
 from .identity import base_identity, check_base
 from .layer import ReftLayer, UnitSpec
@@ -61,6 +62,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         self._hidden_size = hidden_size_of(self.model)
         peft_config.target_modules = tuple(self._sites)
         peft_config.base_identity = base_identity(self.model, stacks, self._hidden_size)
+        peft_config.base_tokenizer = tokenizer_source(self.model)
         return peft_config
 
     @staticmethod

@@ -20,6 +20,8 @@ from peft_reft.hub_format.reader import CheckedFolder, check_folder
 from peft_reft.hub_format.tensors import TensorInfo
 from peft_reft.hub_format.writer import write_adapter_files
 
+from .base_tokenizer import fingerprint_at
+
 if TYPE_CHECKING:
     from .config import ReftConfig
 
@@ -65,10 +67,18 @@ def save_config(config: ReftConfig, folder: Path, *, auto_mapping: dict[str, Any
     write_adapter_files(
         folder,
         stored,
-        base_model=config.base_identity or {},
+        base_model=_base(config),
         producer=producer(),
         pickled_tensors=_pickled_tensors(folder),
     )
+
+
+def _base(config: ReftConfig) -> dict[str, Any]:
+    """Identity of the base, with the tokenizer beside it; where that is out of reach, the one that was recorded."""
+    if config.base_identity is None:
+        return {}
+    fingerprint = fingerprint_at(config.base_tokenizer) or (config.recorded_base or {}).get("tokenizer")
+    return {**config.base_identity, **({"tokenizer": fingerprint} if fingerprint else {})}
 
 
 def check_source(source: str, subfolder: str | None, download: Mapping[str, Any]) -> CheckedFolder | None:

@@ -9,7 +9,7 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import tokens_of
 
-from .identity import tokenizer_fingerprint
+from .base_tokenizer import tokenizer_fingerprint
 
 __all__ = ["bound_tokens", "special_ids"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,21 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, MistralConfig
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+)
 
 from peft_reft import MixedReftModel, ReftConfig
+from peft_reft.base_tokenizer import tokenizer_fingerprint
 from peft_reft.hub_format.errors import BaseMismatchError
 
 SIZES: dict[str, Any] = {
@@ -153,3 +165,72 @@ def test_the_base_it_was_saved_from_last_is_what_counts(alone: Path, tmp_path: P
     PeftModel.from_pretrained(other(), tmp_path)
     with pytest.raises(BaseMismatchError):
         PeftModel.from_pretrained(llama(), tmp_path)
+
+
+def words(folder: Path, *extra: str) -> None:
+    """A tokenizer beside the base."""
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "<unk>", "a", "b", *extra])}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
+
+
+def recorded(folder: Path) -> Any:
+    return json.loads((folder / "reft_manifest.json").read_text())["base_model"].get("tokenizer")
+
+
+@pytest.fixture(scope="module")
+def with_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base`, the `same` elsewhere, one with an `other` tokenizer, one with `none`; and an `adapter` of the first."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    for name in ("base", "same", "other", "none"):
+        llama().save_pretrained(root / name)
+        if name != "none":
+            words(root / name, *(["c"] if name == "other" else []))
+    get_peft_model(LlamaForCausalLM.from_pretrained(root / "base"), ReftConfig(**EDIT)).save_pretrained(
+        root / "adapter"
+    )
+    return root
+
+
+def test_the_tokenizer_beside_the_base_is_part_of_its_identity(with_tokenizer: Path) -> None:
+    adapter = with_tokenizer / "adapter"
+    tokenizer = AutoTokenizer.from_pretrained(with_tokenizer / "base")
+    assert recorded(adapter) == tokenizer_fingerprint(tokenizer)
+    with pytest.raises(BaseMismatchError) as caught:
+        PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(with_tokenizer / "other"), adapter)
+    assert caught.value.code == "base.tokenizer"
+    assert recorded(adapter) in str(caught.value)
+    for base in ("base", "same", "none"):
+        PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(with_tokenizer / base), adapter)
+    PeftModel.from_pretrained(llama(), adapter)  # made from its config: nothing lies beside it
+
+
+def test_another_tokenizer_is_taken_knowingly(with_tokenizer: Path, tmp_path: Path) -> None:
+    adapter = with_tokenizer / "adapter"
+    config = ReftConfig.from_pretrained(str(adapter), allow_other_base=True)
+    other = LlamaForCausalLM.from_pretrained(with_tokenizer / "other")
+    PeftModel.from_pretrained(other, adapter, config=config).save_pretrained(tmp_path)
+    assert recorded(tmp_path) not in (recorded(adapter), None)
+
+
+def test_a_tokenizer_out_of_reach_keeps_its_record(with_tokenizer: Path, alone: Path, tmp_path: Path) -> None:
+    PeftModel.from_pretrained(llama(), with_tokenizer / "adapter").save_pretrained(tmp_path)
+    assert recorded(tmp_path) == recorded(with_tokenizer / "adapter")
+    assert recorded(alone) is None
+
+
+def test_a_tokenizer_that_was_changed_since_is_read_again(with_tokenizer: Path, tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    base = LlamaForCausalLM.from_pretrained(tmp_path)
+    words(tmp_path)
+    PeftModel.from_pretrained(base, with_tokenizer / "adapter")
+    words(tmp_path, "c")
+    with pytest.raises(BaseMismatchError, match="tokenizer"):
+        PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path), with_tokenizer / "adapter")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_none_at_hand(with_tokenizer: Path, tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path), with_tokenizer / "adapter")
