@@ -17,6 +17,7 @@ from peft_reft.hub_format.special_tokens import unbound_tokens
 
 from .adapters import split_rows
 from .adapters.calls import rows_in_use
+from .adapters.weighted import weighted_sum
 from .base_tokenizer import tokenizer_source
 from .config import ReftConfig
 from .identity import base_identity, check_base
@@ -182,13 +183,42 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         """Refused: see `MergeError`."""
         raise _no_merge("merge_and_unload")
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: edits of different subspaces have no weighted mean that is an edit of the same rank."""
-        raise MergeError(
-            "add_weighted_adapter has no meaning for ReFT adapters",
-            rule="an edit is no matrix that could be averaged with another",
-            fix="activate several adapters with set_adapter([...]): their edits add; scale each with scale_adapter",
-        )
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str = "cat"
+    ) -> None:
+        """Add an adapter whose edit is the weighted sum of others' edits: exact, frozen, saved like any other.
+
+        Its edit equals that of the others active together, each with `scale_adapter` set to its weight. Edits of the
+        same tokens of the same sites become one of concatenated rank, further ones stand as site groups beside it.
+
+        Args:
+            adapters: names of the adapters; they stay as they are, a factor of `scale_adapter` counts.
+            weights: a finite factor for each; negative ones subtract.
+            adapter_name: of the new adapter; `set_adapter` makes it active.
+            combination_type: `"cat"` or `"linear"`, which are the same here.
+
+        Raises:
+            ConfigError: a name, a weight, or adapters whose task or tokenizer differ.
+            MergeError: a kind whose edit times a factor is no edit, e.g. `loreft` with an activation and a weight
+                other than 1; or another `combination_type`.
+        """
+        if adapter_name in self.peft_config:
+            raise ConfigError(
+                f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name"
+            )
+        check_name(adapter_name)
+        runtime = runtime_of(self.model)
+        if runtime is None:  # pragma: no cover  # an adapter is there, so is its runtime
+            raise ConfigError("the model carries no ReFT runtime")
+        summed = weighted_sum(runtime, self.peft_config, adapters, weights, combination_type=combination_type)
+        self.peft_config[adapter_name] = summed.config
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except Exception:
+            self.peft_config.pop(adapter_name, None)
+            raise
+        summed.fill(runtime, adapter_name)
+        self.set_requires_grad(adapter_name, requires_grad=False)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

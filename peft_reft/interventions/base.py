@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -170,6 +170,24 @@ class Intervention(nn.Module):
     def edit_delta(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """h′ − h `[..., hidden]` for h `[..., hidden]`, float32 or float64; see the class for further arguments."""
         raise NotImplementedError
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
+        """The edit times a factor, as an edit again; not inherited, since a subclass has another formula.
+
+        Returns:
+            A kind, its options all at their defaults, and its tensors; None where no kind is that edit.
+        """
+        return None
+
+    @classmethod
+    def summed(cls, parts: Sequence[Mapping[str, Tensor]], hidden_size: int) -> dict[str, Tensor] | None:
+        """The tensors of one edit of this kind that is the sum of several; None where no choice of them is.
+
+        Args:
+            parts: the tensors of each.
+            hidden_size: of the sites; the sum's rank must not exceed it.
+        """
+        return None
 
     def forward(self, hidden: Tensor, rotation: Tensor | None = None, *, sequence: Tensor | None = None) -> Tensor:
         """The edit with dropout: delta `[..., hidden]` for h `[..., hidden]`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,12 @@ class Bias(Intervention):
     def edit_delta(self, hidden: Tensor) -> Tensor:
         """v, the same for every row."""
         return self.parameter("shift", hidden).expand_as(hidden)
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
+        """The factor times v."""
+        return "bias", {"shift": factor * self.shift}
+
+    @classmethod
+    def summed(cls, parts: Sequence[Mapping[str, Tensor]], hidden_size: int) -> dict[str, Tensor]:
+        """The sum of their vectors."""
+        return {"shift": torch.stack([part["shift"] for part in parts]).sum(0)}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .base import Intervention
 from .registry import register_intervention
+from .rotation import orthonormal_rows
 
 __all__ = ["ConsReft", "ConstantSource", "consreft_delta"]
 
@@ -19,6 +20,7 @@ def consreft_delta(hidden: Tensor, rotation: Tensor, bias: Tensor) -> Tensor:
 class ConstantSource(Intervention):
     """What the kinds with a constant source share: raw `rotation`, `bias` b, and the published start of b."""
 
+    rotation: Tensor
     bias: Tensor
     tensors = {"rotation": ("rank", "hidden"), "bias": ("rank",)}
     orthonormal = frozenset({"rotation"})
@@ -42,3 +44,8 @@ class ConsReft(ConstantSource):
     def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
         """See `consreft_delta`."""
         return consreft_delta(hidden, rotation, self.parameter("bias", hidden))
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
+        """Rᵀ(b − Rh) is `direft` with P = R and W = −R."""
+        rotation = orthonormal_rows(self.rotation)
+        return "direft", {"projection": factor * rotation, "weight": -rotation, "bias": self.bias}

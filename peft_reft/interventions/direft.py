@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,7 @@ class DiReft(SourceStartsAtZero):
     Parameters: `projection` P, `weight` W, `bias` b. pyreft calls this class `NodireftIntervention`.
     """
 
+    projection: Tensor
     broadcasts = True
     tensors = {"projection": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
 
@@ -51,3 +54,13 @@ class DiReft(SourceStartsAtZero):
         """See `direft_delta`."""
         projection, weight, bias = (self.parameter(name, hidden) for name in ("projection", "weight", "bias"))
         return direft_delta(hidden, projection, weight, bias, self.act_fn)
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
+        """The factor goes into P."""
+        return "direft", {"projection": factor * self.projection, "weight": self.weight, "bias": self.bias}
+
+    @classmethod
+    def summed(cls, parts: Sequence[Mapping[str, Tensor]], hidden_size: int) -> dict[str, Tensor] | None:
+        """Their rows one below the other: the ranks add."""
+        rows = {name: torch.cat([part[name] for part in parts]) for name in cls.tensors}
+        return rows if len(rows["bias"]) <= hidden_size else None

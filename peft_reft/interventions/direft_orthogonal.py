@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .direft import SourceStartsAtZero, direft_delta
 from .registry import register_intervention
+from .rotation import orthonormal_rows
 
 __all__ = ["DiReftOrthogonal"]
 
@@ -18,6 +19,7 @@ class DiReftOrthogonal(SourceStartsAtZero):
     `DireftIntervention`. Parameters: raw `rotation`, `weight` W, `bias` b.
     """
 
+    rotation: Tensor
     broadcasts = True
     tensors = {"rotation": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
     orthonormal = frozenset({"rotation"})
@@ -26,3 +28,8 @@ class DiReftOrthogonal(SourceStartsAtZero):
         """See `direft_delta`, with R for P."""
         weight, bias = self.parameter("weight", hidden), self.parameter("bias", hidden)
         return direft_delta(hidden, rotation, weight, bias, self.act_fn)
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
+        """`direft` with P = R times the factor."""
+        rotation = orthonormal_rows(self.rotation)
+        return "direft", {"projection": factor * rotation, "weight": self.weight, "bias": self.bias}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .consreft import ConstantSource
 from .registry import register_intervention
+from .rotation import orthonormal_rows
 
 __all__ = ["LobiReft"]
 
@@ -30,3 +31,7 @@ class LobiReft(ConstantSource):
     def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
         """Rᵀb, the same for every row."""
         return (self.parameter("bias", hidden) @ rotation).expand_as(hidden)
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
+        """Rᵀb is one vector: a `bias`."""
+        return "bias", {"shift": factor * (self.bias @ orthonormal_rows(self.rotation))}

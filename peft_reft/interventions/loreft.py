@@ -49,3 +49,10 @@ class LoReft(Intervention):
         """See `loreft_delta`."""
         weight, bias = self.parameter("weight", hidden), self.parameter("bias", hidden)
         return loreft_delta(hidden, rotation, weight, bias, self.act_fn)
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
+        """Without an activation Rᵀ(Wh + b − Rh) is `direft` with P = R and W − R."""
+        if self.act_fn is not None:
+            return None
+        rotation = orthonormal_rows(self.rotation)
+        return "direft", {"projection": factor * rotation, "weight": self.weight - rotation, "bias": self.bias}

@@ -25,6 +25,8 @@ class NoReft(Intervention):
 
     projection: Tensor
     weight: Tensor
+    bias: Tensor
+    projection_bias: Tensor
     broadcasts = True
     tensors = {
         "projection": ("rank", "hidden"),
@@ -51,3 +53,14 @@ class NoReft(Intervention):
         if self.options["add_bias"]:
             delta = delta - self.parameter("projection_bias", hidden) @ projection
         return delta
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
+        """Without an activation Pᵀ(Wh + b − Ph − c) is `direft` with W − P and b − c."""
+        if self.act_fn is not None:
+            return None
+        bias = self.bias - self.projection_bias if self.options["add_bias"] else self.bias
+        return "direft", {
+            "projection": factor * self.projection,
+            "weight": self.weight - self.projection,
+            "bias": bias,
+        }

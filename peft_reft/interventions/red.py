@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,13 @@ class Red(Intervention):
     def edit_delta(self, hidden: Tensor) -> Tensor:
         """See `red_delta`."""
         return red_delta(hidden, self.parameter("scale", hidden), self.parameter("shift", hidden))
+
+    def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
+        """The factor times s − 1 and v."""
+        return "red", {"scale": 1 + factor * (self.scale - 1), "shift": factor * self.shift}
+
+    @classmethod
+    def summed(cls, parts: Sequence[Mapping[str, Tensor]], hidden_size: int) -> dict[str, Tensor]:
+        """The sums of their s − 1 and of their v."""
+        scale, shift = (torch.stack([part[name] for part in parts]) for name in ("scale", "shift"))
+        return {"scale": 1 + (scale - 1).sum(0), "shift": shift.sum(0)}

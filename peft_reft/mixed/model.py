@@ -201,6 +201,32 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         for copied in self.references.drop(adapter_name):
             self.edits.delete_adapter(copied)
 
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, **kwargs: Any
+    ) -> None:
+        """Add the weighted sum of adapters of one part; see `ReftModel.add_weighted_adapter`, or PEFT for a LoRA.
+
+        Raises:
+            ConfigError: the adapters are of both parts, or the name is taken.
+        """
+        known = self.peft_config
+        if adapter_name in known:
+            raise ConfigError(
+                f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name"
+            )
+        edits = [name for name in adapters if isinstance(known.get(name), ReftConfig)]
+        if edits and len(edits) < len(adapters):
+            raise ConfigError(
+                f"adapters={list(adapters)!r} are of both parts",
+                value=list(adapters),
+                rule="a sum is one of weight adapters, or one of ReFT adapters",
+            )
+        active = self.active_adapters
+        tuner = self._edit_tuner() if edits else self.base_model
+        tuner.add_weighted_adapter(adapters, weights, adapter_name, **kwargs)
+        self.base_model.model.peft_config = self.peft_config
+        self.set_adapter(active)
+
     def save_pretrained(self, save_directory: str, *, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save a bundle: the LoRA `default` at the root, ReFTs under `reft/<name>/`, and the index.
 
