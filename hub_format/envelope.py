@@ -34,10 +34,10 @@ def check_envelope(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a field of our behaviour beside `reft`, or a field of the wrong type or with a value not allowed.
     """
+    _check(config, "peft_type", lambda value: value == "REFT", "it is 'REFT'", required=True)
     for name in config:
         if name in FIELDS or name in ("self", "cls"):
             raise _refuse(name, config[name], "all behaviour stands in 'reft', and no field has such a name beside it")
-    _check(config, "peft_type", lambda value: value == "REFT", "it is 'REFT'", required=True)
     _check(config, "task_type", lambda value: value in TASK_TYPES, f"it is null or one of {', '.join(TASK_TYPES)}")
     _check(config, "inference_mode", lambda value: isinstance(value, bool), "it is true or false")
     _check(config, "auto_mapping", lambda value: isinstance(value, dict), "it is null or an object")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from peft_reft.hub_format.errors import ConfigError, ManifestError, MergeError, PromptBoundaryError, ReftError
+from peft_reft.hub_format.errors import ConfigError, MergeError, PromptBoundaryError, ReftError
 
 __all__ = ["NOT_APPLICABLE", "Reason"]
 
@@ -33,8 +33,11 @@ class Reason:
 
 
 MERGING = Reason("edits live at positions, which weights do not know: nothing can be merged", MergeError)
+UNLABELLED = Reason(
+    "trains a language model without labels, so nothing says where a prompt ends", PromptBoundaryError, prompt_end=True
+)
 AFTERWARDS = Reason("merges once its forward has passed", MergeError)
-FOREIGN = Reason("reads a LoRA as if it were a ReFT; without a manifest it is refused", ManifestError)
+FOREIGN = Reason("reads a LoRA as if it were a ReFT, and is refused", ConfigError)
 NAMED = Reason("names an adapter 'reft', the folder of a bundle: refused, where PEFT would warn", ConfigError)
 
 NOT_APPLICABLE: dict[str, Reason] = {
@@ -55,11 +58,8 @@ NOT_APPLICABLE: dict[str, Reason] = {
     "test_safe_merge": MERGING,
     "test_sequential_merge_matches_batch_merge": MERGING,
     "test_unmerge_after_sequential_merge_restores_base": MERGING,
-    "test_training_decoders_gradient_checkpointing": Reason(
-        "trains a language model without labels, so nothing says where a prompt ends",
-        PromptBoundaryError,
-        prompt_end=True,
-    ),
+    "test_training_decoders_gradient_checkpointing": UNLABELLED,
+    "test_training_encoder_decoders_gradient_checkpointing": UNLABELLED,
     "test_in_features_out_features_exposed": Reason(
         "an edit stands beside a block and wraps no linear map", AssertionError
     ),
