@@ -8,10 +8,11 @@ from .convert import convert
 from .hub import list_adapters, pull, push_to_hub
 from .interventions import Intervention, register_intervention
 from .mixed import MixedReftModel
-from .model import ReftModel, scale_adapter
+from .model import ReftModel
 from .prompt_cache import prompt_cache
 from .register import REFT
 from .save import save_pretrained
+from .scaling import scale_adapter
 from .subspaces import set_subspaces
 from .values import set_value
 
