@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from contract.tiny import base_model
 from peft_reft import ReftConfig, set_value
 from peft_reft.causal import (
     AlignmentSearch,
@@ -113,11 +114,22 @@ def test_nothing_is_set_at_first_and_the_network_keeps_its_mode_and_weights() ->
     before, state = logits(network, base), {name: t.clone() for name, t in network.state_dict().items()}
     model = to_adapter(network, PAIR, {"A": site()}, encode=encode)
     assert {name: module.training for name, module in network.named_modules() if name in modes} == modes
+    assert model.training
+    assert not to_adapter(llama(), PAIR, {"A": site()}, encode=encode).training
+    assert not any(module.training for module in to_adapter(llama(), PAIR, {"A": site()}, encode=encode).modules())
     assert all(torch.equal(network.state_dict()[name], t) for name, t in state.items())
     model.eval()
     assert torch.equal(logits(model, base), before)
     assert model.unload() is network
     assert not any(isinstance(module, ReftLayer) for module in network.modules())
+
+
+def test_points_are_taken_without_dropout() -> None:
+    network = llama()
+    for layer in network.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    found = units_of(to_adapter(network.train(), PAIR, {"A": site(position=4)}, encode=encode))[0].points
+    assert_close(found, units_of(to_adapter(llama(), PAIR, {"A": site(position=4)}, encode=encode))[0].points)
 
 
 def test_variables_at_one_site_are_set_alone() -> None:
@@ -210,6 +222,57 @@ def test_rows_with_different_numbers_of_tokens_share_the_mean_of_all() -> None:
     model = to_adapter(network, PAIR, {"A": site(position="all")}, encode=ragged, inputs=where([0], X=1))
     (unit,) = units_of(model)
     assert_close(unit.points[0], states.detach().mean(0) @ ROWS[[1, 3, 4]].mT, atol=1e-5, rtol=1e-5)
+
+
+def test_values_with_different_numbers_of_tokens_share_their_own_mean() -> None:
+    """Every input of a value may be as long as the next one, and those of another value longer."""
+    network = llama()
+
+    def lengths(rows: Sequence[Any]) -> dict[str, Tensor]:
+        return {"input_ids": torch.tensor([[7] * rows[0]["X"] + [9] for _ in rows])}
+
+    model = to_adapter(network, PAIR, {"A": site(position="all")}, encode=lengths, inputs=where([0]))
+    (unit,) = units_of(model)
+    model.unload()
+    for value in WORDS:
+        states = collect(network, lengths([{"X": value}]), Site(layer=1, position="all")).detach()
+        expected = states[0].mean(0) @ ROWS[[1, 3, 4]].mT
+        assert_close(unit.points[value - 1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_columns_of_other_variables_are_taken_off_too() -> None:
+    def encode_with_columns(rows: Sequence[Any]) -> dict[str, Tensor]:
+        return {**encode(rows), "first": torch.full((len(rows),), 2), "second": torch.full((len(rows),), 4)}
+
+    sites = {"A": site(position=Column("first")), "S": site(position=Column("second"))}
+    network, keys = llama(), set()
+    network.register_forward_pre_hook(lambda module, args, kwargs: keys.update(kwargs), with_kwargs=True)
+    found = units_of(to_adapter(network, PAIR, sites, encode=encode_with_columns, positions="l1"))
+    assert keys == {"input_ids", "attention_mask"}
+    expected = units_of(to_adapter(llama(), PAIR, {"A": site(), "S": site(position=4)}, encode=encode))
+    for unit, same in zip(found, expected, strict=True):
+        assert_close(unit.points, same.points)
+
+
+@pytest.mark.parametrize(("stack", "layer"), [("encoder", 1), ("decoder", 0)])
+@pytest.mark.parametrize("by_module", [True, False])
+def test_a_stack_of_an_encoder_decoder(stack: str, layer: int, by_module: bool) -> None:
+    network = base_model("t5")
+
+    def pairs(rows: Sequence[Any]) -> dict[str, Tensor]:
+        ids = torch.tensor([[10 + row["X"], 20 + row["Y"], 8] for row in rows])
+        return {"input_ids": ids, "decoder_input_ids": ids.flip(1)}
+
+    address = (
+        {"module": f"{stack}.block.{layer}"} if by_module else {"layer": layer, "layers_pattern": stack + ".block"}
+    )
+    place = Site(**address, position=0, units=range(0, 32, 3))
+    source, base = pairs(where([0], X=4)[:1] * 5), pairs(EVERY[::10])
+    expected = interchange(network, base, source, place).logits.detach()
+    model = to_adapter(network, PAIR, {"A": place}, encode=pairs, inputs=where([0], X=4)[:1])
+    assert model.peft_config["default"].task_type == "SEQ_2_SEQ_LM"
+    set_value(model, "default", "A", 4)
+    assert_close(logits(model, base), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_positions_can_be_said_where_the_site_has_none() -> None:

@@ -100,6 +100,24 @@ def test_a_variable_is_set_in_its_own_group_only(tmp_path: Path) -> None:
     assert TWO[0]["options"]["value"] is None  # the caller's own dicts stay as they were
 
 
+def test_a_group_that_inherits_its_options_gets_its_own(tmp_path: Path) -> None:
+    model = model_with(interventions=[{"positions": "f1"}, {"intervention": "loreft", "options": None}])
+    set_value(model, "default", "S1", 2)
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(base_model("llama"), tmp_path).eval()), expected)
+
+
+def test_a_value_that_one_of_two_sites_lacks_changes_neither() -> None:
+    groups = [{"options": OPTIONS}, {"options": {**OPTIONS, "values": [0, 1]}, "positions": "f1"}]
+    model = model_with(interventions=groups)
+    with pytest.raises(ConfigError, match="its values are: 0, 1"):
+        set_value(model, "default", "S1", 2)
+    assert [unit_of(model, number).value for number in (0, 1)] == [0, 0]
+    set_value(model, "default", "S1", 1)
+    assert [entry["options"]["value"] for entry in model.peft_config["default"].interventions] == [1, 1]
+
+
 def test_a_variable_at_several_sites_is_set_at_all_of_them() -> None:
     model = model_with(layers_to_transform=None, share_weights=False, positions="f1+l1")
     set_value(model, "default", "S1", 2)
@@ -141,6 +159,15 @@ def test_rows_of_a_batch_have_their_adapters_values() -> None:
                 assert torch.equal(together[row], alone(name)[row])
             apart = logits(model, adapter_names=["second", "third"])
             assert torch.equal(apart[1], alone("third")[1])
+
+
+def test_rows_of_a_batch_have_their_adapters_subspaces() -> None:
+    model = model_with(subspaces={"first": [0, 1], "rest": [1, 3]})
+    model.add_adapter("second", ReftConfig(**{**vars_of(model), "options": dict(OPTIONS)}))
+    model.eval()
+    set_subspaces(model, "default", ["rest"])
+    together = logits(model, adapter_names=["default", "second"])
+    assert_close(together[0], logits(model)[0])
 
 
 def vars_of(model: PeftModel) -> dict[str, Any]:
