@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from .runtime.frames import StackPlan, UnitKey
     from .runtime.hooks import Runtime
 
-__all__ = ["UNIT", "Place", "ReftLayer", "UnitSpec"]
+__all__ = ["CHILD", "UNIT", "Place", "ReftLayer", "UnitSpec"]
 
+CHILD = "reft"
+"""Name of the layer among the children of its site."""
 UNIT = "reft_"
 Place = tuple[str, int]
 """An adapter's name, and the number of a unit of it."""

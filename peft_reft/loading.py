@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import AdapterLoadError
 
-from .layer import UNIT, ReftLayer
+from .layer import CHILD, UNIT, ReftLayer
 from .saving import check_recorded
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .interventions import Intervention
     from .runtime.hooks import Runtime
 
-__all__ = ["check_state_dict", "check_wrappers", "verify_loaded"]
+__all__ = ["check_sites", "check_state_dict", "check_wrappers", "verify_loaded"]
 
 Value = TypeVar("Value")
 
@@ -83,6 +83,26 @@ def check_state_dict(
                 code="load.rank",
                 rule="its rows must be linearly independent, or they have no orthonormal counterpart",
             )
+
+
+def check_sites(names: Iterable[str], sites: Collection[str]) -> None:
+    """Refuse tensors that an adapter is to be made from if they lie at other sites than its config says.
+
+    Args:
+        names: of the tensors.
+        sites: paths of the config's sites.
+
+    Raises:
+        AdapterLoadError: a site without a tensor, or a tensor at no site.
+    """
+    edits = (name for name in names if f".{CHILD}.{UNIT}" in name)
+    found = {
+        name.partition(f".{CHILD}.{UNIT}")[0].removeprefix("_orig_mod.").removeprefix(MODEL_PREFIX) for name in edits
+    }
+    for path in sorted(found - set(sites)):
+        raise _unfit(f"a tensor lies at {path[:120]!r}, which the config does not edit")
+    for path in sorted(set(sites) - found):
+        raise _unfit(f"the config edits {path[:120]!r}, and no tensor lies there")
 
 
 def check_wrappers(model: nn.Module, adapter_name: str, recorded: Mapping[str, Any]) -> None:

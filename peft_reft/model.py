@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -21,8 +21,8 @@ from .adapters.weighted import weighted_sum
 from .base_tokenizer import tokenizer_source
 from .config import ReftConfig
 from .identity import base_identity, check_base
-from .layer import ReftLayer, UnitSpec
-from .loading import check_state_dict, check_wrappers
+from .layer import CHILD, ReftLayer, UnitSpec
+from .loading import check_sites, check_state_dict, check_wrappers
 from .runtime import Runtime
 from .runtime.adapters import AdapterView
 from .runtime.hooks import runtime_of
@@ -30,7 +30,6 @@ from .sites import Site, find_stacks, hidden_size_of, site_table
 
 __all__ = ["ReftModel"]
 
-CHILD = "reft"
 COMPLETION_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
@@ -42,6 +41,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
     """
 
     prefix = "reft_"
+    _told_by: Mapping[str, Tensor] | None = None
     tuner_layer_cls = ReftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's declaration
 
@@ -59,6 +59,8 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             ],
         )
         self._sites = {site.path: site for site in sites}
+        if self._told_by is not None:
+            check_sites(self._told_by, self._sites)
         _refuse_saved_sites(peft_config.modules_to_save, self._sites)
         self._hidden_size = hidden_size_of(self.model)
         peft_config.target_modules = tuple(self._sites)
@@ -70,9 +72,21 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
     def _check_target_module_exists(peft_config: ReftConfig, key: str) -> bool:
         return key in peft_config.target_modules
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter's interventions to its sites; see PEFT's `BaseTuner.inject_adapter`."""
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        *args: Any,
+        state_dict: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add an adapter's interventions to its sites; see PEFT's `BaseTuner.inject_adapter`.
+
+        The sites are those of the config; a `state_dict`, from which PEFT's other methods guess theirs, must have
+        tensors at the same ones.
+        """
         check_name(adapter_name)
+        self._told_by = state_dict
         config = self.peft_config[adapter_name]
         if not isinstance(config, ReftConfig):
             raise ConfigError(
@@ -85,6 +99,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
+            self._told_by = None
             if not runtime.layers:
                 runtime.remove()
         runtime.views[adapter_name] = AdapterView(

@@ -25,14 +25,14 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """No model of transformers: tokens `[batch, seq]` → log-probabilities `[batch, 2]`, through three blocks."""
+    """No model of transformers: tokens `[batch, seq]` → log-probabilities `[batch, 2]`, through some blocks."""
 
-    def __init__(self, bias: bool = True) -> None:
+    def __init__(self, bias: bool = True, blocks: int = 3) -> None:
         super().__init__()
         self.name_or_path = "blocks"
-        self.config = PretrainedConfig(hidden_size=16, num_hidden_layers=3, name_or_path="blocks")
+        self.config = PretrainedConfig(hidden_size=16, num_hidden_layers=blocks, name_or_path="blocks")
         self.emb = nn.Embedding(100, 16)
-        self.layers = nn.ModuleList(Block(16, bias=bias) for _ in range(3))
+        self.layers = nn.ModuleList(Block(16, bias=bias) for _ in range(blocks))
         self.head = nn.Linear(16, 2, bias=bias)
 
     def forward(self, X: Tensor) -> Tensor:  # noqa: N803  # the tests call it by this name

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft import PeftModel, get_peft_model
+
 from peft_reft import ReftConfig
 
 from .blocks import Blocks, BlocksWrapper
@@ -54,6 +56,19 @@ PAIRS: list[tuple[str, str, type[ReftConfig], dict[str, Any], dict[str, Any]]] =
 ]
 """Two adapters of one model, active together."""
 
+
+def small() -> PeftModel:
+    """One adapter at one layer."""
+    return get_peft_model(Blocks(), ReftConfig(positions="f1", layers_to_transform=0))
+
+
+def large() -> PeftModel:
+    """Four layers: `default` at three of them, `other` at two, one of which is shared."""
+    model = get_peft_model(Blocks(blocks=4), ReftConfig(positions="f1", layers_to_transform=[0, 1, 3]))
+    model.add_adapter("other", ReftConfig(positions="l1", layers_to_transform=[0, 2]))
+    return model
+
+
 PLAIN: list[Row] = [(ReftConfig, fields) for fields in FIELDS]
 
 TABLES: dict[str, dict[str, Any]] = {
@@ -74,15 +89,49 @@ TABLES: dict[str, dict[str, Any]] = {
     "test_config": {"ALL_CONFIG_CLASSES": PLAIN, "LAYER_INDEXING_CONFIG_CLASSES": PLAIN[:1]},
     "test_initialization": {"LoraConfig": like_lora},
     "test_hub_features": {"LoraConfig": like_lora},
+    "test_tuners_utils": {"small_model": small, "large_model": large},
+    "test_low_level_api": {"LoraConfig": like_lora},
 }
 
 PHRASES: dict[str, dict[str, str]] = {
     "test_decoder_models": {"if isinstance(config_cls, BeftConfig):": "if config_cls is not BeftConfig:"},
     "test_initialization": {"from scipy import stats": "stats = None", '"lora_" in n': '"reft_" in n'},
     "test_hub_features": {', "lora"],': "],", '                    "lora",\n': ""},
+    "test_tuners_utils": {
+        "        return get_peft_model(small_base_model_cls(), config)": "        return small_model()",
+        "        model = get_peft_model(LargeModel(), config0)\n": "        return large_model()\n",
+        '"SmallModel"': '"Blocks"',
+        '"LargeModel"': '"Blocks"',
+        '"LoraModel"': '"ReftModel"',
+        '"LORA"': '"REFT"',
+    },
+    "test_low_level_api": {'"LoKr", "LoRA", "RandLoRA"]': '"LoKr", "ReftConfig", "RandLoRA"]'},
 }
 """File → words in it → what stands there instead: prefixes and tags of LoRA, what no test of ours needs, and a slip:
 `check_beft_config` changes the fields of every config but BEFT's."""
+
+STATUS = (
+    "active_adapters",
+    "adapter_model_type",
+    "available_adapters",
+    "base_model_type",
+    "devices_all_cpu",
+    "enabled",
+    "merge_adapters",
+    "model_active_adapters",
+    "model_available_adapters",
+    "model_devices_all_cpu",
+    "model_disabled",
+    "model_enabled",
+    "model_merged_adapters",
+    "model_quantization_backend",
+    "model_requires_grad_model",
+    "num_adapter_layers",
+    "peft_types",
+    "quantization_backend",
+    "requires_grad",
+)
+"""What the status of layers and of a model says; of a small model and of a large one."""
 
 CHOSEN: dict[str, tuple[str, ...]] = {
     "test_initialization": (
@@ -105,6 +154,16 @@ CHOSEN: dict[str, tuple[str, ...]] = {
         "test_local_model_saving_no_warning",
         "test_from_config_model_saving_skips_empty_name_or_path",
         "test_model_card_has_expected_tags",
+    ),
+    "test_low_level_api": (
+        "test_inject_from_state_dict_transformers",
+        "test_inject_from_state_dict_low_cpu_mem_usage",
+    ),
+    "test_tuners_utils": (
+        "test_enabled_irregular",
+        "test_model_active_adapters_irregular",
+        "test_model_enabled_irregular",
+        *(f"test_{what}_{size}" for what in STATUS for size in ("small", "large")),
     ),
 }
 """Tests that have no table and make their config themselves; of the others those with our configs are run."""

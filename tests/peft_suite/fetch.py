@@ -17,8 +17,11 @@ from .configs import PHRASES, TABLES
 __all__ = ["PACKAGE", "archive_of", "prepare_tests"]
 
 PACKAGE = "peft_tests"
-NO_DIFFUSERS = "class StableDiffusionPipeline:\n    pass\n"
-"""The tests ask `isinstance` of it once; the library itself is not needed."""
+ABSENT = {
+    "diffusers.py": "__version__ = '0.30.0'\n\n\nclass StableDiffusionPipeline:\n    pass\n",
+    "parameterized.py": "class parameterized:\n    expand = staticmethod(lambda rows: lambda test: test)\n",
+}
+"""Stand-ins for libraries that are imported where no test of ours needs them."""
 
 
 def archive_of(folder: Path) -> Path:
@@ -53,7 +56,8 @@ def prepare_tests(archive: Path, folder: Path) -> Path:
         opened.extractall(folder / "unpacked", members, filter="data")
     shutil.move(folder / "unpacked" / release / "tests", target)
     (target / "__init__.py").touch()
-    (folder / "diffusers.py").write_text(NO_DIFFUSERS)
+    for name, text in ABSENT.items():
+        (folder / name).write_text(text)
     for module, tables in TABLES.items():
         path = target / f"{module}.py"
         path.write_text(_with_ours(path.read_text(), module, tables, f"{path.name} of {release}"))
