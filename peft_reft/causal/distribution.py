@@ -28,6 +28,14 @@ class Distribution(Mapping[Hashable, float]):
     """
 
     def __init__(self, probabilities: Mapping[Hashable, float]) -> None:
+        if not isinstance(probabilities, Mapping):
+            raise CausalModelError(
+                f"a distribution of {type(probabilities).__name__}",
+                code="causal.distribution",
+                value=type(probabilities).__name__,
+                rule="it maps values to probabilities",
+                fix="Distribution.uniform(values) where all have the same",
+            )
         self._table = {value: float(p) for value, p in probabilities.items() if p != 0}
         total = sum(self._table.values())
         if not self._table or any(not p > 0 for p in self._table.values()) or abs(total - 1) > _TOLERANCE:

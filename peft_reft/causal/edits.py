@@ -14,7 +14,19 @@ from peft_reft.hub_format.errors import LocationError, SiteError
 from .site import Site
 from .views import View
 
-__all__ = ["Change", "Edit", "add", "apply_edit", "mean", "noise", "put", "subtract", "zero"]
+__all__ = [
+    "Change",
+    "Edit",
+    "add",
+    "apply_edit",
+    "coordinates_of",
+    "mean",
+    "noise",
+    "put",
+    "subtract",
+    "units_of",
+    "zero",
+]
 
 Change = Callable[[Tensor], Tensor]
 """The chosen coordinates → what they become: `[batch, …, width]`, of the same shape."""
@@ -54,6 +66,12 @@ def mean(site: Site, values: Tensor) -> Edit:
         site: where.
         values: `[n, …, width]`, from `collect` at the same site.
     """
+    if values.dim() < 2 or not len(values):
+        raise SiteError(
+            f"{site.describe()}: the mean of values of shape {list(values.shape)}",
+            value=list(values.shape),
+            rule="they are collected ones, [n, …, width]; the mean is over the first dimension",
+        )
     return put(site, values.float().mean(0))
 
 
@@ -69,6 +87,8 @@ def subtract(site: Site, value: Tensor) -> Edit:
 
 def noise(site: Site, std: float, *, seed: int) -> Edit:
     """Add Gaussian noise to the coordinates, from a generator of its own: the same at each run."""
+    if not 0 <= std < float("inf"):
+        raise SiteError(f"{site.describe()}: noise of std {std}", value=std, rule="it is a finite number, 0 or more")
 
     def change(held: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -84,8 +104,8 @@ def apply_edit(edit: Edit, view: View) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
         work = rows.to(torch.promote_types(rows.dtype, torch.float32))
         source = None if edit.source is None else _matching(edit.source, view, site).to(work.device, work.dtype)
-        units = _units(site, work)
-        weight = _weight(site, view)
+        units = units_of(site, coordinates_of(site, work[:0]))
+        weight = _weight(site, view, work)
         if edit.change is None and edit.combine is None:
             if source is None:
                 raise SiteError(f"{site.describe()}: an edit without a change", rule="it has a change or a source")
@@ -115,7 +135,7 @@ def _changed(
     edit: Edit, view: View, rows: Tensor, source: Tensor | None, units: Tensor | None, weight: Tensor | None
 ) -> Tensor:
     space = edit.site.space
-    features = rows if space is None else space.encode(rows)
+    features = coordinates_of(edit.site, rows)
     held = features if units is None else features.index_select(1, units)
     shaped = held.reshape(*view.shape, -1)
     if source is not None and edit.combine is not None:
@@ -139,10 +159,33 @@ def _changed(
     return rows - (change + 0.0) if space is None else space.write(rows, features, change)
 
 
-def _units(site: Site, rows: Tensor) -> Tensor | None:
+def coordinates_of(site: Site, rows: Tensor) -> Tensor:
+    """`[n, width]` of rows `[n, hidden]`; in a space float32 at least.
+
+    Raises:
+        SiteError: a space of another hidden size.
+    """
+    if site.space is None:
+        return rows
+    if site.space.hidden not in (None, rows.shape[1]):
+        raise SiteError(
+            f"{site.describe()}: vectors there have size {rows.shape[1]}",
+            value=rows.shape[1],
+            rule=f"the space is one of vectors of size {site.space.hidden}",
+        )
+    with torch.autocast(rows.device.type, enabled=False):
+        return site.space.encode(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+
+
+def units_of(site: Site, features: Tensor) -> Tensor | None:
+    """The site's units, long `[units]`; None: all of the features `[n, width]`.
+
+    Raises:
+        SiteError: a unit that is none of them.
+    """
     if site.units is None:
         return None
-    width = rows.shape[1] if site.space is None else site.space.width
+    width = features.shape[1]
     wrong = [unit for unit in site.units if not 0 <= unit < width]
     if wrong:
         raise SiteError(
@@ -150,13 +193,20 @@ def _units(site: Site, rows: Tensor) -> Tensor | None:
             value=wrong[0],
             rule=f"there are {width}: 0 to {width - 1}",
         )
-    return torch.tensor(list(site.units), device=rows.device)
+    return torch.tensor(list(site.units), device=features.device)
 
 
-def _weight(site: Site, view: View) -> Tensor | None:
+def _weight(site: Site, view: View, rows: Tensor) -> Tensor | None:
     if site.mask is None:
         return None
     mask = site.mask.to(view.rows.device)
+    width = coordinates_of(site, rows[:0]).shape[1]
+    if mask.dim() not in (1, 2) or mask.shape[-1] != width or (mask.dim() == 2 and len(mask) <= int(view.owner.max())):
+        raise SiteError(
+            f"{site.describe()}: a mask of shape {list(mask.shape)}",
+            value=list(mask.shape),
+            rule=f"it is [{width}], or [batch, {width}]",
+        )
     return mask if mask.dim() == 1 else mask.index_select(0, view.owner)
 
 

@@ -76,21 +76,25 @@ def topological_order(graph: Graph) -> tuple[str, ...]:
     """
     order: dict[str, None] = {}
     for start in graph:
-        _visit(start, graph, order, ())
+        path = {start: iter(graph[start])}  # from start to a parent of a parent, and the parents still to be seen
+        while path and start not in order:
+            name, parents = next(reversed(path.items()))
+            parent = next(parents, None)
+            if parent is None:
+                order[name] = None
+                del path[name]
+            elif parent in path:
+                raise _cycle([*path, parent], parent)
+            elif parent not in order:
+                path[parent] = iter(graph[parent])
     return tuple(order)
 
 
-def _visit(name: str, graph: Graph, order: dict[str, None], path: tuple[str, ...]) -> None:
-    if name in order:
-        return
-    if name in path:
-        cycle = " → ".join([name, *reversed(path[path.index(name) :])])
-        raise CausalModelError(
-            f"the variables {cycle} form a cycle",
-            code="causal.cycle",
-            value=cycle,
-            rule="a causal model is acyclic: no variable depends on itself",
-        )
-    for parent in graph[name]:
-        _visit(parent, graph, order, (*path, name))
-    order[name] = None
+def _cycle(path: list[str], name: str) -> CausalModelError:
+    cycle = " → ".join(reversed(path[path.index(name) :]))
+    return CausalModelError(
+        f"the variables {cycle} form a cycle",
+        code="causal.cycle",
+        value=cycle,
+        rule="a causal model is acyclic: no variable depends on itself",
+    )

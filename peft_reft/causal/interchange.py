@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import CausalModelError, SiteError
 
-from .edits import Edit
+from .edits import Edit, coordinates_of, units_of
 from .inputs import Inputs
 from .passes import run
 from .site import Site
+from .traces import own_cache, same_draws
 from .views import View
 
 __all__ = ["Alignment", "Combine", "collect", "interchange", "intervene"]
@@ -44,7 +45,8 @@ def interchange(
 
     One site and one source, or several by name: each variable's coordinates come from its own source, all others stay
     the base's. In a rotated space that is h − Rᵀ(R(h − s)) for every site, the distributed interchange intervention of
-    arXiv 2303.02536, definition 3. A source that equals the base changes no bit.
+    arXiv 2303.02536, definition 3. A source that equals the base changes no bit, in training mode neither: dropout
+    draws the same for all runs, and the global generator moves on by one run. Nor is a cache extended but by the base.
 
     Args:
         model: any module; it runs in the mode and under the grad mode it is called in.
@@ -85,7 +87,9 @@ def source_views(model: nn.Module, sources: Mapping[str, Any], alignment: Alignm
     found: dict[str, View] = {}
     for names in runs.values():
         sites = [alignment[name] for name in names]
-        _, views = run(model, sources[names[0]], reads=sites, known=list(alignment.values()))
+        with same_draws(model):
+            inputs = own_cache(sources[names[0]])
+            _, views = run(model, inputs, reads=sites, known=list(alignment.values()))
         found.update(zip(names, views, strict=True))
     return {name: found[name] for name in alignment if name in found}
 
@@ -95,7 +99,16 @@ def intervene(model: nn.Module, inputs: Inputs, edits: Edit | Sequence[Edit]) ->
 
     Edits at one module apply one after the other, in the order given.
     """
-    output, _ = run(model, inputs, edits=[edits] if isinstance(edits, Edit) else list(edits))
+    listed = [edits] if isinstance(edits, Edit) else list(edits)
+    for edit in listed:
+        if not isinstance(edit, Edit):
+            raise SiteError(
+                f"edits hold a {type(edit).__name__}",
+                value=type(edit).__name__,
+                rule="an edit says a site and what happens there",
+                fix="zero(site), put(site, value), …",
+            )
+    output, _ = run(model, inputs, edits=listed)
     return output
 
 
@@ -115,7 +128,8 @@ def collect(
         edits: what is changed in that forward.
 
     Returns:
-        `[batch, …, width]`: with positions `[batch, k, width]`; `[n, width]` where rows have different counts.
+        `[batch, …, width]`: with positions `[batch, k, width]`; `[n, width]` where rows have different counts. In a
+        space they are float32 at least.
     """
     listed = [sites] if isinstance(sites, Site) else list(sites.values())
     _, views = run(model, inputs, edits=edits, reads=listed)
@@ -124,10 +138,10 @@ def collect(
 
 
 def _coordinates(site: Site, view: View) -> Tensor:
-    features = view.rows if site.space is None else site.space.encode(view.rows)
-    if site.units is not None:
-        features = features[:, list(site.units)]
-    return features.reshape(*view.shape, -1)
+    features = coordinates_of(site, view.rows)
+    units = units_of(site, features)
+    chosen = features if units is None else features.index_select(1, units)
+    return chosen.reshape(*view.shape, chosen.shape[-1])
 
 
 def _named_sources(sources: Any, sites: Site | Alignment) -> tuple[Alignment, Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from peft_reft.hub_format.errors import CausalModelError
@@ -52,10 +52,18 @@ class CausalModel:
         inputs: Mapping[str, Iterable[Any] | None],
         output: str | None = None,
     ) -> None:
+        for what, given in (("functions", functions), ("inputs", inputs)):
+            if not isinstance(given, Mapping):
+                raise CausalModelError(
+                    f"{what} are {type(given).__name__}",
+                    code="causal.model",
+                    value=type(given).__name__,
+                    rule="functions map a variable to its function, inputs a variable to its values or None",
+                )
         names = [*inputs, *functions]
         _check_names(names)
         self.inputs: dict[str, tuple[Any, ...] | None] = {
-            name: None if values is None else tuple(values) for name, values in inputs.items()
+            name: None if values is None else _values(name, values) for name, values in inputs.items()
         }
         self.functions = dict(functions)
         known = set(names)
@@ -98,7 +106,7 @@ class CausalModel:
                 for probability, world in worlds
                 for value, p in _branches(given[name] if name in given else self._compute(name, world))
             ]
-        return {name: _marginal([(p, world[name]) for p, world in worlds]) for name in self.order}
+        return {name: _marginal(name, [(p, world[name]) for p, world in worlds]) for name in self.order}
 
     def interchange(self, base: Values, sources: Mapping[str, Values]) -> dict[str, Any]:
         """Run on `base` with each named variable set to what it is in its source's run.
@@ -107,6 +115,10 @@ class CausalModel:
             base: inputs.
             sources: variable → the inputs of its source.
         """
+        if not isinstance(sources, Mapping):
+            raise CausalModelError(
+                f"sources {sources!r}", code="causal.sources", value=sources, rule="they map a variable to inputs"
+            )
         self._check_variables(sources)
         return self.intervene(base, {name: self.run(source)[name] for name, source in sources.items()})
 
@@ -178,17 +190,18 @@ class CausalModel:
         return values
 
     def _check_inputs(self, inputs: Values) -> None:
-        if set(inputs) != set(self.inputs):
+        if not isinstance(inputs, Mapping) or set(inputs) != set(self.inputs):
+            shown = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else repr(inputs)
             raise CausalModelError(
-                f"inputs {sorted(inputs)} were given",
+                f"inputs {shown} were given",
                 code="causal.inputs",
-                value=sorted(set(inputs) ^ set(self.inputs)),
+                value=shown,
                 rule=f"the inputs are: {', '.join(self.inputs)}",
             )
         for name, value in inputs.items():
             allowed = self.inputs[name]
             for possible in value if isinstance(value, Distribution) else (value,):
-                if allowed is not None and possible not in allowed:
+                if allowed is not None and not _among(possible, allowed, name):
                     raise CausalModelError(
                         f"input {name}={possible!r}",
                         code="causal.inputs",
@@ -232,7 +245,7 @@ def _check_names(names: list[str]) -> None:
 
 def _output(parents: Mapping[str, tuple[str, ...]], functions: Mapping[str, Any], output: str | None) -> str:
     if output is not None:
-        if output not in functions:
+        if not isinstance(output, str) or output not in functions:
             raise CausalModelError(
                 f"output={output!r}", code="causal.output", value=output, rule=f"it is one of: {', '.join(functions)}"
             )
@@ -253,11 +266,44 @@ def _branches(value: Any) -> Iterable[tuple[Any, float]]:
     return value.items() if isinstance(value, Distribution) else [(value, 1.0)]
 
 
-def _marginal(worlds: list[tuple[float, Any]]) -> Any:
+def _values(name: str, values: Any) -> tuple[Any, ...]:
+    listed = tuple(values) if isinstance(values, Iterable) else ()
+    if not listed:
+        raise CausalModelError(
+            f"input {name!r} has the values {values!r}",
+            code="causal.domain",
+            value=values,
+            rule="they are listed, one or more; None where any value is allowed",
+        )
+    return listed
+
+
+def _among(value: Any, allowed: tuple[Any, ...], name: str) -> bool:
+    try:
+        return value in allowed
+    except (ValueError, RuntimeError) as error:  # arrays and tensors have no one truth value
+        raise CausalModelError(
+            f"input {name}={value!r} cannot be compared",
+            code="causal.inputs",
+            value=value,
+            rule="values are compared with ==, which must give True or False",
+            fix=f"use tuples or numbers, or let it be any: inputs={{{name!r}: None}}",
+        ) from error
+
+
+def _marginal(name: str, worlds: list[tuple[float, Any]]) -> Any:
     """The value where all worlds agree, else the distribution."""
     if len(worlds) == 1:
         return worlds[0][1]
     table: dict[Any, float] = {}
     for probability, value in worlds:
+        if not isinstance(value, Hashable):
+            raise CausalModelError(
+                f"{name} may be {value!r}, with probability {probability:.3g}",
+                code="causal.value",
+                value=value,
+                rule="values with probabilities are hashable",
+                fix="return a tuple instead of a list",
+            )
         table[value] = table.get(value, 0.0) + probability
     return next(iter(table)) if len(table) == 1 else Distribution(table)

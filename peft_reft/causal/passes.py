@@ -16,6 +16,7 @@ from .edits import Edit, apply_edit
 from .inputs import call_model
 from .site import Address, Site
 from .spaces import Rotation
+from .traces import recomputing_nothing
 from .views import View, view_of
 
 __all__ = ["run"]
@@ -50,21 +51,21 @@ def run(
             times; two edits of the same coordinates.
     """
     found: list[View | None] = [None] * len(reads)
-    earlier: dict[Address, list[tuple[Edit, View]]] = {}
+    earlier: dict[tuple[Address, int | None], list[tuple[Edit, View]]] = {}
     stops: list[_Stop] = []
 
     def edits_here(edit: Edit, address: Address) -> Visit:
         def visit(tensor: Tensor) -> Tensor:
             view = view_of(edit.site, address, tensor, inputs)
             if disjoint:
-                _check_disjoint(edit, view, earlier.setdefault(address, []))
+                _check_disjoint(edit, view, earlier.setdefault((address, edit.site.call), []))
             return view.put(apply_edit(edit, view))
 
         return visit
 
     def reads_here(place: int, site: Site, address: Address) -> Visit:
         def visit(tensor: Tensor) -> None:
-            found[place] = view_of(site, address, tensor, inputs)
+            found[place] = view_of(site, address, tensor, inputs).kept()
 
         return visit
 
@@ -78,7 +79,8 @@ def run(
     try:
         for stop in stops:
             handles.append(stop.attach(model))
-        output = call_model(model, inputs, [*(edit.site for edit in edits), *reads, *known])
+        with recomputing_nothing(model, [stop.address.path for stop in stops]):
+            output = call_model(model, inputs, [*(edit.site for edit in edits), *reads, *known])
     finally:
         for handle in handles:
             handle.remove()

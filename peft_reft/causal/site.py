@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -97,11 +99,24 @@ class Site:
             raise SiteError("on_input=True with a layer", value=True, fix="use component='block_input'")
         if self.units is not None and self.mask is not None:
             raise SiteError("units and mask are both given", rule="a mask says of every coordinate how much")
-        if self.units is not None and (len(set(self.units)) != len(self.units) or not self.units):
-            raise SiteError(f"units={list(self.units)!r}", value=list(self.units), rule="one or more, each once")
+        for name in ("layer", "call"):
+            value = getattr(self, name)
+            if not (value is None or _is_int(value)) or (name == "call" and (value or 0) < 0):
+                raise SiteError(f"{name}={value!r}", value=value, rule="it is an int, and calls count from 0")
+        if self.units is not None:
+            object.__setattr__(self, "units", _units(self.units))
+        if self.mask is not None and not isinstance(self.mask, Tensor):
+            raise SiteError(f"mask={self.mask!r}", value=self.mask, rule="it is a tensor [width] or [batch, width]")
+        if self.space is not None and not isinstance(self.space, Space):
+            raise SiteError(
+                f"space of type {type(self.space).__name__}",
+                value=type(self.space).__name__,
+                rule="it is a Space",
+                fix="space=Rotation(matrix)",
+            )
         if isinstance(self.position, str):
             parse_positions(self.position)
-        elif isinstance(self.position, bool) or not isinstance(self.position, (int, tuple, Column, type(None))):
+        elif not _is_position(self.position):
             raise SiteError(
                 f"position={self.position!r}",
                 value=self.position,
@@ -143,6 +158,27 @@ class Site:
         units = "" if self.units is None else f", units {_shown(self.units)}"
         space = "" if self.space is None else f" of {type(self.space).__name__}"
         return f"{where}{at}{units}{space}"
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_position(position: object) -> bool:
+    if isinstance(position, tuple):
+        return bool(position) and all(map(_is_int, position))
+    return position is None or _is_int(position) or isinstance(position, Column)
+
+
+def _units(units: Any) -> Sequence[int]:
+    """Units as plain ints: a range, or a tuple of what a list, an array or a tensor holds."""
+    try:
+        listed = None if isinstance(units, str) else [index(unit) for unit in units if not isinstance(unit, bool)]
+    except TypeError:
+        listed = None
+    if listed is None or len(listed) != len(units) or not listed or len(set(listed)) != len(listed):
+        raise SiteError(f"units={units!r}", value=units, rule="they are ints, one or more, each once")
+    return units if isinstance(units, range) else tuple(listed)
 
 
 def _shown(units: Sequence[int]) -> str:

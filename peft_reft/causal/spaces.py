@@ -23,11 +23,13 @@ class Space:
 
     Attributes:
         width: number of features.
+        hidden: size of the vectors; None: it is not checked.
         keep_rest: whether what the features do not express stays in h; False replaces h by the decoded features, which
             is what pyvene does for principal components and autoencoders.
     """
 
     width: int
+    hidden: int | None = None
     keep_rest: bool = True
 
     def encode(self, hidden: Tensor) -> Tensor:
@@ -66,8 +68,9 @@ class Rotation(Space):
     """
 
     def __init__(self, matrix: Tensor, *, check: bool = True) -> None:
-        if matrix.dim() != 2:
-            raise ConfigError(f"a rotation of shape {list(matrix.shape)}", value=list(matrix.shape), rule=_ROWS)
+        if not isinstance(matrix, Tensor) or matrix.dim() != 2 or not matrix.is_floating_point():
+            kind = f"{matrix.dtype} {list(matrix.shape)}" if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise ConfigError(f"a rotation of {kind}", value=kind, rule=_ROWS)
         if check:
             unit = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
             distance = float((matrix @ matrix.mT - unit).abs().max()) if matrix.numel() else float("inf")
@@ -79,15 +82,15 @@ class Rotation(Space):
                     fix="pass peft_reft.interventions.orthonormal_rows(matrix)",
                 )
         self.matrix = matrix
-        self.width = matrix.shape[0]
+        self.width, self.hidden = matrix.shape
 
     def encode(self, hidden: Tensor) -> Tensor:
         """Rh."""
-        return hidden @ self.matrix.mT.to(hidden.dtype)
+        return hidden @ self.matrix.mT.to(hidden.device, hidden.dtype)
 
     def lift(self, change: Tensor) -> Tensor:
         """Rᵀ(change)."""
-        return change @ self.matrix.to(change.dtype)
+        return change @ self.matrix.to(change.device, change.dtype)
 
     def offset(self, like: Tensor) -> Tensor:
         """Zero."""
@@ -112,7 +115,13 @@ class Pca(Space):
         self.rotation = Rotation(components)
         self.mean = mean
         self.std = torch.ones_like(mean) if std is None else std
-        self.width = components.shape[0]
+        self.width, self.hidden = components.shape
+        if self.mean.shape != (self.hidden,) or self.std.shape != (self.hidden,):
+            raise ConfigError(
+                f"components {list(components.shape)}, mean {list(mean.shape)}, std {list(self.std.shape)}",
+                value=list(mean.shape),
+                rule="components are [width, hidden], mean and std [hidden]",
+            )
         self.keep_rest = keep_rest
 
     @classmethod
@@ -132,19 +141,19 @@ class Pca(Space):
 
     def encode(self, hidden: Tensor) -> Tensor:
         """C((h − μ)/σ)."""
-        return self.rotation.encode((hidden - self.mean) / self.std)
+        return self.rotation.encode((hidden - self.mean.to(hidden.device)) / self.std.to(hidden.device))
 
     def lift(self, change: Tensor) -> Tensor:
         """σ ⊙ Cᵀ(change)."""
-        return self.rotation.lift(change) * self.std
+        return self.rotation.lift(change) * self.std.to(change.device)
 
     def offset(self, like: Tensor) -> Tensor:
         """μ."""
-        return self.mean
+        return self.mean.to(like.device)
 
     def difference(self, hidden: Tensor, source: Tensor) -> Tensor:
         """C((h − s)/σ)."""
-        return self.rotation.encode((hidden - source) / self.std)
+        return self.rotation.encode((hidden - source) / self.std.to(hidden.device))
 
 
 class Autoencoder(Space):
@@ -173,31 +182,44 @@ class Autoencoder(Space):
         centre: bool = False,
         keep_rest: bool = True,
     ) -> None:
-        if encoder.shape != decoder.shape or encoder_bias.shape != encoder.shape[:1]:
+        given = {"encoder": encoder, "decoder": decoder, "encoder_bias": encoder_bias, "decoder_bias": decoder_bias}
+        if threshold is not None:
+            given["threshold"] = threshold
+        shapes = {name: list(tensor.shape) for name, tensor in given.items()}
+        width, hidden = encoder.shape if encoder.dim() == 2 else (-1, -1)
+        wanted = {
+            "encoder": [width, hidden],
+            "decoder": [width, hidden],
+            "encoder_bias": [width],
+            "decoder_bias": [hidden],
+            "threshold": [width],
+        }
+        if any(shape != wanted[name] for name, shape in shapes.items()):
             raise ConfigError(
-                f"encoder {list(encoder.shape)}, its bias {list(encoder_bias.shape)}, decoder {list(decoder.shape)}",
-                value=list(encoder.shape),
-                rule="encoder and decoder are [width, hidden], the encoder's bias [width]",
+                f"an autoencoder of {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
+                value=shapes,
+                rule="encoder, decoder: [width, hidden]; encoder_bias, threshold: [width]; decoder_bias: [hidden]",
             )
         self.encoder, self.decoder = encoder, decoder
         self.encoder_bias, self.decoder_bias = encoder_bias, decoder_bias
         self.threshold = torch.zeros_like(encoder_bias) if threshold is None else threshold.clamp(min=0)
         self.centre = centre
         self.keep_rest = keep_rest
-        self.width = encoder.shape[0]
+        self.width, self.hidden = encoder.shape
 
     def encode(self, hidden: Tensor) -> Tensor:
         """The latents z."""
-        raw = (hidden - self.decoder_bias if self.centre else hidden) @ self.encoder.mT + self.encoder_bias
-        return raw * (raw > self.threshold)
+        centred = hidden - self.decoder_bias.to(hidden) if self.centre else hidden
+        raw = centred @ self.encoder.mT.to(hidden) + self.encoder_bias.to(hidden)
+        return raw * (raw > self.threshold.to(hidden))
 
     def lift(self, change: Tensor) -> Tensor:
         """Dᵀ(change)."""
-        return change @ self.decoder
+        return change @ self.decoder.to(change)
 
     def offset(self, like: Tensor) -> Tensor:
         """d′."""
-        return self.decoder_bias
+        return self.decoder_bias.to(like)
 
 
 _ROWS = "R is [rank, hidden] with orthonormal rows: R Rᵀ = I"

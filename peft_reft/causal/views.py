@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,12 +41,16 @@ class View:
         """The tensor, or the slice of it, that the rows are from."""
         return self.tensor[..., self.address.tap.start : self.address.tap.stop]
 
+    def kept(self) -> View:
+        """The same with rows of its own, which what the model does in place later does not change."""
+        return self if self.index is not None else replace(self, rows=self.rows.clone())
+
     def put(self, rows: Tensor) -> Tensor:
         """A copy of the activation with these rows in place of its own."""
         part = self.whole
         width = part.shape[-1]
         if self.index is None:
-            part = rows.reshape(part.shape)
+            part = rows.reshape(part.shape).clone()  # what is done in place later is not done to a source
         else:
             part = part.reshape(-1, width).index_copy(0, self.index, rows.reshape(-1, width)).view_as(part)
         return part if self.address.tap.width is None else with_slice(self.tensor, self.address.tap, part)

@@ -8,15 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peft_reft.hub_format.errors import SiteError
+
 from .components import Tap
 
 __all__ = ["hidden_of", "with_hidden", "with_slice"]
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states in a module's output: the tensor itself, or the first element."""
-    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-    return hidden
+    """The hidden states in a module's output: the tensor itself, or the first element.
+
+    Raises:
+        SiteError: the output is no tensor and holds none there.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = next(iter(output.values()), None) if isinstance(output, Mapping) else output
+    if isinstance(found, (tuple, list)):
+        found = found[0] if found else None
+    if not isinstance(found, Tensor):
+        raise SiteError(
+            f"a module gave {type(output).__name__}",
+            code="site.output",
+            value=type(output).__name__,
+            rule="a tensor, or a tuple, list or mapping whose first element is one, can be read and edited",
+        )
+    return found
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
