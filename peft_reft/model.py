@@ -26,6 +26,7 @@ from .loading import check_sites, check_state_dict, check_wrappers
 from .runtime import Runtime
 from .runtime.adapters import AdapterView
 from .runtime.hooks import runtime_of
+from .runtime.sharding import check_not_sharded, check_whole_input, share_start
 from .sites import Site, find_stacks, hidden_size_of, site_table
 
 __all__ = ["ReftModel"]
@@ -95,6 +96,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
                 rule="a ReftModel holds ReFT adapters",
                 fix="use MixedReftModel for ReFT and LoRA in one model",
             )
+        check_not_sharded(self.model)
         runtime = runtime_of(self.model) or Runtime(self.model)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -102,6 +104,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             self._told_by = None
             if not runtime.layers:
                 runtime.remove()
+        share_start(self.model, _parameters_of(runtime, adapter_name))
         runtime.views[adapter_name] = AdapterView(
             adapter_name, config.groups(), (config.special_tokens or {}).get("ids", {})
         )
@@ -125,6 +128,8 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         runtime = runtime_of(self.model)
         if runtime is None:  # pragma: no cover  # inject_adapter makes it
             raise ConfigError("the model carries no ReFT runtime")
+        if any(tap.on_input for tap in site.taps):
+            check_whole_input(self.model, current_key)
         layer = getattr(target, CHILD, None)
         if layer is None:
             runtime.add_stack(site.stack)
@@ -245,6 +250,12 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         rows = split_rows(names, list(self.peft_config), training=self.training)
         with rows_in_use(self.model, runtime, rows, kwargs.get("intervention_locations")):
             yield
+
+
+def _parameters_of(runtime: Runtime, name: str) -> Iterator[nn.Parameter]:
+    for layer in runtime.layers.values():
+        for number in layer.units.get(name, ()):
+            yield from layer.unit((name, number)).parameters()
 
 
 def _units_at(site: Site, config: ReftConfig, hidden_size: int) -> list[UnitSpec]:

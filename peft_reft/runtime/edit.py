@@ -52,8 +52,8 @@ def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
         total = rows
         for edit, member in zip(edits, plan.members, strict=True):
             total = total + _placed(rows, member, edit)
-        written: Tensor = _WriteRows.apply(flat, plan.rows, total.to(hidden.dtype))  # type: ignore[no-untyped-call]
-        return written.view_as(hidden)
+        written: Tensor = _WriteRows.apply(hidden, plan.rows, total.to(hidden.dtype))  # type: ignore[no-untyped-call]
+        return written
 
 
 def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
@@ -77,16 +77,22 @@ def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
 
 
 class _WriteRows(torch.autograd.Function):
-    """A copy of `flat` with some rows replaced: one pass forward, one backward, nothing saved but the indices."""
+    """A copy of h with some rows replaced: one pass forward, one backward, nothing saved but the indices.
+
+    The result is no view: FSDP2 warns of blocks that return one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, rows: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        return flat.clone(memory_format=torch.contiguous_format).index_copy_(0, rows, values)
+        written = hidden.clone(memory_format=torch.contiguous_format)
+        written.view(-1, hidden.shape[-1]).index_copy_(0, rows, values)
+        return written
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor]:
         (rows,) = ctx.saved_tensors
-        outside = grad.clone().index_fill_(0, rows, 0) if ctx.needs_input_grad[0] else None
-        return outside, None, grad.index_select(0, rows)
+        flat = grad.reshape(-1, grad.shape[-1])
+        outside = flat.clone().index_fill_(0, rows, 0).view_as(grad) if ctx.needs_input_grad[0] else None
+        return outside, None, flat.index_select(0, rows)

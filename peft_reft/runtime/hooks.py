@@ -32,6 +32,7 @@ from .inputs import Explicit, bind_call, call_inputs
 from .records import record_of
 from .requests import Batch
 from .resolve import Situation, columns_of, slot_masks
+from .sharding import is_gathered_alone
 
 __all__ = ["Runtime", "runtime_of"]
 
@@ -167,7 +168,7 @@ class Runtime:
                 unit = one.module if torch.compiler.is_compiling() else layer.unit((one.name, one.key[1]))
                 for name in unit.orthonormal:
                     raw = getattr(unit, name)
-                    if type(raw) is nn.Parameter and not hasattr(raw, "ds_id"):
+                    if not is_gathered_alone(self.model, layer.path, raw):
                         member = ((layer.path, one.key), unit.raw_rotation())
                         groups.setdefault((raw.shape, raw.dtype, raw.device), []).append(member)
         frame.rotations = {}
