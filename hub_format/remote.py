@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -52,7 +55,9 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     """Name what a Hub says no to: it tells a gated repository from a missing one in `X-Error-Code`.
 
     Raises:
-        HubError: with the code `hub.name`, `hub.gated`, `hub.missing`, `hub.revision` or `hub.offline`.
+        HubError: with the code `hub.name`, `hub.gated`, `hub.missing`, `hub.revision`, `hub.offline`, `hub.server` (it
+            failed, or is too busy), `hub.refused` or `hub.transfer` (bytes were cut off, or are not as many as it
+            said). What was fetched stays in the cache, so that trying again goes on from there.
     """
     try:
         yield
@@ -87,13 +92,59 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
             rule="a revision is a branch, a tag, a commit or refs/pr/<number>",
             fix="leave it out for the default branch",
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.ConnectError) as error:
+        status = _status(error)
+        if status is not None:
+            raise _answered(repo_id, status) from error
         raise HubError(
             f"the Hub cannot be reached, and revision {revision or 'main'!r} of {repo_id} is not in the cache",
             code="hub.offline",
             value=repo_id,
             fix="fetch it once with a connection (and without HF_HUB_OFFLINE), or give a local folder",
         ) from error
+    except EntryNotFoundError:  # a file that the repository does not have: who asked knows whether it needs it
+        raise
+    except HfHubHTTPError as error:
+        raise _answered(repo_id, _status(error)) from error
+    except (httpx2.TransportError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of this machine's disk
+        if (status := _status(error)) is not None:  # of one file of several, which the client wraps
+            raise _answered(repo_id, status) from error
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, httpx2.TransportError):
+            raise
+        raise HubError(
+            f"a file of {repo_id} did not arrive whole: {str(error).splitlines()[0][:160]}",
+            code="hub.transfer",
+            value=repo_id,
+            rule="what is cut off, or has another size than the Hub says, is not used",
+            fix="try again: what arrived is in the cache",
+        ) from error
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The status that a Hub answered with, where an error comes from an answer; the client wraps some."""
+    while error is not None:
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            return int(error.response.status_code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _answered(repo_id: str, status: int | None) -> HubError:
+    if status is not None and (status >= 500 or status == 429):
+        return HubError(
+            f"the Hub answered {status} for {repo_id}",
+            code="hub.server",
+            value=status,
+            fix="try again later: nothing was lost, and what was sent or fetched is not sent or fetched twice",
+        )
+    return HubError(
+        f"the Hub refused the request for {repo_id}" + (f" with status {status}" if status else ""),
+        code="hub.refused",
+        value=status,
+        fix="check that the token may do this, and that the repository is not disabled",
+    )
 
 
 def _snapshot(repo_id: str, patterns: list[str], **options: Any) -> Path:

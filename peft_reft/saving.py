@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 from peft_reft.hub_format.errors import AdapterLoadError, IntegrityError, ManifestError
 from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.reader import CheckedFolder, check_folder
+from peft_reft.hub_format.remote import hub_errors
 from peft_reft.hub_format.tensors import TensorInfo
 from peft_reft.hub_format.writer import write_adapter_files
 
@@ -89,6 +90,9 @@ def check_source(source: str, subfolder: str | None, download: Mapping[str, Any]
 
     Returns:
         Config and manifest; None where PEFT is left to report what is missing, or where there are no weights.
+
+    Raises:
+        HubError: a file could not be fetched. PEFT would ask again, and load what nobody checked.
     """
     folder = Path(source, subfolder) if subfolder else Path(source)
     if folder.is_dir():
@@ -101,11 +105,10 @@ def check_source(source: str, subfolder: str | None, download: Mapping[str, Any]
     found = {}
     for name in (CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME):
         try:
-            found[name] = hf_hub_download(source, name, subfolder=subfolder, **options)
-        except (EntryNotFoundError, LocalEntryNotFoundError):
+            with hub_errors(source, options.get("revision")):
+                found[name] = hf_hub_download(source, name, subfolder=subfolder, **options)
+        except EntryNotFoundError:
             continue
-        except (HfHubHTTPError, HFValidationError, OSError):  # PEFT asks again and reports it in its own words
-            return None
         if name == CONFIG_NAME and (commit := _commit_of(Path(found[name]), subfolder)):
             options["revision"] = commit
     if CONFIG_NAME in found and (WEIGHTS_NAME in found or MANIFEST_NAME in found):

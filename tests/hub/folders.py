@@ -1,7 +1,10 @@
-"""Folders and repositories, as bytes."""
+"""Folders and repositories, as bytes; and other processes that use the same hub."""
 
 from __future__ import annotations
 
+import os
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -28,3 +31,23 @@ def stored(hub: LoopbackHub, repo_id: str, revision: str = "main") -> dict[str, 
         for path, file in repo.resolve(revision).files.items()
         if path != ".gitattributes"
     }
+
+
+def started(action: Callable[[], object]) -> int:
+    """A process of its own that does something and ends; give its number to `ended`."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        action()
+        status = 0
+    except BaseException:  # a child must not return into pytest
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def ended(child: int) -> int:
+    """The status of a process after its end: 0 where nothing was raised."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

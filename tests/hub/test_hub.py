@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tools.loopback_hub import LoopbackHub
-from tools.loopback_hub.faults import call_first, flipped_bit, server_error
+from tools.loopback_hub.faults import call_first, flipped_bit
 from tools.loopback_hub.objects import StoredFile
 
 TESTS = Path(__file__).parents[1]
@@ -178,10 +178,12 @@ def others_commit(hub: LoopbackHub) -> None:
 
 @dataclass
 class Published:
-    """A hub to which one process has pushed everything; `home` is that process's folder."""
+    """A hub to which one process has pushed everything, in its folder `home`; another has `loaded` it, as `client`."""
 
     hub: LoopbackHub
     home: Path
+    client: dict[str, str]
+    loaded: subprocess.CompletedProcess[str]
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         repo = self.hub.storage.repos[repo_id]
@@ -206,7 +208,13 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         done = run(hub, "-c", COMMON + AUTHOR, str(home))
         assert done.returncode == 0, done.stderr
         assert hub.faults.unused == 0
-        yield Published(hub, home)
+        client = environment(hub)
+        hub.faults.add(r"GET /cdn/me/flipped/.*/adapter_model.safetensors", flipped_bit(-2), times=5)
+        loaded = subprocess.run(
+            [sys.executable, "-c", COMMON + CLIENT, str(home)], env=client, capture_output=True, text=True
+        )
+        hub.faults.clear()
+        yield Published(hub, home, client, loaded)
 
 
 def test_stock_verbs_push_the_format(published: Published) -> None:
@@ -218,11 +226,8 @@ def test_stock_verbs_push_the_format(published: Published) -> None:
 
 
 def test_another_process_loads_the_same_bits(published: Published) -> None:
-    published.hub.faults.add(r"GET /cdn/me/flipped/.*/adapter_model.safetensors", flipped_bit(-2), times=5)
-    done = run(published.hub, "-c", COMMON + CLIENT, str(published.home))
-    published.hub.faults.clear()
-    assert done.returncode == 0, done.stderr
-    assert "all loaded" in done.stdout
+    assert published.loaded.returncode == 0, published.loaded.stderr
+    assert "all loaded" in published.loaded.stdout
 
 
 def test_a_program_that_does_not_import_us_is_run_through_us(published: Published, tmp_path: Path) -> None:
@@ -305,23 +310,42 @@ def test_a_push_that_came_between_is_kept(published: Published) -> None:
     assert len(tries) == 2
 
 
-FAILING = """
+OFFLINE = """
+import os, socket
+assert os.environ["HF_HUB_OFFLINE"] == "1"
 import peft_reft
-from contract.tiny import reft_model
-from huggingface_hub.errors import HfHubHTTPError
-from peft_reft import push_to_hub
+from peft_reft import MixedReftModel, list_adapters, pull
+from peft_reft.hub_format.errors import HubError
 
-for model in (reft_model("llama"), get_peft_model(reft_model("llama").unload(), LoraConfig(task_type="CAUSAL_LM"))):
+def no_network(*_, **__):
+    raise AssertionError("the network was asked")
+
+socket.create_connection = socket.socket.connect = no_network
+expected, commit = torch.load(home / "expected.pt")
+assert torch.equal(logits(PeftModel.from_pretrained(base(), "me/x")), expected["main"])
+assert torch.equal(logits(PeftModel.from_pretrained(base(), "me/x", revision=commit)), expected["commit"])
+assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained("me/x")), expected["main"])
+assert torch.equal(logits(MixedReftModel.from_pretrained(base(), "me/both")), expected["both"])
+assert [member.name for member in list_adapters("me/both")] == ["default", "edit"]
+pull("me/both", home / "offline")
+for ask in (lambda: pull("me/never", home / "never"), lambda: MixedReftModel.from_pretrained(base(), "me/never")):
     try:
-        push_to_hub(model, "me/broken")
-    except (HfHubHTTPError, peft_reft.hub_format.errors.ConfigError) as error:
-        print(type(error).__name__)
+        ask()
+    except HubError as error:
+        assert error.code == "hub.offline" and "connection" in error.fix, error
+    else:
+        raise AssertionError("something was found")
+assert not (home / "never").exists()
+print("offline")
 """
 
 
-def test_other_errors_of_the_hub_and_a_model_without_edits_are_reported(published: Published) -> None:
-    published.hub.faults.add(r"POST /api/models/me/broken/commit/", server_error(403), times=1)
-    done = run(published.hub, "-c", COMMON + FAILING, str(published.home))
+def test_a_process_without_network_loads_what_another_has_fetched(published: Published) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMON + OFFLINE, str(published.home)],
+        env={**published.client, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["HfHubHTTPError", "ConfigError"]
-    assert published.files("me/broken").keys() == {".gitattributes"}
+    assert done.stdout.strip() == "offline"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
-from peft import LoraConfig, PeftModel
+from huggingface_hub import HfApi
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from contract.tiny import base_model, reft_model
 from peft_reft import MixedReftModel, ReftConfig, list_adapters, pull, push_to_hub
@@ -19,17 +18,15 @@ from tools.loopback_hub import LoopbackHub
 from tools.loopback_hub.faults import call_first, lost_answer, server_error
 from tools.loopback_hub.objects import StoredFile
 
-from .folders import contents, stored, upload
+from .folders import contents, ended, started, stored, upload
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="other processes are forked"),
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 ALONE = {"adapter_config.json", "adapter_model.safetensors", "reft_manifest.json", "README.md"}
 LORA = {"adapter_config.json", "adapter_model.safetensors"}
-OTHER = """
-import sys
-from contract.tiny import reft_model
-from peft_reft import push_to_hub
-push_to_hub(reft_model("llama"), "me/x", add=sys.argv[1])
-"""
 
 
 def edit_files(name: str) -> set[str]:
@@ -42,11 +39,9 @@ def mixed(**more: object) -> MixedReftModel:
     return MixedReftModel.from_configs(base_model("llama"), edits)
 
 
-def other_process(hub: LoopbackHub, name: str) -> None:
+def other_process(name: str) -> None:
     """Another process pushes its ReFT, to the end."""
-    environment = {**os.environ, **hub.environment(), "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", OTHER, name], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert ended(started(lambda: push_to_hub(reft_model("llama"), "me/x", add=name))) == 0
 
 
 def code_of(*arguments: object, **options: object) -> str:
@@ -126,7 +121,7 @@ def test_files_of_former_members_go_in_the_same_commit(hub: LoopbackHub) -> None
 
 def test_two_processes_that_add_at_once_are_both_there(hub: LoopbackHub, bundle: Path, tmp_path: Path) -> None:
     lora = lora_repo(hub, bundle, tmp_path)
-    hub.faults.add(r"POST /api/models/me/x/commit/", call_first(lambda: other_process(hub, "theirs")))
+    hub.faults.add(r"POST /api/models/me/x/commit/", call_first(lambda: other_process("theirs")))
     push_to_hub(reft_model("llama"), "me/x", add="ours")
     assert hub.faults.unused == 0
     assert [member.name for member in list_adapters("me/x")] == ["default", "theirs", "ours"]
@@ -139,7 +134,7 @@ def test_of_two_processes_with_the_same_adapter_one_is_told(
     hub: LoopbackHub, bundle: Path, tmp_path: Path, add: str | bool
 ) -> None:
     lora_repo(hub, bundle, tmp_path)
-    hub.faults.add(r"POST /api/models/me/x/commit/", call_first(lambda: other_process(hub, "theirs")))
+    hub.faults.add(r"POST /api/models/me/x/commit/", call_first(lambda: other_process("theirs")))
     assert code_of(reft_model("llama"), "me/x", add=add) == "hub.conflict"
     assert [member.name for member in list_adapters("me/x")] == ["default", "theirs"]
 
@@ -155,8 +150,7 @@ def test_attempts_are_bounded(hub: LoopbackHub) -> None:
 def test_a_push_resumes_after_a_failure(hub: LoopbackHub) -> None:
     model = reft_model("llama")
     hub.faults.add(r"POST /api/models/me/x/commit/", server_error(500))
-    with pytest.raises(HfHubHTTPError):
-        push_to_hub(model, "me/x")
+    assert code_of(model, "me/x") == "hub.server"
     assert stored(hub, "me/x") == {}
     hub.requests.clear()
     push_to_hub(model, "me/x")
@@ -167,8 +161,7 @@ def test_a_push_resumes_after_a_failure(hub: LoopbackHub) -> None:
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: LoopbackHub) -> None:
     model = reft_model("llama")
     hub.faults.add(r"POST /api/models/me/x/commit/", lost_answer(500))
-    with pytest.raises(HfHubHTTPError):
-        push_to_hub(model, "me/x")
+    assert code_of(model, "me/x") == "hub.server"
     push_to_hub(model, "me/x")
     repo = hub.storage.repos["me/x"]
     assert len(repo.history(repo.resolve("main"))) == 2
@@ -201,3 +194,68 @@ def test_a_pull_request_leaves_the_branch_alone(hub: LoopbackHub) -> None:
     assert url.endswith("/discussions/1")
     assert stored(hub, "me/x") == before
     assert list_adapters("me/x", revision="refs/pr/1")[-1] == Member.at("b", "reft")
+
+
+def test_a_refused_commit_and_a_model_without_edits_are_named(hub: LoopbackHub) -> None:
+    hub.faults.add(r"POST /api/models/me/x/commit/", server_error(403), times=1)
+    assert code_of(reft_model("llama"), "me/x") == "hub.refused"
+    lora = get_peft_model(base_model("llama"), LoraConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(ConfigError, match="no ReFT"):
+        push_to_hub(lora, "me/x")
+    assert stored(hub, "me/x") == {}
+
+
+def test_an_upload_that_failed_halfway_goes_on_from_there(hub: LoopbackHub) -> None:
+    model = mixed(a=1, b=1)
+    hub.faults.add(r"PUT ", server_error(400), times=1)
+    assert code_of(model, "me/x") == "hub.refused"
+    assert stored(hub, "me/x") == {}
+    arrived = len(hub.storage.repos["me/x"].lfs)
+    hub.requests.clear()
+    push_to_hub(model, "me/x")
+    assert len([request for request in hub.requests if request.line.startswith("PUT ")]) == 3 - arrived
+    assert [member.name for member in list_adapters("me/x")] == ["default", "a", "b"]
+
+
+def test_many_members_go_in_one_commit(hub: LoopbackHub, tmp_path: Path) -> None:
+    names = [f"edit-{number:02}" for number in range(30)]
+    push_to_hub(mixed(**dict.fromkeys(names, 1)), "me/x")
+    repo = hub.storage.repos["me/x"]
+    assert len(repo.history(repo.resolve("main"))) == 2
+    assert [member.name for member in list_adapters("me/x")] == ["default", *names]
+    pull("me/x", tmp_path / "here")
+    assert [member.name for member in list_adapters(tmp_path / "here")] == ["default", *names]
+
+
+def test_a_tag_holds_what_was_pushed_before(hub: LoopbackHub, tmp_path: Path) -> None:
+    push_to_hub(mixed(a=1), "me/x")
+    HfApi(endpoint=hub.endpoint, token=hub.token).create_tag("me/x", tag="v1.0")
+    push_to_hub(mixed(b=1), "me/x")
+    assert list_adapters("me/x", revision="v1.0")[-1].name == "a"
+    pull("me/x", tmp_path / "v1", revision="v1.0")
+    assert list_adapters(tmp_path / "v1")[-1].name == "a"
+    assert list_adapters("me/x")[-1].name == "b"
+
+
+def test_processes_that_add_at_the_same_time_are_all_there_or_told(
+    hub: LoopbackHub, bundle: Path, tmp_path: Path
+) -> None:
+    lora_repo(hub, bundle, tmp_path)
+    model, start = reft_model("llama"), os.pipe()
+
+    def push(name: str) -> None:
+        os.close(start[1])
+        os.read(start[0], 1)  # until all are there
+        try:
+            push_to_hub(model, "me/x", add=name)
+        except HubError as error:
+            os._exit(2 if error.code == "hub.busy" else 3)
+
+    children = {name: started(functools.partial(push, name)) for name in ("one", "two", "three")}
+    os.close(start[1])
+    ends = {name: ended(child) for name, child in children.items()}
+    os.close(start[0])
+    assert set(ends.values()) <= {0, 2}, ends
+    there = {member.name for member in list_adapters("me/x")}
+    assert there == {"default", *(name for name, status in ends.items() if status == 0)}
+    pull("me/x", tmp_path / "here")

@@ -240,7 +240,7 @@ def test_a_bundle_has_its_place_for_every_part(tmp_path: Path, two: MixedReftMod
         f"reft/second/{MANIFEST_NAME}",
     }
     assert INDEX in files
-    assert not [path for path in tmp_path.parent.iterdir() if path.name.startswith(".saving")]
+    assert not [path for path in tmp_path.parent.iterdir() if path.name.startswith(".")]
     loaded = MixedReftModel.from_pretrained(base_model("llama"), tmp_path)
     assert set(loaded.peft_config) == {"default", "other", "edit", "second"}
     loaded.set_adapter(["default", "edit", "second"])
