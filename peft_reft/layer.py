@@ -119,6 +119,14 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         """(adapter, unit) of everything that edits here now."""
         return [(one.name, one.key[1]) for one in self.live()]
 
+    def follow(self, adapter_name: str, source: str) -> None:
+        """Let one adapter edit as another does now: with its factor, and with the subspaces of it that are on."""
+        if source not in self.units:
+            return
+        self.scaling[adapter_name] = self.scaling[source]
+        for number in self.units[source]:
+            self.unit((adapter_name, number)).rows = self.unit((source, number)).rows
+
     def edits_by(self, name: str) -> bool:
         """Whether an adapter has an intervention here, and adapters are not disabled."""
         return not self._disable_adapters and bool(self.units.get(name))

@@ -27,6 +27,8 @@ from .runtime import Runtime
 from .runtime.adapters import AdapterView
 from .runtime.hooks import runtime_of
 from .runtime.sharding import check_not_sharded, check_whole_input, share_start
+from .runtime.trainer_refusals import refuse_cut_rows, refuse_partial_reference, refuse_vllm
+from .runtime.trainers import running_trainer
 from .sites import Site, find_stacks, hidden_size_of, site_table
 
 __all__ = ["ReftModel"]
@@ -97,6 +99,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
                 fix="use MixedReftModel for ReFT and LoRA in one model",
             )
         check_not_sharded(self.model)
+        policy = self._check_trainer(adapter_name, config)
         runtime = runtime_of(self.model) or Runtime(self.model)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -109,10 +112,29 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             adapter_name, config.groups(), (config.special_tokens or {}).get("ids", {})
         )
         runtime.has_completion[adapter_name] = _has_completion(self.model, config)
+        for layer in runtime.layers.values() if policy is not None else ():
+            layer.follow(adapter_name, policy)
         runtime.changed()
         if config.recorded_tensors is not None:
             check_wrappers(self.model, adapter_name, config.recorded_tensors)
             runtime.unverified[adapter_name] = config.recorded_tensors
+
+    def _check_trainer(self, adapter_name: str, config: ReftConfig) -> str | None:
+        """Where a trainer that starts adds this adapter: refuse what it would do wrong with it.
+
+        Returns:
+            The adapter that the trainer copies into this one as its reference; None if it is no reference.
+        """
+        running, runtime = running_trainer(), runtime_of(self.model)
+        if running is None or not running.starts:
+            return None
+        refuse_cut_rows(running.settings, [(adapter_name, group.positions) for group in config.groups()])
+        refuse_vllm(running.settings)
+        policy = next((name for name, known in self.peft_config.items() if known is config), adapter_name)
+        if policy == adapter_name or runtime is None:
+            return None
+        refuse_partial_reference(runtime.active(), copied=policy)
+        return policy
 
     def _create_and_replace(
         self,

@@ -9,13 +9,11 @@ from torch import nn
 
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.hub_format.positions import All, Positions, Special
+from peft_reft.hub_format.positions import Positions
 from peft_reft.runtime.hooks import Runtime, runtime_of
 from peft_reft.runtime.inputs import EXPLICIT
 
-__all__ = ["active_specs", "has_reft", "refuse_cut_rows", "refuse_lost_columns"]
-
-CUTTING = ("wrapped", "bfd_split")
+__all__ = ["active_specs", "has_reft", "refuse_lost_columns"]
 
 
 def has_reft(model: Any) -> bool:
@@ -37,33 +35,6 @@ def active_specs(model: Any, config: Any) -> list[tuple[str, Positions]]:
         names = dict.fromkeys(name for layer in runtime.layers.values() for name, _ in layer.active_keys())
         specs += [(name, group.positions) for name in names for group in runtime.views[name].groups]
     return specs
-
-
-def refuse_cut_rows(args: Any, specs: list[tuple[str, Positions]]) -> None:
-    """Refuse a packing strategy that cuts documents anywhere, where positions count within a document.
-
-    Args:
-        args: the trainer's configuration, or None.
-        specs: what will edit; `all` and `tok(…)` need no document's bounds.
-
-    Raises:
-        ConfigError: see above; it names the strategy, the adapter and the fix.
-    """
-    strategy = getattr(args, "packing_strategy", None)
-    packs = getattr(args, "packing", False) or getattr(args, "eval_packing", False)
-    if not packs or strategy not in CUTTING:
-        return
-    for name, positions in specs:
-        if any(not isinstance(term, (All, Special)) for term in (*positions.terms, *positions.exclusions)):
-            raise ConfigError(
-                f"packing_strategy={strategy!r} with adapter {name!r}, whose positions are {str(positions)!r}",
-                code="positions.packing",
-                value=strategy,
-                rule="it cuts documents anywhere, so a row may start inside a prompt or an answer, and positions "
-                "count from a document's own start and its prompt's end",
-                fix="set packing_strategy='bfd', which keeps documents whole (and cuts only what is longer than "
-                "max_length), or packing=False, or use positions='all'",
-            )
 
 
 def refuse_lost_columns(dataset: Any, args: Any, *, packing: bool) -> None:

@@ -12,8 +12,9 @@ from trl import SFTTrainer
 from peft_reft.integrations.data import ReftDataCollator
 from peft_reft.integrations.evals import GenerationMetric
 from peft_reft.runtime.inputs import EXPLICIT
+from peft_reft.runtime.trainer_refusals import refuse_cut_rows
 
-from .cuts import active_specs, has_reft, refuse_cut_rows, refuse_lost_columns
+from .cuts import active_specs, has_reft, refuse_lost_columns
 
 __all__ = ["ReftSFTTrainer"]
 

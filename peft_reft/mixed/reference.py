@@ -109,8 +109,7 @@ def add_reference(model: MixedReftModel, name: str, config: PeftConfig, low_cpu_
 def _copy_edit(edits: ReftModel, source: str, target: str) -> None:
     runtime = runtime_of(edits.model)
     for layer in () if runtime is None else runtime.layers.values():
-        if source in layer.units:
-            layer.scaling[target] = layer.scaling[source]
+        layer.follow(target, source)
         for number in layer.units.get(source, ()):
             values = layer.unit((source, number)).state_dict(keep_vars=True)
             for key, place in layer.unit((target, number)).state_dict(keep_vars=True).items():

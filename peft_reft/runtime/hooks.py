@@ -33,6 +33,8 @@ from .records import record_of
 from .requests import Batch
 from .resolve import Situation, columns_of, slot_masks
 from .sharding import is_gathered_alone
+from .trainer_refusals import refuse_cut_rows
+from .trainers import running_trainer, traced_for_trainer
 
 __all__ = ["Runtime", "runtime_of"]
 
@@ -213,6 +215,8 @@ class Runtime:
                 return Frame(self, dict.fromkeys(paths))
             explicit = explicit or session.explicit
         self._verify()
+        if session is None and not explicit and self.active():
+            call = self._asked_of_trainer(call)
         batch = None if session is not None else self.batching.batch_of(call)
         if batch is not None and not explicit:
             return Frame(self, {path: self._paged_plan(self.stacks[path], batch) for path in paths})
@@ -274,6 +278,33 @@ class Runtime:
             }
         stacked = rows is not None and rows.stack is not None
         return StackPlan(inputs.batch, inputs.length, chosen, inputs.past, row_by_row=rows is not None, whole=stacked)
+
+    def _asked_of_trainer(self, call: dict[str, Any]) -> dict[str, Any]:
+        """A forward's arguments by name, with the labels of its batch where a trainer left them out.
+
+        Raises:
+            ConfigError: the trainer cuts documents anywhere.
+        """
+        if not torch.compiler.is_compiling():
+            return self._asked(call)
+        if traced_for_trainer(call.get("labels") is not None):
+            return self._asked_between_graphs(call)
+        return call
+
+    def _asked(self, call: dict[str, Any]) -> dict[str, Any]:
+        running = running_trainer()
+        if running is None:
+            return call
+        specs = [(name, group.positions) for name in self.active() for group in self.views[name].groups]
+        if running.trains(self.model):
+            refuse_cut_rows(running.settings, specs)
+        if call.get("labels") is not None or (labels := running.labels_of(call)) is None:
+            return call
+        return {**call, "labels": labels}
+
+    @torch.compiler.disable
+    def _asked_between_graphs(self, call: dict[str, Any]) -> dict[str, Any]:
+        return self._asked(call)
 
     def _paged_plan(self, stack: Stack, batch: Batch) -> StackPlan | None:
         views = self.activity().stacks[stack.path].views

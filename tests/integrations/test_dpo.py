@@ -11,9 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from peft_reft import MixedReftModel
+from peft_reft import MixedReftModel, scale_adapter, set_subspaces
+from peft_reft.hub_format.errors import ConfigError
 
-from .preferences import POLICIES, dpo_trainer, edits_of_passes, ends_of_prompts, history, mixed_policy, sequences
+from .preferences import (
+    POLICIES,
+    dpo_trainer,
+    edit_policy,
+    edits_of_passes,
+    ends_of_prompts,
+    history,
+    mixed_policy,
+    sequences,
+)
 from .tiny_sft import base_model, first_batch, reft, trainable
 
 WAYS = {
@@ -138,6 +148,52 @@ def test_dropout_of_edits_is_switched_off_with_all_other_dropout(tmp_path: Path,
     noisy = dpo_trainer(tmp_path, POLICIES[policy](dropout=0.5), max_steps=1, disable_dropout=False)
     noisy.train()
     assert abs(history(noisy, "rewards/margins")[0]) > 1e-3
+
+
+def scaled(model: Any, name: str) -> None:
+    scale_adapter(model, name, 0.3)
+
+
+def in_part(model: Any, name: str) -> None:
+    set_subspaces(model, name, ["one"])
+
+
+@pytest.mark.parametrize("switch", [scaled, in_part])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_reference_edits_as_the_policy_is_switched(tmp_path: Path, policy: str, switch: Any) -> None:
+    """With a factor, or with a part of its rank: what is no parameter goes with the copy too."""
+    model = POLICIES[policy](subspaces={"one": [0, 1], "two": [1, 2]})
+    switch(model, {"reft": "default"}.get(policy, "edit"))
+    trainer = dpo_trainer(tmp_path, model, max_steps=2)
+    trainer.train()
+    margins = history(trainer, "rewards/margins")
+    assert abs(margins[0]) < 1e-6
+    assert margins[1] > 1e-3
+
+
+@pytest.mark.parametrize("active", [["default", "other"], ["other"]])
+def test_a_policy_that_the_reference_would_not_copy_is_refused_at_the_start(tmp_path: Path, active: list[str]) -> None:
+    model = edit_policy()
+    model.add_adapter("other", reft(positions="f1"))
+    model.base_model.set_adapter(active)
+    with pytest.raises(ConfigError, match=r"made of adapter 'default', and active are \["):
+        dpo_trainer(tmp_path, model)
+    assert list(model.peft_config) == ["default", "other"]
+    model.set_adapter("default")
+    trainer = dpo_trainer(tmp_path, model, max_steps=1)
+    trainer.train()
+    assert abs(history(trainer, "rewards/margins")[0]) < 1e-6
+
+
+def test_several_edits_need_no_copy_where_the_reference_is_given(tmp_path: Path) -> None:
+    model = edit_policy()
+    model.add_adapter("other", reft(positions="f1"))
+    model.base_model.set_adapter(["default", "other"])
+    trainer = dpo_trainer(tmp_path, model, given={"ref_model": deepcopy(model)})
+    trainer.train()
+    margins = history(trainer, "rewards/margins")
+    assert abs(margins[0]) < 1e-6
+    assert margins[2] > 1e-3
 
 
 @pytest.mark.parametrize("policy", POLICIES)

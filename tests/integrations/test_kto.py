@@ -24,6 +24,7 @@ def kto_trainer(folder: Path, model: nn.Module, *, given: Any = None, **fields: 
             "output_dir": str(folder),
             "max_steps": 3,
             "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 8,
             "learning_rate": 1e-2,
             "logging_steps": 1,
             "gradient_checkpointing": False,
@@ -31,10 +32,15 @@ def kto_trainer(folder: Path, model: nn.Module, *, given: Any = None, **fields: 
             **fields,
         }
     )
+    named = {"train_dataset": kto_data(), "processing_class": tokenizer(), **(given or {})}
+    return KTOTrainer(model=model, args=args, **named)
+
+
+def kto_data() -> Dataset:
+    """The answers of `PAIRS`, and as many wrong ones."""
     good = [{**row, "label": True} for row in PAIRS]
     bad = [{**row, "completion": wrong, "label": False} for row, wrong in zip(PAIRS, REJECTED, strict=True)]
-    data = Dataset.from_list([*good, *bad])
-    return KTOTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer(), **(given or {}))
+    return Dataset.from_list([*good, *bad])
 
 
 @pytest.mark.parametrize("precomputed", [False, True])

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from runtime.batching import Segments
+from runtime.stepwise import greedy
 from torch import Tensor, nn
 from torch.testing import assert_close
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -116,6 +118,46 @@ def _by_row(tokens: Tokens) -> Counter[tuple[int, ...]]:
     for row, column in sorted(tokens):
         rows.setdefault(row, []).append(column)
     return Counter(tuple(columns) for columns in rows.values())
+
+
+CONTINUOUS = {
+    "use_transformers_continuous_batching": True,
+    # prompts come in pieces, beside others that decode
+    "transformers_continuous_batching_config": {"page_size": 4, "num_blocks": 32, "max_batch_tokens": 12},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_continuous_batching_edits_the_tokens_that_are_trained(tmp_path: Path, kind: str) -> None:
+    """Positions in their own prompts, counted over all forwards of the manager and over the rows of the loss."""
+    edit = {"positions": "f1+l2", "layers_to_transform": [0]}
+    trainer = online_trainer(kind, tmp_path, POLICIES["reft"](**edit), **CONTINUOUS)
+    trainer.model.train()
+    with edits_of_passes(trainer.model) as passes, Segments(trainer.model.get_base_model()) as forwards:
+        batch = generated(trainer)
+        trainer.compute_loss(trainer.model, batch)
+    asked: Counter[int] = Counter()
+    for found, segments in zip(passes, forwards, strict=False):
+        places = [first + offset for first, ids in segments for offset in range(len(ids))]
+        asked.update(places[column] for _, column in found)
+    assert len(forwards) > len(batch["completion_ids"][0])  # more than one forward for the prompts
+    lengths = batch["prompt_mask"].sum(1).tolist()
+    assert asked == Counter(place for length in lengths for place in (0, length - 2, length - 1))
+    assert passes[-1] == _ends(batch["prompt_mask"])
+
+
+@pytest.mark.parametrize("positions", ["f2", "f1+l2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_continuous_batching_samples_from_the_policy_of_every_step(tmp_path: Path, kind: str, positions: str) -> None:
+    """Only the likeliest token is sampled: after two steps the answers are those of stepwise decoding."""
+    trainer = online_trainer(kind, tmp_path, POLICIES["reft"](positions=positions), top_k=1, max_steps=2, **CONTINUOUS)
+    trainer.train()
+    assert len(history(trainer, "loss")) == 2
+    batch = generated(trainer)
+    for row in range(len(batch["prompt_ids"])):
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        answer = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
+        assert answer == greedy(trainer.model.eval(), positions, prompt, TOKENS)[: len(answer)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -42,7 +42,7 @@ def base() -> LlamaForSequenceClassification:
         return LlamaForSequenceClassification(config)
 
 
-def trainer_of(folder: Path, *, config: Any = None, **fields: Any) -> RewardTrainer:
+def trainer_of(folder: Path, *, config: Any = None, given: Any = None, **fields: Any) -> RewardTrainer:
     named = {"task_type": "SEQ_CLS", "positions": "f1+l2", "modules_to_save": ["score"], **(config or {})}
     args = RewardConfig(
         output_dir=str(folder),
@@ -66,6 +66,7 @@ def trainer_of(folder: Path, *, config: Any = None, **fields: Any) -> RewardTrai
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
         peft_config=reft(**named),
+        **(given or {}),
     )
 
 

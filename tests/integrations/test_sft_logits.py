@@ -13,11 +13,10 @@ from torch.testing import assert_close
 from transformers import EvalPrediction
 from trl import SFTTrainer
 
-from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.integrations import ReftDataCollator, ReftSFTTrainer
 
 from .reading import LAYOUTS
-from .tiny_sft import first_batch, losses, pairs, reft, tokenizer, trainer_for
+from .tiny_sft import first_batch, losses, pairs, tokenizer, trainer_for
 
 SMOOTHING = 0.2
 
@@ -47,21 +46,14 @@ def evaluated(folder: Path, kind: type[SFTTrainer], verb: str, **fields: Any) ->
     return seen[0], expected
 
 
+@pytest.mark.parametrize("kind", [SFTTrainer, ReftSFTTrainer])
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_metrics_see_the_logits_of_the_forward_with_labels(tmp_path: Path, layout: str, verb: str) -> None:
-    found, expected = evaluated(tmp_path, ReftSFTTrainer, verb, **LAYOUTS[layout])
+def test_metrics_see_the_logits_of_the_forward_with_labels(
+    tmp_path: Path, layout: str, verb: str, kind: type[SFTTrainer]
+) -> None:
+    found, expected = evaluated(tmp_path, kind, verb, **LAYOUTS[layout])
     assert np.array_equal(found, expected.numpy())
-
-
-@pytest.mark.parametrize("verb", ["evaluate", "predict"])
-def test_a_plain_trainer_shows_metrics_the_logits_of_a_prefill(tmp_path: Path, verb: str) -> None:
-    """A gap that only a trainer of ours can close: without labels an evaluation forward is a prefill of all tokens."""
-    found, expected = evaluated(tmp_path, SFTTrainer, verb)
-    assert found.shape == expected.shape
-    assert not np.allclose(found, expected.numpy(), atol=1e-2)
-    only_prefix, expected = evaluated(tmp_path, SFTTrainer, verb, config=reft(positions="f3"))
-    assert np.array_equal(only_prefix, expected.numpy())
 
 
 def test_both_evaluate_to_the_same_loss(tmp_path: Path) -> None:
@@ -81,12 +73,13 @@ def custom(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tens
     return 2 * smoothed(outputs.logits, labels)
 
 
+@pytest.mark.parametrize("kind", [SFTTrainer, ReftSFTTrainer])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("way", ["label_smoothing_factor", "compute_loss_func"])
-def test_losses_of_full_logits(tmp_path: Path, layout: str, way: str) -> None:
+def test_losses_of_full_logits(tmp_path: Path, layout: str, way: str, kind: type[SFTTrainer]) -> None:
     fields: dict[str, Any] = {"label_smoothing_factor": SMOOTHING} if way == "label_smoothing_factor" else {}
     given = {} if fields else {"compute_loss_func": custom}
-    trainer = trainer_for(tmp_path, kind=ReftSFTTrainer, given=given, **fields, **LAYOUTS[layout])
+    trainer = trainer_for(tmp_path, kind=kind, given=given, **fields, **LAYOUTS[layout])
     batch = first_batch(trainer)
     labelled = {name: value for name, value in batch.items() if name != "prompt_mask"}
     logits = trainer.model.train()(**labelled).logits
@@ -95,8 +88,6 @@ def test_losses_of_full_logits(tmp_path: Path, layout: str, way: str) -> None:
     found = losses(trainer)
     assert_close(found[0], expected.item(), rtol=1e-5, atol=1e-6)
     assert found[-1] < found[0]
-    with pytest.raises(PromptBoundaryError, match="ReftDataCollator adds prompt_mask"):
-        losses(trainer_for(tmp_path, given=given, **fields, **LAYOUTS[layout]))
 
 
 def test_it_trains_as_the_plain_trainer_does(tmp_path: Path) -> None:

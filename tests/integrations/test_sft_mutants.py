@@ -19,13 +19,14 @@ from torch.testing import assert_close
 from transformers import DataCollatorForSeq2Seq
 from trl import SFTTrainer
 
+import peft_reft.model
 from contract.test_mutants import labels_ignored, packing_forgotten, shifted
 from peft_reft.hub_format.errors import ConfigError, PromptBoundaryError, ReftError
 from peft_reft.integrations import ReftDataCollator, ReftSFTTrainer
 from peft_reft.integrations.evals import answers, metric
 from peft_reft.integrations.trl import sft
 from peft_reft.positions import Layout
-from peft_reft.runtime import resolve
+from peft_reft.runtime import hooks, resolve
 
 from .reading import LAYOUTS, edited_tokens, expected_tokens
 from .test_evals import (
@@ -153,12 +154,14 @@ def turns_forgotten(patch: Patch) -> None:
 
 def cut_rows_accepted(patch: Patch) -> None:
     """The trainer takes every packing strategy."""
-    patch.setattr(sft, "refuse_cut_rows", lambda *args: None)
+    for module in (sft, hooks, peft_reft.model):
+        patch.setattr(module, "refuse_cut_rows", lambda *args: None)
 
 
 def collator_not_wrapped(patch: Patch) -> None:
-    """Batches carry no prompt mask."""
+    """Batches carry no prompt mask, and the trainer is not asked for their labels."""
     patch.setattr(sft, "has_reft", lambda model: False)
+    patch.setattr(hooks, "running_trainer", lambda: None)
 
 
 def mask_of_everything(patch: Patch) -> None:

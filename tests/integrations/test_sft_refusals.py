@@ -10,10 +10,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, TrainerCallback
 from trl import SFTTrainer
 
-from peft_reft.hub_format.errors import ConfigError, LocationError, PromptBoundaryError
+from peft_reft.hub_format.errors import ConfigError, LocationError
 from peft_reft.integrations import ReftDataCollator, ReftSFTTrainer
 
 from .reading import edited_tokens
@@ -49,6 +49,44 @@ def test_rows_that_are_cut_anywhere_are_refused(tmp_path: Path, strategy: str, s
 
 
 @pytest.mark.parametrize("strategy", ["wrapped", "bfd_split"])
+@pytest.mark.parametrize("spec", ["l1", "f7+l7", "f2", "all-l1"])
+def test_a_plain_trainer_refuses_them_too(tmp_path: Path, strategy: str, spec: str) -> None:
+    """An adapter that it adds: before any data is prepared. One that it was given: before the first step."""
+    fields = {"packing": True, "packing_strategy": strategy, "max_length": 16}
+    base = base_model()
+    with pytest.raises(ConfigError, match=r"packing_strategy='bfd'"):
+        trainer_for(tmp_path, model=base, given={"peft_config": reft(positions=spec)}, **fields)
+    assert not any("reft" in name for name, _ in base.named_modules())
+    model = get_peft_model(base_model(), reft(positions=spec))
+    trainer = trainer_for(tmp_path, model=model, **fields)
+    before = trainable(model)
+    with pytest.raises(ConfigError, match="cuts documents"):
+        trainer.train()
+    assert all(torch.equal(before[name], after) for name, after in trainable(model).items())
+
+
+def test_another_model_may_run_while_a_trainer_cuts_rows(tmp_path: Path) -> None:
+    """What is refused is the trainer's own model: a callback may ask a second one, or load an adapter."""
+    other = get_peft_model(base_model(), reft(positions="f2+l2"))
+    ids = torch.tensor([encoded()[0][0]])
+    with torch.no_grad():
+        expected = other.eval()(input_ids=ids).logits
+    found = []
+
+    class Asking(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            get_peft_model(base_model(), reft(positions="f2+l2"))
+            with torch.no_grad():
+                found.append(other(input_ids=ids).logits)
+
+    fields = {"packing": True, "packing_strategy": "wrapped", "max_length": 16}
+    lora = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")}
+    losses(trainer_for(tmp_path, model=base_model(), given={**lora, "callbacks": [Asking()]}, **fields))
+    assert len(found) == 3
+    assert all(torch.equal(logits, expected) for logits in found)
+
+
+@pytest.mark.parametrize("strategy", ["wrapped", "bfd_split"])
 def test_cut_rows_are_no_matter_where_no_position_counts(tmp_path: Path, strategy: str) -> None:
     fields = {"packing": True, "packing_strategy": strategy, "max_length": 16}
     losses(ours(tmp_path, config=reft(positions="all"), **fields))
@@ -60,13 +98,6 @@ def test_cut_rows_are_no_matter_where_no_position_counts(tmp_path: Path, strateg
 @pytest.mark.parametrize("fields", [{}, {"packing": False, "packing_strategy": "wrapped"}, {"packing": True}])
 def test_whole_documents_are_accepted(tmp_path: Path, fields: dict[str, Any]) -> None:
     losses(ours(tmp_path, config=reft(positions="l1"), **{"max_length": 32, **fields}))
-
-
-def test_fragments_of_documents_are_no_prompts_for_a_plain_trainer(tmp_path: Path) -> None:
-    """What is left of an answer has no prompt: an error in training, not a prompt of one token."""
-    fields = {"packing": True, "packing_strategy": "bfd_split", "max_length": 6}
-    with pytest.raises(PromptBoundaryError, match="a fragment of a split document has no prompt"):
-        losses(trainer_for(tmp_path, config=reft(positions="l1"), **fields))
 
 
 def tokenized(**columns: list[Any]) -> Dataset:

@@ -1,4 +1,4 @@
-"""vLLM needs merged weights: our trainers refuse it at the start, TRL's own when they first send their weights."""
+"""vLLM needs merged weights: our trainers refuse it at the start, and TRL's own as soon as they add an adapter."""
 
 from __future__ import annotations
 
@@ -54,6 +54,19 @@ def test_vllm_is_refused_before_it_is_asked(
     assert [name for name, _ in model.named_parameters()] == before
 
 
+@pytest.mark.parametrize("policy", ["new", *POLICIES])
+@pytest.mark.parametrize("plain", KINDS)
+def test_a_plain_trainer_refuses_it_as_soon_as_it_adds_an_adapter(
+    tmp_path: Path, plain: str, policy: str, started: list[str]
+) -> None:
+    """The policy's own, or the reference's."""
+    given: dict[str, Any] = {"given": {"peft_config": reft()}} if policy == "new" else {}
+    model: nn.Module = base_model() if policy == "new" else POLICIES[policy]()
+    with pytest.raises(MergeError, match=r"vllm_mode='server'.*cannot be merged.*use_vllm=False"):
+        online_trainer(plain, tmp_path, model, use_vllm=True, vllm_mode="server", **given)
+    assert started == []
+
+
 def test_a_policy_without_edits_may_use_vllm(tmp_path: Path, kind: str, started: list[str]) -> None:
     online_trainer(kind, tmp_path, get_peft_model(base_model(), LORA), use_vllm=True, vllm_mode="colocate")
     assert started == ["colocate"]
@@ -77,7 +90,7 @@ def test_they_take_what_trl_s_own_take() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_sending_weights_is_an_error_that_names_the_option(policy: str) -> None:
-    """What a stock trainer does in its first step."""
+    """What a stock trainer does in its first step with a policy that it was given, and no reference."""
     sender = VLLMGeneration.__new__(VLLMGeneration)
     sender.model = POLICIES[policy]()
     sender._dist = SimpleNamespace(gather_params=lambda parameters: nullcontext(), is_fsdp=False)

@@ -111,6 +111,8 @@ class Segments:
         self.handle = model.register_forward_pre_hook(self._note, with_kwargs=True, prepend=True)
 
     def _note(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("cu_seq_lens_q") is None:  # a forward of something else
+            return
         bounds = kwargs["cu_seq_lens_q"].tolist()
         ids, places = kwargs["input_ids"][0].tolist(), kwargs["position_ids"][0].tolist()
         self.forwards.append([(places[a], ids[a:b]) for a, b in itertools.pairwise(bounds)])
