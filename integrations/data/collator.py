@@ -21,10 +21,10 @@ _OWN = ("collator", "stack")
 class ReftDataCollator:
     """Wraps a data collator and adds `prompt_mask`, long `[batch, seq]`, to its batches.
 
-    A forward with labels knows where the prompt ends. One without them does not, and a trainer makes such forwards:
-    for `compute_metrics`, `predict`, label smoothing and custom losses it takes the labels out first. `prompt_mask`
-    stays in the batch, and says what the labels say: 1 on prompts (one run for every turn), 0 on supervised tokens and
-    on padding. It depends on no adapter, so it is right for several at once.
+    A forward with labels knows where the prompt ends. One without them does not, and training makes such forwards for
+    metrics, label smoothing and custom losses. Inside a `Trainer` the labels of its batch are found all the same; a
+    loop of your own needs this mask, which stays in the batch and says what the labels say: 1 on prompts (one run for
+    every turn), 0 on supervised tokens and on padding. It depends on no adapter, so it is right for several at once.
 
     Examples may state their positions themselves, counted from their own first real token: `prompt_mask` (one entry
     per token), `prompt_lengths` (a number) or `intervention_locations` (`[terms, k]`, −1 for none, or a dict adapter →

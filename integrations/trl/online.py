@@ -24,8 +24,9 @@ def _refuse(args: Any, model: Any, config: Any) -> None:
 class ReftGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl ships no types
     """`GRPOTrainer` with one check more, before a model is made or a server is asked; same arguments.
 
-    A plain `GRPOTrainer` trains ReFT policies too. With `use_vllm=True` it fails when it first sends its weights, in
-    the first step; this one fails at the start, whether or not vLLM is installed.
+    A plain `GRPOTrainer` trains ReFT policies too. With `use_vllm=True` it fails where it adds an adapter (of the
+    policy or the reference), or in the first step if it adds none; this one fails at the start, whether or not vLLM is
+    installed.
 
     Raises:
         MergeError: `use_vllm=True`.

@@ -1,4 +1,4 @@
-"""`ReftSFTTrainer`: TRL's `SFTTrainer`, and right also where a forward has no labels."""
+"""`ReftSFTTrainer`: TRL's `SFTTrainer`, and positions that the data set states."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ __all__ = ["ReftSFTTrainer"]
 
 
 class ReftSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
-    """`SFTTrainer` with the gaps closed that an adapter alone cannot close; same arguments, nothing else to write.
+    """`SFTTrainer` with what an adapter alone cannot do; same arguments, nothing else to write.
 
-    A plain `SFTTrainer` trains ReFT adapters too: a forward with labels knows where the prompt ends. This one adds:
+    A plain `SFTTrainer` trains ReFT adapters too: labels say where a prompt ends, also where the trainer takes them
+    out of a batch before a forward (`compute_metrics`, `predict`, `label_smoothing_factor`, `compute_loss_func`). This
+    one adds:
 
-    - `compute_metrics`, `predict`, `label_smoothing_factor` and `compute_loss_func` make forwards without labels. Here
-      the batch carries `prompt_mask` (`ReftDataCollator` around the trainer's own collator), so they edit the tokens
-      that the forward with labels edits. In a plain `SFTTrainer` such a forward is an error in training for positions
-      that count from the prompt's end; for `f<n>` it is wrong where a prompt has fewer than n tokens. In evaluation it
-      is a prefill of prompt and answer: metrics, predictions and losses made of its logits are those of other edits,
-      and nothing tells. (The evaluation loss without these options comes from a forward with labels: right.)
+    - The columns `prompt_mask`, `prompt_lengths` and `intervention_locations` of a tokenised data set reach the model;
+      packing, which would drop them, and `truncation_mode="keep_end"`, which would move them, are refused.
+    - `prompt_mask` stands in every batch (`ReftDataCollator` around the trainer's own collator), so no forward depends
+      on labels.
     - Rows that are cut anywhere (`packing_strategy` `"wrapped"` or `"bfd_split"`) are refused before anything runs,
-      if an active adapter's positions count from the start or the end of a document.
-    - The columns `prompt_mask`, `prompt_lengths` and `intervention_locations` of a tokenised data set reach the
-      collator; packing, which would drop them, and `truncation_mode="keep_end"`, which would move them, are refused.
-
+      if an active adapter's positions count from the start or the end of a document. A plain `SFTTrainer` is stopped
+      too: where it adds the adapter, or before the first step of a model that it was given.
     - A `GenerationMetric` among the callbacks is computed before the evaluation is logged, so reporters get it too.
 
     Of a model without ReFT adapters it is a plain `SFTTrainer`.

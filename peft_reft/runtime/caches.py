@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.hub_format.positions import First, Last
@@ -25,15 +26,24 @@ def cache_of(call: Mapping[str, Any]) -> Any:
     return next((call[name] for name in _NAMES if call.get(name) is not None), None)
 
 
-def past_length(cache: Any) -> int | None:
-    """How many slots a cache holds; None where it does not say: a state of fixed size, a cache of many sequences."""
+def past_length(cache: Any, *, seen: int | None = None) -> int | None:
+    """How many slots a cache holds; None where it does not say: a state of fixed size, a cache of many sequences.
+
+    Args:
+        cache: or None.
+        seen: how many tokens went into it, where that is known. A static cache counts in a tensor, of which a graph
+            cannot make sizes; there this number is taken instead.
+    """
     if cache is None:
         return 0
     if hasattr(cache, "get_seq_length"):
         try:
-            return int(cache.get_seq_length())
+            length = cache.get_seq_length()
         except ValueError:  # transformers' answer of a cache without a single attention layer
             return None if cache.has_previous_state() else 0
+        if seen is not None and isinstance(length, Tensor) and torch.compiler.is_compiling():
+            return seen
+        return int(length)
     if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], (tuple, list)):  # older: (keys, values)
         return int(cache[0][0].shape[-2])
     return None

@@ -195,7 +195,7 @@ def _session(runtime: Runtime, explicit: Explicit, tokens: Tensor | None, kwargs
     if cached and not explicit and (record is None or cached > record.length):
         check_continued(cache, runtime.active_views(), cached=cached, width=width)
     real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == width else None
-    return Session(runtime, batch, width, real, explicit, prompt=tokens)
+    return Session(runtime, batch, width, real, explicit, prompt=tokens, seen=cached)
 
 
 def recorded_prefill(runtime: Runtime, call: dict[str, Any]) -> Any:

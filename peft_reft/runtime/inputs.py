@@ -136,7 +136,7 @@ def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) 
     Args:
         call: arguments by name.
         role: of the stack.
-        seen: how many tokens went into the cache, for caches that do not say.
+        seen: how many tokens went into the cache, for caches that do not say, or not to a graph.
     """
     if role == "encoder":
         if call.get("encoder_outputs") is not None:
@@ -162,7 +162,7 @@ def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) 
     if view is None:
         return None
     cache = cache_of(call)
-    past = past_length(cache)
+    past = past_length(cache, seen=seen)
     past = seen if past is None else past
     return replace(
         view,

@@ -34,10 +34,7 @@ def test_one_graph_gives_the_tokens_of_stepwise_decoding(spec: str) -> None:
     check_compiled(spec, "eager")
 
 
-TRACED = pytest.mark.xfail(strict=True, reason="inductor cannot guard on the length of the cache, read twice")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["f2+l2", pytest.param("all-f1", marks=TRACED), pytest.param("g[:2]", marks=TRACED)])
+@pytest.mark.parametrize("spec", ["f2+l2", "all-f1", "g[:2]"])
 def test_compiled_code_gives_the_tokens_of_stepwise_decoding(spec: str) -> None:
     check_compiled(spec, "inductor")
