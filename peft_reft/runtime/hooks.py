@@ -288,7 +288,8 @@ class Runtime:
         if not torch.compiler.is_compiling():
             return self._asked(call)
         if traced_for_trainer(call.get("labels") is not None):
-            return self._asked_between_graphs(call)
+            found: dict[str, Any] = self._asked_between_graphs(call)
+            return found
         return call
 
     def _asked(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -302,7 +303,7 @@ class Runtime:
             return call
         return {**call, "labels": labels}
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's decorator has no type
     def _asked_between_graphs(self, call: dict[str, Any]) -> dict[str, Any]:
         return self._asked(call)
 
