@@ -77,7 +77,7 @@ def topological_order(graph: Graph) -> tuple[str, ...]:
     order: dict[str, None] = {}
     for start in graph:
         path = {start: iter(graph[start])}  # from start to a parent of a parent, and the parents still to be seen
-        while path and start not in order:
+        while path:
             name, parents = next(reversed(path.items()))
             parent = next(parents, None)
             if parent is None:

@@ -104,6 +104,11 @@ def test_gradients_are_the_same_under_checkpointing(component: str, reentrant: b
     model = llama().train()
     site = Site(layer=1, component=component, position=2, space=Rotation(rotation(3, 16)))
 
+    during: list[list[bool]] = []
+    model.lm_head.register_forward_hook(
+        lambda *_: during.append([layer.gradient_checkpointing for layer in model.model.layers])
+    )
+
     def gradients() -> dict[str, Tensor]:
         model.zero_grad()
         logits = interchange(model, ids(2, 5, seed=1), ids(2, 5, seed=2), site).logits
@@ -114,6 +119,8 @@ def test_gradients_are_the_same_under_checkpointing(component: str, reentrant: b
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     assert_close(gradients(), plain)
     assert all(layer.gradient_checkpointing for layer in model.model.layers)
+    inside = component in ("attention_output", "mlp_output")  # a block's own hooks are not part of what is recomputed
+    assert during[-1] == [True, not inside, True]
 
 
 class Returns(nn.Module):
@@ -391,6 +398,17 @@ def test_a_long_chain_is_no_deep_recursion(order: int) -> None:
     assert CausalModel(functions, inputs={"X": [1]}).order == ("X", *(f"V{n}" for n in range(1500)))
     with pytest.raises(CausalModelError, match="cycle"):
         CausalModel({**functions, "V0": lambda V1499: 0}, inputs={}, output="V0")
+
+
+def test_a_graph_of_many_paths_is_walked_once() -> None:
+    """A hundred diamonds in a row have 2^100 paths."""
+    functions = {"V0": lambda X: X}
+    for n in range(1, 101):
+        scope = f"V{n - 1}"
+        functions[f"A{n}"], functions[f"B{n}"] = (eval(f"lambda {scope}: {scope}") for _ in range(2))
+        functions[f"V{n}"] = eval(f"lambda A{n}, B{n}: 0")
+    reversed_order = dict(reversed(functions.items()))
+    assert len(CausalModel(reversed_order, inputs={"X": [1]}).order) == 302
 
 
 @pytest.mark.parametrize("package", ["networkx", "matplotlib.figure"])
