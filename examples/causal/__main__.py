@@ -1,30 +1,37 @@
-"""`python -m examples.causal`: prints what the interchanges of both networks give."""
+"""`python -m examples.causal`: measures the examples and keeps the numbers, from which `render` makes the page."""
 
 from __future__ import annotations
 
-from . import addition, conjunction
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from . import names
+from .render import FOLDER, RESULTS, table
+from .report import measured_addition, measured_conjunction, measured_equality
+
+_MEASURED = {"conjunction": measured_conjunction, "addition": measured_addition, "equality": measured_equality}
 
 
 def main() -> None:
-    """Print both tables."""
-    print("The conjunction: P and Q on two neurons turned by 20 degrees")
-    for degrees in (0, 10, 20, 30, 45):
-        print(f"  exchanged at {degrees:2} degrees: {conjunction.measured(conjunction.turned(degrees))}")
-    for seed in range(3):
-        print(f"  searched, seed {seed}: {conjunction.searched(seed)[1]}")
-        print(f"    a wrong causal model: {conjunction.searched(seed, conjunction.XOR, ['A'])[1]}")
-        untrained = conjunction.searched(seed, network=conjunction.Conjunction(seed))[1]
-        print(f"    an untrained network: {untrained}")
-    print("The sum of three numbers: S1 = X + Y in a layer of 16 neurons")
-    for seed in range(3):
-        network = addition.trained(seed)
-        units, local = addition.best_units(network, 4)
-        print(f"  seed {seed}, the best neurons found one by one, {units}: {local}")
-        for dimension in (1, 2, 4):
-            found = addition.searched(network, addition.SUM, dimension, seed)[1]
-            print(f"    searched in {dimension} dimensions: {found}")
-        print(f"    a wrong causal model: {addition.searched(network, addition.PREFIX, 4, seed)[1]}")
-        print(f"    an untrained network: {addition.searched(addition.trained(seed, 0), addition.SUM, 4, seed)[1]}")
+    """Measure, write, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m examples.causal", description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of networks and searches")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the numbers go")
+    parser.add_argument("--model", action="store_true", help="go through SmolLM2-135M-Instruct too (ten minutes)")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"seeds": options.seeds}
+    for name, measure in _MEASURED.items():
+        results[name] = measure(options.seeds)
+        print(f"{name} is measured")
+    (options.folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table(results))
+    if options.model:
+        whole, found, share = names.swept(names.loaded(), options.folder, progress=True)
+        print(f"SmolLM2 answers {share:.0%} of the prompts rightly")
+        print(f"best: layer and word {whole.best} whole, {found.best} searched")
 
 
 if __name__ == "__main__":

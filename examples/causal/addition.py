@@ -17,21 +17,23 @@ from peft_reft.causal import (
     Accuracy,
     AlignmentSearch,
     CausalModel,
-    Pair,
+    InterchangeDataset,
     Site,
+    answered,
     class_loss,
     interchange_accuracy,
+    localist_search,
     sample_pairs,
 )
 
-__all__ = ["PREFIX", "SITE", "SUM", "Adder", "best_units", "decode", "encode", "searched", "trained"]
+__all__ = ["SITE", "SUM", "WRONG", "Adder", "best_units", "decode", "encode", "right", "searched", "trained"]
 
 NUMBERS = range(5)
 SUMS = range(3 * (len(NUMBERS) - 1) + 1)
 _INPUTS = dict.fromkeys("XYZ", NUMBERS)
 SUM = CausalModel({"S1": lambda X, Y: X + Y, "S2": lambda S1, Z: S1 + Z}, inputs=_INPUTS)
-PREFIX = CausalModel({"S1": lambda X: X, "S2": lambda S1, Y, Z: S1 + Y + Z}, inputs=_INPUTS)
-"""Another model of the same sums, and a wrong one of this network: its S1 is X alone."""
+WRONG = CausalModel({"S1": lambda Y, Z: Y + Z, "S2": lambda X, S1: X + S1}, inputs=_INPUTS)
+"""The same sums by another way, which this network cannot take: it reads Z after the layer that is looked at."""
 SITE = Site(module="first")
 
 
@@ -61,7 +63,7 @@ def decode(scores: Tensor) -> Tensor:
     return scores.argmax(-1)
 
 
-def trained(seed: int, steps: int = 300) -> Adder:
+def trained(seed: int, steps: int = 400) -> Adder:
     """A network trained on every input, from a seed; with no steps an untrained one."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -76,10 +78,16 @@ def trained(seed: int, steps: int = 300) -> Adder:
     return network.eval()
 
 
+def right(network: Adder) -> float:
+    """The share of all inputs that it adds up rightly."""
+    inputs = list(SUM.every_input())
+    return sum(answered(network, SUM, inputs, encode=encode, decode=decode)) / len(inputs)
+
+
 def searched(
-    network: Adder, causal_model: CausalModel, dimension: int, seed: int, steps: int = 300
+    network: Adder, seed: int, causal_model: CausalModel = SUM, *, dimension: int = 6, restarts: int = 2
 ) -> tuple[AlignmentSearch, Accuracy]:
-    """S1 sought in so many dimensions; its accuracy on pairs that the search has not seen."""
+    """S1 sought in so many dimensions; its accuracy on pairs that neither the fit nor the choice of a start saw."""
     search = AlignmentSearch(
         network,
         causal_model,
@@ -89,37 +97,39 @@ def searched(
         loss=class_loss(SUMS, logits=lambda scores: scores),
         seed=seed,
     )
-    held_out = set(map(repr, pairs_kept_back(causal_model)))
-    drawn = sample_pairs(causal_model, ["S1"], 2000, seed=seed, changing=0.9)
     search.fit(
-        [pair for pair in drawn if repr(pair) not in held_out],
-        steps=steps,
+        drawn(causal_model, seed, 3000),
+        steps=300,
         learning_rate=0.05,
         batch_size=128,
         seed=seed,
+        validation=drawn(causal_model, seed + 1_000_000, 500),
+        decode=decode,
+        restarts=restarts,
     )
-    return search, search.accuracy(pairs_kept_back(causal_model), decode=decode)
+    return search, search.accuracy(held_out(causal_model, seed), decode=decode)
 
 
-def pairs_kept_back(causal_model: CausalModel) -> list[Pair]:
-    """1000 pairs whose sum changes under the interchange."""
-    return sample_pairs(causal_model, ["S1"], 1000, seed=12345, changing=1.0)
+def drawn(causal_model: CausalModel, seed: int, count: int) -> InterchangeDataset:
+    """Pairs of which nine in ten change the sum."""
+    pairs = sample_pairs(causal_model, ["S1"], count, seed=seed, changing=0.9)
+    return InterchangeDataset.from_pairs(causal_model, pairs)
 
 
-def best_units(network: Adder, dimension: int) -> tuple[tuple[int, ...], Accuracy]:
-    """Localist search: neurons added one by one, each time the one that helps most; every choice is measured."""
-    chosen: tuple[int, ...] = ()
-    pairs = pairs_kept_back(SUM)
-    best = None
-    for _ in range(dimension):
-        tried = {
-            (*chosen, unit): interchange_accuracy(
-                network, SUM, {"S1": Site(module="first", units=(*chosen, unit))}, pairs, encode=encode, decode=decode
-            )
-            for unit in range(16)
-            if unit not in chosen
-        }
-        chosen = max(tried, key=lambda units: tried[units].value)
-        best = tried[chosen]
-    assert best is not None
-    return chosen, best
+def held_out(causal_model: CausalModel, seed: int) -> InterchangeDataset:
+    """1000 pairs that all change the sum, from draws of their own: to change nothing gets none of them right."""
+    pairs = sample_pairs(causal_model, ["S1"], 1000, seed=seed + 2_000_000, changing=1.0)
+    return InterchangeDataset.from_pairs(causal_model, pairs)
+
+
+def best_units(
+    network: Adder, seed: int, size: int, *, module: str = "first", width: int = 16
+) -> tuple[tuple[int, ...], Accuracy]:
+    """Localist search by brute force: the best of all sets of `size` neurons, measured again on the held-out pairs."""
+    choosing = InterchangeDataset(drawn(SUM, seed, 3000).items[:200])
+    ranked = localist_search(
+        network, SUM, Site(module=module), "S1", size, choosing, encode=encode, decode=decode, width=width
+    )
+    units = ranked[0][0]
+    site = Site(module=module, units=units)
+    return units, interchange_accuracy(network, SUM, {"S1": site}, held_out(SUM, seed), encode=encode, decode=decode)

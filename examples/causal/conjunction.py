@@ -26,7 +26,7 @@ from peft_reft.causal import (
     sample_pairs,
 )
 
-__all__ = ["AND", "PAIRS", "XOR", "Conjunction", "measured", "searched", "turned"]
+__all__ = ["AND", "PAIRS", "XOR", "Conjunction", "angle", "measured", "searched", "turned"]
 
 _TRUTH = {"P": (False, True), "Q": (False, True)}
 AND = CausalModel({"A": lambda P: P, "B": lambda Q: Q, "V": lambda A, B: A and B}, inputs=_TRUTH)
@@ -103,7 +103,7 @@ def searched(
     variables: Sequence[str] = ("A", "B"),
     *,
     network: Conjunction | None = None,
-    steps: int = 120,
+    restarts: int = 2,
 ) -> tuple[AlignmentSearch, Accuracy]:
     """Variables sought, one dimension each, and the accuracy of what was found.
 
@@ -120,10 +120,19 @@ def searched(
     )
     search.fit(
         sample_pairs(causal_model, variables, 400, seed=seed, changing=0.5),
-        steps=steps,
+        steps=150,
         learning_rate=0.05,
         batch_size=64,
         seed=seed,
+        validation=sample_pairs(causal_model, variables, 200, seed=seed + 1_000_000, changing=0.5),
+        decode=decode,
+        restarts=restarts,
     )
-    test = sample_pairs(causal_model, variables, 400, seed=seed + 1000, changing=0.5)
+    test = sample_pairs(causal_model, variables, 400, seed=seed + 2_000_000, changing=0.5)
     return search, search.accuracy(test, decode=decode)
+
+
+def angle(search: AlignmentSearch) -> float:
+    """By how many degrees the first row that was found is turned, 0 to 180 (a row and its opposite are one)."""
+    across, up = search.rotation[0].tolist()
+    return math.degrees(math.atan2(up, across)) % 180

@@ -11,6 +11,7 @@ from .dataset import InterchangeCollator, InterchangeDataset
 from .distribution import Distribution
 from .edits import Edit, add, mean, noise, put, subtract, zero
 from .interchange import collect, interchange, intervene
+from .localist import localist_search
 from .losses import class_loss
 from .model import CausalModel
 from .padding import PadRows
@@ -47,6 +48,7 @@ __all__ = [
     "interchange",
     "interchange_accuracy",
     "intervene",
+    "localist_search",
     "mean",
     "noise",
     "put",

@@ -22,7 +22,7 @@ from .interchange import Alignment, interchange
 from .model import CausalModel, Values
 from .pairs import Pair
 
-__all__ = ["Accuracy", "Decode", "answered", "interchange_accuracy", "wilson_interval"]
+__all__ = ["Accuracy", "Decode", "answered", "decoded", "interchange_accuracy", "wilson_interval"]
 
 Decode = Callable[[Any], Iterable[Any]]
 """What the network returns → for each row of the batch a value of the causal model's output variable; tensors are
@@ -102,7 +102,7 @@ def interchange_accuracy(
                 batch = group[start : start + batch_size]
                 base = moved(encode([item["base"] for item in batch]), device)
                 sources = {name: moved(encode([item["sources"][name] for item in batch]), device) for name in names}
-                found = _decoded(decode(interchange(model, base, sources, alignment)), len(batch))
+                found = decoded(decode(interchange(model, base, sources, alignment)), len(batch))
                 correct += sum(
                     bool(value == _certain(item["label"])) for value, item in zip(found, batch, strict=True)
                 )
@@ -137,7 +137,7 @@ def answered(
     with evaluating(model), torch.no_grad():
         for start in range(0, len(inputs), batch_size):
             batch = inputs[start : start + batch_size]
-            found = _decoded(
+            found = decoded(
                 decode(call_model(model, moved(encode(batch), device), list((alignment or {}).values()))), len(batch)
             )
             labels = [_certain(causal_model.run(values)[causal_model.output]) for values in batch]
@@ -166,7 +166,8 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
 
 
-def _decoded(found: Iterable[Any], rows: int) -> list[Any]:
+def decoded(found: Iterable[Any], rows: int) -> list[Any]:
+    """What `decode` gave as a list, one value for each row."""
     values = found.tolist() if isinstance(found, torch.Tensor) else list(found)
     if len(values) != rows:
         raise CausalModelError(

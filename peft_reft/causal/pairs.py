@@ -87,11 +87,11 @@ def sample_pairs(
 
     def draw() -> Pair:
         chosen = generator.choice(subsets)
-        count = 1 + len(chosen)
+        needed = 1 + len(chosen)
         drawn: list[Values] = (
-            [*causal_model.sample_inputs(count, seed=generator.getrandbits(64))]
+            [*causal_model.sample_inputs(needed, seed=generator.getrandbits(64))]
             if inputs is None
-            else [inputs(generator) for _ in range(count)]
+            else [inputs(generator) for _ in range(needed)]
         )
         return Pair(drawn[0], dict(zip(chosen, drawn[1:], strict=True)))
 

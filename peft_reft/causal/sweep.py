@@ -34,6 +34,21 @@ class Sweep:
     positions: tuple[str, ...]
     cells: Mapping[tuple[int, str], Accuracy]
 
+    @classmethod
+    def load(cls, path: str | Path) -> Sweep:
+        """What `sweep` has kept in a file, be it all or a part; layers in order, positions as they come.
+
+        Raises:
+            CausalModelError: no file, or none of a sweep.
+        """
+        file = Path(path)
+        if not file.exists():
+            raise CausalModelError(f"there is no {file.name}", code="causal.sweep", value=str(file))
+        cells, _ = _stored(file)
+        layers = tuple(sorted({layer for layer, _ in cells}))
+        positions = tuple(dict.fromkeys(position for _, position in cells))
+        return cls(layers, positions, cells)
+
     @property
     def best(self) -> tuple[int, str]:
         """Layer and position of the highest accuracy; the first of equals."""
@@ -90,10 +105,11 @@ def sweep(
         progress: show a bar (tqdm, extra `causal`).
         path: a JSON file that keeps each cell as soon as it is measured; if it is there, its cells are not measured
             again.
-        settings: of the measurement, plain JSON, kept in the file; a file of other settings is refused.
+        settings: of the measurement, plain JSON, kept in the file; a file of other settings is refused. A path needs
+            them: model, data, seed, whatever another accuracy would come of.
 
     Raises:
-        CausalModelError: no layer or position, one twice, or a file of another sweep.
+        CausalModelError: no layer or position, one twice, a path without settings, or a file of another sweep.
     """
     words = [str(position) for position in positions]
     if not layers or not words or len(set(layers)) != len(layers) or len(set(words)) != len(words):
@@ -102,6 +118,14 @@ def sweep(
             code="causal.sweep",
             value=(list(layers), words),
             rule="one or more of both, each once",
+        )
+    if path is not None and not settings:
+        raise CausalModelError(
+            f"path={str(path)!r} without settings",
+            code="causal.sweep",
+            value=str(path),
+            rule="a file is only gone on with where the settings are the same",
+            fix="say what the accuracies depend on, e.g. settings={'model': …, 'pairs': …, 'seed': 0}",
         )
     told = json.loads(json.dumps(dict(settings or {})))
     file = None if path is None else Path(path)
@@ -125,17 +149,7 @@ def _write(file: Path, settings: Mapping[str, Any], cells: Mapping[tuple[int, st
 def _read(file: Path, settings: Mapping[str, Any]) -> dict[tuple[int, str], Accuracy]:
     if not file.exists():
         return {}
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        cells = {
-            (cell.pop("layer"), cell.pop("position")): Accuracy(**{**cell, "interval": tuple(cell["interval"])})
-            for cell in stored["cells"]
-        }
-        kept = stored["settings"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CausalModelError(
-            f"{file.name} holds no sweep: {error}", code="causal.sweep", value=str(file), fix="choose another path"
-        ) from error
+    cells, kept = _stored(file)
     if kept != settings:
         raise CausalModelError(
             f"{file.name} holds a sweep with settings {kept!r}",
@@ -145,3 +159,17 @@ def _read(file: Path, settings: Mapping[str, Any]) -> dict[tuple[int, str], Accu
             fix="choose another path",
         )
     return cells
+
+
+def _stored(file: Path) -> tuple[dict[tuple[int, str], Accuracy], Any]:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        cells = {
+            (cell.pop("layer"), cell.pop("position")): Accuracy(**{**cell, "interval": tuple(cell["interval"])})
+            for cell in stored["cells"]
+        }
+        return cells, stored["settings"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CausalModelError(
+            f"{file.name} holds no sweep: {error}", code="causal.sweep", value=str(file), fix="choose another path"
+        ) from error

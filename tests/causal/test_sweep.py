@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_reft.causal import Accuracy, CausalModel, Site, every_pair, interchange_accuracy, sweep, wilson_interval
+from peft_reft.causal import (
+    Accuracy,
+    AlignmentSearch,
+    CausalModel,
+    Column,
+    PadRows,
+    Site,
+    Sweep,
+    every_pair,
+    interchange_accuracy,
+    sweep,
+    wilson_interval,
+)
 from peft_reft.causal.site import Position
 from peft_reft.hub_format.errors import CausalModelError
 
 from .networks import llama
+from .prompts import answers, prompts, task
 
 LAYERS, POSITIONS = (0, 2), (1, -1)
 
@@ -74,6 +90,9 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert found == swept(Counted())
     assert found.best == (2, "-1")
     assert len(json.loads(path.read_text())["cells"]) == 4
+    assert Sweep.load(path) == found
+    with pytest.raises(CausalModelError, match=r"no other\.json"):
+        Sweep.load(tmp_path / "other.json")
 
 
 def test_a_file_of_another_sweep_is_refused(tmp_path: Path) -> None:
@@ -84,8 +103,64 @@ def test_a_file_of_another_sweep_is_refused(tmp_path: Path) -> None:
     for text in ("no json", "[]", '{"cells": [{}], "settings": {}}'):
         path.write_text(text)
         with pytest.raises(CausalModelError, match="holds no sweep"):
-            swept(Counted(), path=path)
+            swept(Counted(), path=path, settings={"seed": 1})
         assert path.read_text() == text
+    with pytest.raises(CausalModelError, match="without settings"):
+        swept(Counted(), path=path)
+
+
+def killed(layer: int, position: Position) -> Accuracy:
+    if (layer, position) == (2, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return cell(layer)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_sweep_whose_process_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    path, rest = tmp_path / "sweep.json", Counted()
+    child = multiprocessing.get_context("fork").Process(
+        target=swept, args=(killed,), kwargs={"path": path, "settings": {"seed": 1}}
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    found = swept(rest, path=path, settings={"seed": 1})
+    assert rest.calls == [(2, 1), (2, -1)]
+    assert [found.cells[0, "1"], found.cells[0, "-1"]] == [cell(0), cell(0)]
+
+
+def test_a_search_at_every_layer_and_position_of_tokenised_prompts(tmp_path: Path) -> None:
+    """The token T is found at its own place before the first block, and nowhere at the token after it."""
+    network = answers()
+    causal_model = task(network)
+    training, test = (prompts(causal_model, ["A"], count, seed) for count, seed in ((120, 1), (60, 2)))
+    calls = []
+
+    def measure(layer: int, position: Position) -> Accuracy:
+        calls.append((layer, position))
+        site = Site(layer=layer, component="block_input", position=position)
+        search = AlignmentSearch(
+            network,
+            causal_model,
+            site,
+            {"A": 14},
+            encode=PadRows(0, padding_side="left"),
+            loss=network.loss(),
+            seed=0,
+            example=test[0]["base"],
+        )
+        search.fit(training, steps=20, learning_rate=0.1, batch_size=40, seed=0)
+        return search.accuracy(test, decode=network.decode)
+
+    further = {"layers": (0, 2), "positions": (Column("at"), "p[-2:-1]"), "progress": False}
+    path = tmp_path / "sweep.json"
+    found = sweep(measure, **further, path=path, settings={"prompts": 120, "seed": 1})
+    own, after = (found.cells[0, word] for word in found.positions)
+    assert own.value > own.chance + 0.2
+    assert after.value <= after.chance + 0.1
+    assert found.best == (0, found.positions[0])
+    assert sweep(measure, **further, path=path, settings={"prompts": 120, "seed": 1}) == found
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("wrong", [{"layers": []}, {"layers": [1, 1]}, {"positions": []}, {"positions": [1, 1]}])
