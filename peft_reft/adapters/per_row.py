@@ -49,12 +49,19 @@ class RowAdapters:
     def selects(self, name: str, batch: int, device: torch.device) -> Tensor:
         """The rows that an adapter edits, bool `[batch, 1]`; beams and returned sequences repeat each row."""
         chosen = [bool(row) if self.stack is not None else name in row for row in self.rows]
-        repeats, rest = divmod(batch, len(chosen))
+        return torch.tensor(chosen, device=device).repeat_interleave(self.repeats(batch))[:, None]
+
+    def repeats(self, batch: int) -> int:
+        """How many rows of a batch stand for each of ours; a batch that is no multiple is refused."""
+        repeats, rest = divmod(batch, len(self.rows))
         if rest or not repeats:
             raise ConfigError(
-                f"adapter_names has {len(chosen)} entries for a batch of {batch}", value=len(chosen), rule=RULE
+                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(self.rows)} "
+                f"and {batch} respectively",
+                value=len(self.rows),
+                rule=RULE,
             )
-        return torch.tensor(chosen, device=device).repeat_interleave(repeats)[:, None]
+        return repeats
 
 
 class _Chosen(threading.local):
@@ -90,27 +97,27 @@ def split_rows(adapter_names: Any, known: Sequence[str], *, training: bool) -> t
     """
     if training:
         raise ConfigError(
-            "adapter_names in training mode",
+            "Cannot pass `adapter_names` when the model is in training mode",
             rule="rows are given their adapters for inference",
             fix="call model.eval(), or train one set of adapters with set_adapter",
         )
     if not isinstance(adapter_names, (list, tuple)) or not adapter_names:
         raise ConfigError(f"adapter_names is {_shown(adapter_names)}", value=adapter_names, rule=RULE)
-    return tuple(_names_of(entry, known) for entry in adapter_names)
+    rows = tuple(_names_of(entry) for entry in adapter_names)
+    if unknown := sorted({name for row in rows for name in row} - set(known)):
+        raise ConfigError(
+            f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}",
+            value=unknown,
+            rule=f"the model has the adapters {', '.join(sorted(known)) or 'none'}; {BASE!r} is a row without one",
+        )
+    return rows
 
 
-def _names_of(entry: Any, known: Sequence[str]) -> tuple[str, ...]:
+def _names_of(entry: Any) -> tuple[str, ...]:
     names = (entry,) if isinstance(entry, str) else entry
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"adapter_names has the entry {_shown(entry)}", value=entry, rule=RULE)
-    chosen = tuple(dict.fromkeys(name for name in names if name != BASE))
-    if unknown := [name for name in chosen if name not in known]:
-        raise ConfigError(
-            f"adapter_names names {unknown[0]!r}",
-            value=unknown[0],
-            rule=f"the model has the adapters {', '.join(sorted(known)) or 'none'}; {BASE!r} is a row without one",
-        )
-    return chosen
+    return tuple(dict.fromkeys(name for name in names if name != BASE))
 
 
 def _shown(value: object) -> str:

@@ -236,6 +236,9 @@ class Runtime:
         seen = None if session is None else session.seen
         inputs = call_inputs(call, stack.role, seen=seen) if active.views else None
         if inputs is None:
+            rows = row_adapters(self)
+            if rows is not None and (unedited := call_inputs(call, stack.role, seen=seen)) is not None:
+                rows.repeats(unedited.batch)  # a wrong number of names is refused also where none of them edits
             return None
         explicit.check_names(self.views, () if stack.role == "only" else ("encoder", "decoder"))
         views, generates = active.views, active.generates

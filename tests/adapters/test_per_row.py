@@ -316,8 +316,9 @@ def test_a_row_of_a_mixed_model_has_one_lora_at_most() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["nobody", "default"], "names 'nobody'"),
-        (["default"] * 3, "3 entries for a batch of 2"),
+        (["nobody", "default"], r"non-existing adapter\(s\): nobody"),
+        (["default"] * 3, "but got 3 and 2 respectively"),
+        (["__base__"] * 3, "but got 3 and 2 respectively"),
         ([], "adapter_names is"),
         ("default", "adapter_names is"),
         ([1, 2], "has the entry 1"),
@@ -327,7 +328,8 @@ def test_a_row_of_a_mixed_model_has_one_lora_at_most() -> None:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_bad_names_are_refused(names: Any, message: str, mixed: bool) -> None:
     model = mixed_model().eval() if mixed else several(2, positions="l1")
-    with pytest.raises(ValueError, match="adapter_names" if mixed else message):  # a LoRA counts the rows itself
+    counted = f"{message}|`adapter_names`" if mixed else message  # a LoRA counts the rows itself
+    with pytest.raises(ValueError, match=counted):
         logits(model, token_ids(2, 6), torch.ones(2, 6, dtype=torch.long), adapter_names=names)
 
 

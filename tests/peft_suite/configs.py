@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from peft import PeftModel, get_peft_model
@@ -33,14 +35,30 @@ def rows(task: str) -> list[Row]:
     return [(ReftConfig, {"task_type": task, **fields}) for fields in FIELDS]
 
 
-def like_lora(target_modules: object = None, init_lora_weights: bool | None = None, **fields: Any) -> ReftConfig:
-    """A config of ours where a test makes one of LoRA's: the modules it names are not edited, all blocks are."""
-    return ReftConfig(init_weights=init_lora_weights, **fields)
+def like_lora(
+    target_modules: Iterable[str] | str | None = None, init_lora_weights: bool | None = None, **fields: Any
+) -> ReftConfig:
+    """A config of ours where a test makes one of LoRA's.
 
+    The layers that hold the modules it names are edited; `lin0` and `lin1` by themselves stand for the first and the
+    second one, and all other names for all of them.
+    """
+    names = [target_modules] if isinstance(target_modules, str) else list(target_modules or ())
+    found = [re.fullmatch(r"layers\.(\d+)\..*|lin(\d+)", name) for name in names]
+    layers = sorted({int(match[1] or match[2] or 0) for match in found if match})
+    return ReftConfig(init_weights=init_lora_weights, layers_to_transform=layers or None, **fields)
+
+
+def as_class(**fields: Any) -> ReftConfig:
+    """The same where a test makes a config of every class of a table."""
+    return like_lora(**fields)
+
+
+as_class.__name__ = ReftConfig.__name__  # pytest names a test's case by it
 
 CUSTOM: list[tuple[str, str, type[ReftConfig], dict[str, Any]]] = [
     (f"Blocks {number} ReFT", "Blocks", ReftConfig, fields)
-    for number, fields in enumerate([*FIELDS, {"layers_to_transform": [0], "modules_to_save": ["head"]}], start=1)
+    for number, fields in enumerate([*FIELDS, {"layers_to_transform": [0], "modules_to_save": ["lin1"]}], start=1)
 ]
 """Name, model, config class, fields. PEFT's own models of this file have no blocks, thus no layers to edit."""
 
@@ -55,6 +73,17 @@ PAIRS: list[tuple[str, str, type[ReftConfig], dict[str, Any], dict[str, Any]]] =
     ),
 ]
 """Two adapters of one model, active together."""
+
+
+BATCHES: list[tuple[str, ReftConfig, ReftConfig]] = [
+    ("ReftConfig Same", ReftConfig(init_weights=False), ReftConfig(init_weights=False)),
+    (
+        "ReftConfig Different",
+        ReftConfig(init_weights=False, positions="f1"),
+        ReftConfig(init_weights=False, positions="all", intervention="red", layers_to_transform=0),
+    ),
+]
+"""Two adapters of one batch, each of its own rows."""
 
 
 def small() -> PeftModel:
@@ -83,8 +112,12 @@ TABLES: dict[str, dict[str, Any]] = {
     "test_custom_models": {
         "TEST_CASES": CUSTOM,
         "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": PAIRS,
+        "MIXED_ADAPTER_TEST_CASES": BATCHES,
+        "ALL_PEFT_CONFIG_CLASSES": [as_class],
+        "LoraConfig": like_lora,
         "MockTransformerWrapper": BlocksWrapper,
         "MLP": Blocks,
+        "DeepMLP": Blocks,
     },
     "test_config": {"ALL_CONFIG_CLASSES": PLAIN, "LAYER_INDEXING_CONFIG_CLASSES": PLAIN[:1]},
     "test_initialization": {"LoraConfig": like_lora},
@@ -93,8 +126,18 @@ TABLES: dict[str, dict[str, Any]] = {
     "test_low_level_api": {"LoraConfig": like_lora},
 }
 
+NOT_OURS = 'config_cls.__name__ != "ReftConfig"'
 PHRASES: dict[str, dict[str, str]] = {
-    "test_decoder_models": {"if isinstance(config_cls, BeftConfig):": "if config_cls is not BeftConfig:"},
+    "testing_common": {
+        "if config_cls not in (LoraConfig, RoadConfig):": f"if {NOT_OURS}:",
+        "if config_cls not in (LoraConfig,):": f"if {NOT_OURS}:",
+        "if not issubclass(config_cls, (LoraConfig, IA3Config)):": f"if {NOT_OURS}:",
+        "elif isinstance(config, IA3Config):": "else:",
+    },
+    "test_decoder_models": {
+        "if isinstance(config_cls, BeftConfig):": "if config_cls is not BeftConfig:",
+        "if config_cls != LoraConfig:": f"if {NOT_OURS}:",
+    },
     "test_initialization": {"from scipy import stats": "stats = None", '"lora_" in n': '"reft_" in n'},
     "test_hub_features": {', "lora"],': "],", '                    "lora",\n': ""},
     "test_tuners_utils": {
@@ -105,10 +148,15 @@ PHRASES: dict[str, dict[str, str]] = {
         '"LoraModel"': '"ReftModel"',
         '"LORA"': '"REFT"',
     },
+    "test_custom_models": {
+        "lin0.active_adapters": "reft.active_adapters",
+        "layers[0].lin0, adapter_name": "layers[0].reft, adapter_name",
+        "layers[1].lin0, adapter_name": "layers[1].reft, adapter_name",
+    },
     "test_low_level_api": {'"LoKr", "LoRA", "RandLoRA"]': '"LoKr", "ReftConfig", "RandLoRA"]'},
 }
-"""File → words in it → what stands there instead: prefixes and tags of LoRA, what no test of ours needs, and a slip:
-`check_beft_config` changes the fields of every config but BEFT's."""
+"""File → words in it → what stands there instead: prefixes and tags of LoRA, what no test of ours needs, tests kept to
+two methods that ours can pass too, and a slip: `check_beft_config` changes the fields of every config but BEFT's."""
 
 STATUS = (
     "active_adapters",
@@ -134,6 +182,17 @@ STATUS = (
 """What the status of layers and of a model says; of a small model and of a large one."""
 
 CHOSEN: dict[str, tuple[str, ...]] = {
+    "test_custom_models": (
+        "test_add_adapter_rejects_duplicate_name_without_mutation[False]",
+        "test_delete_adapter_multiple_adapters_with_modules_to_save",
+        "test_delete_adapter_with_multiple_adapters_works",
+        "test_existing_model_card",
+        "test_mixed_adapter_batches_different_target_layers[LoRA",
+        "test_mixed_adapter_batches_lora_wrong_adapter_name_raises[LoRA",
+        "test_mixed_adapter_batches_multiple_modules_to_save[LoRA",
+        "test_mixed_adapter_batches_partly_overlapping_target_layers[LoRA",
+        "test_non_existing_model_card",
+    ),
     "test_initialization": (
         "test_no_warning_by_default_transformers_model",
         "test_warning_name_transformers_model",
@@ -166,4 +225,5 @@ CHOSEN: dict[str, tuple[str, ...]] = {
         *(f"test_{what}_{size}" for what in STATUS for size in ("small", "large")),
     ),
 }
-"""Tests that have no table and make their config themselves; of the others those with our configs are run."""
+"""Tests that make their config themselves, and how the name of the case starts where there are several; of the others
+those with our configs are run."""

@@ -58,9 +58,9 @@ def prepare_tests(archive: Path, folder: Path) -> Path:
     (target / "__init__.py").touch()
     for name, text in ABSENT.items():
         (folder / name).write_text(text)
-    for module, tables in TABLES.items():
+    for module in dict.fromkeys([*TABLES, *PHRASES]):
         path = target / f"{module}.py"
-        path.write_text(_with_ours(path.read_text(), module, tables, f"{path.name} of {release}"))
+        path.write_text(_with_ours(path.read_text(), module, TABLES.get(module, {}), f"{path.name} of {release}"))
     return target
 
 
@@ -69,12 +69,14 @@ def _with_ours(text: str, module: str, tables: Mapping[str, Any], where: str) ->
         if theirs not in text:
             raise RuntimeError(f"{where} has no {theirs!r}")
         text = text.replace(theirs, ours)
-    lines = ["from peft_suite.configs import TABLES", ""]
+    places: dict[int, list[str]] = {}
     for table in tables:
-        if not re.search(rf"\b{table}\b", text):
+        made = list(re.finditer(rf"^(class )?{table}\b", text, flags=re.MULTILINE))
+        place = text.find("\nclass Test", made[-1].end() if made else 0)  # what uses it comes after it
+        if place < 0 or not re.search(rf"\b{table}\b", text):
             raise RuntimeError(f"{where} has no {table}")
-        lines.append(f'{table} = TABLES["{module}"]["{table}"]')
-    head, cut, tail = text.partition("\nclass Test")  # what uses a table comes after it
-    if module == "test_config":  # its first class is an error that all of it uses
-        head, cut, tail = text.partition("\nclass TestPeftConfig")
-    return "\n".join([head, *lines, cut]) + tail
+        places.setdefault(place, []).append(f'{table} = TABLES["{module}"]["{table}"]\n')
+    for place in sorted(places, reverse=True):
+        lines = ["\nfrom peft_suite.configs import TABLES\n\n", *places[place]]
+        text = text[:place] + "".join(lines) + text[place:]
+    return text

@@ -38,7 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left = [], []
     for item in items:
         name = getattr(item, "originalname", item.name)
-        chosen = OURS in item.name or name in CHOSEN.get(Path(item.path).stem, ())
+        starts = (
+            entry for entry in CHOSEN.get(Path(item.path).stem, ()) if entry in (name, item.name) or "[" in entry
+        )
+        chosen = OURS in item.name or any(item.name.startswith(entry) for entry in starts)
         (kept if chosen else left).append(item)
         reason = NOT_APPLICABLE.get(name)
         if (
