@@ -234,17 +234,22 @@ def edit_of(case: Case, site: Site) -> Edit:
     return (add if case.kind == "Addition" else subtract)(site, value)
 
 
+def linked(case: Case, rotation: Rotation) -> Tensor:
+    """There the second one's base is the edited output of the first, which is put at its place here."""
+    model = case.model()
+    first, second = case.site(0, position=4), case.site(1, position=4)
+    given = [collect(model, case.inputs(f"src{i}/"), case.site(i, position=4, space=rotation)) for i in range(2)]
+    swap = put(case.site(0, position=4, space=rotation), given[0])
+    edited = collect(model, case.inputs(), first, [swap])
+    edits = [swap, put(second, edited), put(case.site(1, position=4, space=rotation), given[1])]
+    logits: Tensor = intervene(model, case.inputs(), edits).logits
+    return logits
+
+
 @pytest.mark.parametrize("case", LINKED, ids=str)
 def test_linked_interventions(case: Case) -> None:
-    """There the second one's base is the edited output of the first, which is put at its place here."""
-    model, rotation = case.model(), Rotation(case.tensors["eff/0/rotation"].mT)
-    first, second = case.site(0, position=4), case.site(1, position=4)
     with torch.no_grad():
-        given = [collect(model, case.inputs(f"src{i}/"), case.site(i, position=4, space=rotation)) for i in range(2)]
-        swap = put(case.site(0, position=4, space=rotation), given[0])
-        edited = collect(model, case.inputs(), first, [swap])
-        edits = [swap, put(second, edited), put(case.site(1, position=4, space=rotation), given[1])]
-        logits = intervene(model, case.inputs(), edits).logits
+        logits = linked(case, Rotation(case.tensors["eff/0/rotation"].mT))
     assert_close(logits, case.tensors["out/logits"], atol=TOLERANCE, rtol=0)
 
 
@@ -253,6 +258,7 @@ def test_collect() -> None:
     sites = {str(index): case.site(index, position=(0, 2, 4)) for index in range(2)}
     with torch.no_grad():
         found = collect(case.model(), case.inputs(), sites)
+        assert_close(case.model()(**case.inputs()).logits, case.tensors["out/logits"], atol=TOLERANCE, rtol=0)
     for index, values in found.items():
         assert_close(values, case.tensors[f"out/collected/{index}"], atol=TOLERANCE, rtol=0)
 
@@ -274,8 +280,53 @@ def test_a_source_that_is_edited_itself() -> None:
     assert_close(logits, case.tensors["out/logits"], atol=TOLERANCE, rtol=0)
 
 
+def loss_of(case: Case, logits: Tensor) -> Tensor:
+    """The mean cross-entropy of the next tokens, compared with the recorded one."""
+    loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), case.tensors["in/labels"][:, 1:].flatten())
+    assert_close(loss[None], case.tensors["out/loss"].reshape(1), atol=TOLERANCE, rtol=0)
+    return loss
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "geff/0/rotation" in case.tensors], ids=str)
+def test_gradients_of_the_rotation(case: Case) -> None:
+    """The Euclidean gradient of the loss in R.
+
+    Of a square R pyvene rotates all of h back, RᵀRh, which here stays h: the same where R is orthogonal, so gradients
+    are the same in the directions in which it stays so.
+    """
+    matrix = case.tensors["eff/0/rotation"].clone().requires_grad_()
+    space = Rotation(matrix.mT, check=False)
+    if case in LINKED:
+        logits = linked(case, space)
+    else:
+        logits = interchanged(case, lambda case, index: {**what(case, index), "space": space}).logits
+    (found,) = torch.autograd.grad(loss_of(case, logits), matrix)
+    wanted = case.tensors["geff/0/rotation"]
+    if matrix.shape[0] == matrix.shape[1]:
+        inside = [matrix.detach().mT @ gradient for gradient in (found, wanted)]
+        found, wanted = (gradient - gradient.mT for gradient in inside)
+    assert wanted.abs().max() > 20 * TOLERANCE
+    assert_close(found, wanted, atol=TOLERANCE, rtol=1e-3)
+
+
+def test_gradients_of_a_mask() -> None:
+    case = named("pv_sigmask_llama")
+    mask = case.parameter("mask").clone().requires_grad_()
+    weight = torch.sigmoid(mask / case.parameter("temperature"))
+    logits = interchanged(case, lambda case, index: {**what(case, index), "mask": weight}).logits
+    (found,) = torch.autograd.grad(loss_of(case, logits), mask)
+    assert_close(found, case.tensors["g/0/mask"], atol=TOLERANCE, rtol=1e-3)
+
+
+def test_every_case_is_compared() -> None:
+    """Of logits; a case of a kind that no test takes up must not pass unseen."""
+    compared = {str(case) for case in (*WITH_SOURCES, *EDITED, *LINKED, *SERIAL)} | {"pv_collect_gpt2"}
+    assert {str(case) for case in CASES} <= compared
+    assert {str(case) for case in SERIAL} <= {"pv_vanilla_gpt2_serial"}
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.kind == "BoundlessRotatedSpace"], ids=str)
-def test_gradients_of_rotation_and_boundary(case: Case) -> None:
+def test_gradients_of_the_boundary(case: Case) -> None:
     rotation = case.tensors["eff/0/rotation"].clone().requires_grad_()
     boundary = case.parameter("intervention_boundaries").clone().requires_grad_()
     temperature = case.parameter("temperature").clone().requires_grad_()
@@ -286,10 +337,7 @@ def test_gradients_of_rotation_and_boundary(case: Case) -> None:
             "mask": boundary_mask(boundary, temperature, 32),
         }
 
-    ids = case.tensors["in/labels"]
-    logits = interchanged(case, learned).logits
-    loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    assert_close(loss[None], case.tensors["out/loss"], atol=TOLERANCE, rtol=0)
+    loss = loss_of(case, interchanged(case, learned).logits)
     found = torch.autograd.grad(loss, (boundary, temperature))
     assert_close(found[0], case.tensors["g/0/intervention_boundaries"], atol=TOLERANCE, rtol=1e-3)
     assert_close(found[1], case.tensors["g/0/temperature"], atol=TOLERANCE, rtol=1e-3)
