@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hub.client import hub
 from peft import LoraConfig, get_peft_model
 
 from contract.tiny import base_model
 from peft_reft import MixedReftModel, ReftConfig
 from peft_reft.integrations.cli import main
+
+__all__ = ["hub"]
 
 Command = Callable[..., tuple[int, dict[str, Any]]]
 REFT: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 2, "positions": "f2+l2", "init_weights": False}

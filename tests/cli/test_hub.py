@@ -1,58 +1,34 @@
-"""`push`, `pull` and the commands that take a repository, against a Hub on this machine, each in a new process."""
+"""`push`, `pull` and the commands that take a repository, against a Hub on this machine."""
 
 from __future__ import annotations
 
-import json
-import os
+import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from tools.loopback_hub import LoopbackHub
 
-SCRIPT = """
-import json, shlex, sys
-from peft_reft.integrations.cli import main
-for line in sys.stdin.read().splitlines():
-    print(json.dumps({"line": line, "status": main([*shlex.split(line), "--json"])}), flush=True)
-"""
+from .conftest import Command
+
+Run = Callable[..., list[tuple[int, dict[str, Any]]]]
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as running:
-        yield running
+@pytest.fixture
+def run(command: Command) -> Run:
+    """Runs command lines; gives the status and the object of each."""
+    return lambda *lines: [command(*shlex.split(line)) for line in lines]
 
 
-def run(environment: dict[str, str], *lines: str) -> list[tuple[int, dict[str, Any]]]:
-    """Status and object of each command line, all run in one process."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        input="\n".join(lines),
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
-    while text:
-        printed, end = decoder.raw_decode(text)
-        after, rest = decoder.raw_decode(text[end:].lstrip())
-        found.append((after["status"], printed))
-        text = text[end:].lstrip()[rest:].lstrip()
-    assert len(found) == len(lines), done.stderr
-    return found
-
-
-def test_what_is_pushed_is_pulled_and_inspected(hub: LoopbackHub, folders: Path, tmp_path: Path) -> None:
+def test_what_is_pushed_is_pulled_and_inspected(
+    hub: LoopbackHub, run: Run, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     both, new = folders / "both", tmp_path / "new"
     pushed, pulled, same, shown, valid = run(
-        hub.environment(),
         f"push {both} me/both --message First --private",
         f"pull me/both {new}",
         f"diff {both} me/both",
@@ -70,11 +46,12 @@ def test_what_is_pushed_is_pulled_and_inspected(hub: LoopbackHub, folders: Path,
     assert [member["name"] for member in shown[1]["members"]] == ["default", "edit"]
 
 
-def test_what_the_hub_refuses_is_told_apart(hub: LoopbackHub, folders: Path, tmp_path: Path) -> None:
-    (pushed,) = run(hub.environment(), f"push {folders / 'reft'} me/secret --private")
+def test_what_the_hub_refuses_is_told_apart(
+    hub: LoopbackHub, run: Run, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pushed,) = run(f"push {folders / 'reft'} me/secret --private")
     assert pushed[0] == 0
     missing, revision, lora = run(
-        hub.environment(),
         f"pull me/nowhere {tmp_path / 'x'}",
         f"pull me/secret {tmp_path / 'x'} --revision nope",
         f"push {folders / 'lora'} me/lora",
@@ -82,18 +59,18 @@ def test_what_the_hub_refuses_is_told_apart(hub: LoopbackHub, folders: Path, tmp
     assert (missing[0], missing[1]["error"]["code"]) == (1, "hub.missing")
     assert (revision[0], revision[1]["error"]["code"]) == (1, "hub.revision")
     assert (lora[0], lora[1]["error"]["code"]) == (1, "push.members")
-    (private,) = run(hub.environment(token=None), f"pull me/secret {tmp_path / 'x'}")
+    monkeypatch.setenv("HF_TOKEN", "")
+    (private,) = run(f"pull me/secret {tmp_path / 'x'}")
     assert (private[0], private[1]["error"]["code"]) == (1, "hub.missing")
     assert not (tmp_path / "x").exists()
 
 
 def test_offline_what_was_fetched_is_there_and_the_rest_is_refused(
-    hub: LoopbackHub, folders: Path, tmp_path: Path
+    hub: LoopbackHub, run: Run, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = hub.environment()
-    run(home, f"push {folders / 'reft'} me/kept", "inspect me/kept")
+    run(f"push {folders / 'reft'} me/kept", "inspect me/kept")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     kept, other, push = run(
-        {**home, "HF_HUB_OFFLINE": "1"},
         "inspect me/kept",
         f"pull me/other {tmp_path / 'x'}",
         f"push {folders / 'reft'} me/kept",
@@ -103,9 +80,8 @@ def test_offline_what_was_fetched_is_there_and_the_rest_is_refused(
     assert (push[0], push[1]["error"]["code"]) == (1, "hub.offline")
 
 
-def test_a_reft_is_added_beside_a_lora(hub: LoopbackHub, folders: Path) -> None:
+def test_a_reft_is_added_beside_a_lora(hub: LoopbackHub, run: Run, folders: Path) -> None:
     pushed, refused, added, both, shown = run(
-        hub.environment(),
         f"push {folders / 'both'} me/added",
         f"push {folders / 'reft'} me/added",
         f"push {folders / 'reft'} me/added --add poems",
@@ -119,12 +95,13 @@ def test_a_reft_is_added_beside_a_lora(hub: LoopbackHub, folders: Path) -> None:
     assert {member["name"]: member["kind"] for member in shown[1]["members"]} == kinds
 
 
-def test_a_repository_without_a_card_starts_with_the_folders(hub: LoopbackHub, folders: Path, tmp_path: Path) -> None:
+def test_a_repository_without_a_card_starts_with_the_folders(
+    hub: LoopbackHub, run: Run, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "reft"
     shutil.copytree(folders / "reft", folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n\nTrained on poems.\n", "utf-8")
     first, pulled, again, last = run(
-        hub.environment(),
         f"push {folder} me/carded",
         f"pull me/carded {tmp_path / 'first'}",
         f"push {folders / 'reft'} me/carded",

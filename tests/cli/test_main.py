@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from hub.folders import ended, started
 
 from peft_reft.integrations.cli import main
 from peft_reft.integrations.cli.report import plain
@@ -15,12 +17,6 @@ from peft_reft.integrations.cli.report import plain
 from .conftest import Command
 
 HOSTILE = "\x1b[2J[bold red]x[/] \u202egnp.exe\x07\r\n\x9b31m\x7f"
-WITHOUT = """
-import sys
-sys.modules[{name!r}] = None
-import peft_reft.integrations.cli as cli
-sys.exit(cli.main(["inspect", "."]))
-"""
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path, command: Command) -> None:
@@ -72,9 +68,20 @@ def test_plain_text_keeps_letters_and_marks_what_it_cuts() -> None:
     assert plain("a" * 1000).endswith("a…")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process without the package is forked")
 @pytest.mark.parametrize("name", ["typer", "rich"])
-def test_without_its_extra_it_says_what_to_install(name: str) -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT.format(name=name)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "pip install 'peft-reft[cli]'" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_without_its_extra_it_says_what_to_install(name: str, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+
+    def without() -> None:
+        for loaded in [*sys.modules]:
+            if loaded.startswith(("peft_reft.integrations.cli", f"{name}.")):
+                del sys.modules[loaded]
+        sys.modules[name] = None  # type: ignore[assignment]  # what cannot be imported
+        with said.open("w") as sys.stderr:
+            status = importlib.import_module("peft_reft.integrations.cli").main(["inspect", "."])
+        os._exit(status)
+
+    assert ended(started(without)) == 1
+    assert "pip install 'peft-reft[cli]'" in said.read_text()
+    assert "Traceback" not in said.read_text()

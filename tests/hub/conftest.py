@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 
 from contract.tiny import base_model, reft_model
 from peft_reft.hub_format.bundle import Member, write_index
-from tools.loopback_hub import LoopbackHub
 
+from .client import hub
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """A hub that this process's client talks to (the client reads its settings when it is imported)."""
-    with LoopbackHub() as running:
-        import huggingface_hub._snapshot_download as snapshots
-        import huggingface_hub.file_download as downloads
-        import huggingface_hub.hf_api as api
-
-        for module in (constants, downloads, snapshots, api):
-            for name, value in (("ENDPOINT", running.endpoint), ("HF_HUB_CACHE", str(tmp_path / "cache"))):
-                if hasattr(module, name):
-                    monkeypatch.setattr(module, name, value)
-        monkeypatch.setattr(api.api, "endpoint", running.endpoint)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", running.token)
-        yield running
+__all__ = ["hub"]
 
 
 @pytest.fixture(scope="module")

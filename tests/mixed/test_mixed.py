@@ -56,6 +56,12 @@ with torch.no_grad():
         assert torch.equal(found, lora)
         assert not torch.equal(found, whole)
 assert type(model) is PeftModelForCausalLM
+try:
+    PeftModel.from_pretrained(base, str(root / "bundle" / "reft" / "edit"))
+except KeyError as error:
+    assert str(error) == "'REFT'"
+else:
+    raise AssertionError("a ReFT was loaded")
 assert not any(name.partition(".")[0] == "peft_reft" for name in sys.modules)
 print("loaded the LoRA")
 """
