@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, ManifestError
+from .errors import ConfigError, ManifestError, in_file
 from .manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, FileInfo, describe_file
-from .reader import check_link
-from .schema import SPEC_VERSION, _check_version
+from .migrations import migrate
+from .reader import check_link, check_regular
 from .strict_json import dump_json, load_json
+from .versions import SPEC_VERSION
 from .writer import write_atomic
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
 
 INDEX_NAME = "reft_index.json"
 REFT_FOLDER = "reft"
+MAX_MEMBERS = 256
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
@@ -115,42 +117,56 @@ def read_index(root: Path, *, check_files: bool = True) -> list[Member] | None:
     """
     path = root / INDEX_NAME
     check_link(path)
+    check_regular(path)
     if not path.is_file():
         return None
-    stored = load_json(path)
-    _check_version(stored.get("spec_version"))
+    stored = migrate(load_json(path), "index", file=INDEX_NAME)
     entries = stored.get("members")
     if set(stored) != {"spec_version", "members"} or not isinstance(entries, list):
-        raise ManifestError("is not an index: it has 'spec_version' and a list 'members'", file=INDEX_NAME)
-    members = [_member(root, entry, check_files=check_files) for entry in entries]
+        raise _refuse("is not an index: it has 'spec_version' and a list 'members'")
+    if len(entries) > MAX_MEMBERS:
+        raise _refuse(f"lists {len(entries)} members; at most {MAX_MEMBERS} are read")
+    members = [_member(entry) for entry in entries]
     if len({member.name for member in members}) != len(members):
-        raise ManifestError("lists a member twice", file=INDEX_NAME)
+        raise _refuse("lists a member twice")
+    if check_files:
+        for member, entry in zip(members, entries, strict=True):
+            _check_files(root, member, entry["files"])
     return members
 
 
-def _member(root: Path, entry: Any, *, check_files: bool) -> Member:
+def _member(entry: Any) -> Member:
     if not isinstance(entry, dict) or set(entry) != {"name", "kind", "folder", "files"}:
-        raise ManifestError("describes a member with other fields than name, kind, folder, files", file=INDEX_NAME)
+        raise _refuse("describes a member with other fields than name, kind, folder, files")
     if not isinstance(entry["kind"], str):
-        raise ManifestError(f"gives a member the kind {entry['kind']!r}", file=INDEX_NAME)
-    member = Member.at(entry["name"], entry["kind"])
+        raise _refuse(f"gives a member the kind {entry['kind']!r}")
+    with in_file(INDEX_NAME):
+        member = Member.at(entry["name"], entry["kind"])
     if entry["folder"] != member.folder:
-        raise ManifestError(f"puts member {member.name!r} into {str(entry['folder'])[:60]!r}", file=INDEX_NAME)
-    if not check_files:
-        return member
-    for part in ("", *(info for info in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME))):
-        check_link(root / member.folder / part)
+        raise _refuse(f"puts member {member.name!r} into {str(entry['folder'])[:60]!r}")
+    return member
+
+
+def _check_files(root: Path, member: Member, listed: object) -> None:
+    check_link(root / member.folder)
+    for name in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME):
+        check_link(root / member.folder / name)
+        check_regular(root / member.folder / name)
     if member.kind == "reft":
         check_link(root / REFT_FOLDER)
     try:
         found = [info.to_json() for info in member.files(root)]
     except FileNotFoundError as error:
-        raise ManifestError(f"lists member {member.name!r}, a file of which is missing", file=INDEX_NAME) from error
-    if found != entry["files"]:
+        raise _refuse(f"lists member {member.name!r}, a file of which is missing") from error
+    if found != listed:
         raise ManifestError(
             f"describes other files for member {member.name!r} than the folder holds",
             code="bundle.files",
             file=INDEX_NAME,
             fix="save or download the bundle again: it was changed or interrupted after saving",
         )
-    return member
+
+
+def _refuse(why: str) -> ManifestError:
+    rule = "an index has a version and its members, each with name, kind, folder and files"
+    return ManifestError(why, file=INDEX_NAME, rule=rule, fix="save or download the bundle again")

@@ -13,7 +13,7 @@ from typing import Any
 from .errors import ConfigError, ManifestError
 from .schema import FIELDS
 
-__all__ = ["check_beside", "check_envelope"]
+__all__ = ["IF_PRESENT", "check_beside", "check_envelope"]
 
 TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 NOT_MODULES = ("default", "reft", "weight", "bias")
@@ -25,6 +25,7 @@ EMBEDDINGS = ("embed_tokens", "lm_head")
 MODEL_PREFIX = "base_model.model."
 TOKEN_ADAPTER = "token_adapter"
 MAX_TOKEN = 2**31 - 1
+MAX_MODULES = 64
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
@@ -43,7 +44,7 @@ def check_envelope(config: Mapping[str, Any]) -> None:
     _check(config, "auto_mapping", lambda value: isinstance(value, dict), "it is null or an object")
     for name in ("base_model_name_or_path", "peft_version", "revision"):
         _check(config, name, lambda value: isinstance(value, str) and len(value) < 4096, "it is null or a text")
-    rule = f"it is null or a list of module names, none ending on {', '.join(NOT_MODULES)}"
+    rule = f"it is null or a list of at most {MAX_MODULES} module names, none ending on {', '.join(NOT_MODULES)}"
     _check(config, "modules_to_save", _are_modules, rule)
     rule = "it is null, a list of token ids, or an object: module name → list of token ids"
     _check(config, "trainable_token_indices", _are_tokens, rule)
@@ -102,9 +103,13 @@ def _check(config: Mapping[str, Any], name: str, allowed: Any, rule: str, *, req
 
 
 def _are_modules(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(name, str) and _MODULE.fullmatch(name) and name.rpartition(".")[2] not in NOT_MODULES
-        for name in value
+    return (
+        isinstance(value, list)
+        and len(value) <= MAX_MODULES
+        and all(
+            isinstance(name, str) and _MODULE.fullmatch(name) and name.rpartition(".")[2] not in NOT_MODULES
+            for name in value
+        )
     )
 
 

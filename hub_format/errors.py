@@ -5,6 +5,9 @@ All of them are `ValueError`s, so that code written for PEFT catches them as it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "AdapterLoadError",
     "BaseMismatchError",
@@ -22,6 +25,7 @@ __all__ = [
     "ReftError",
     "SiteError",
     "UnsupportedVersionError",
+    "in_file",
 ]
 
 
@@ -60,6 +64,18 @@ class ReftError(ValueError):
         if fix:
             parts.append(f"Fix: {fix}")
         super().__init__(" ".join(part if part.endswith((".", "!", "?")) else part + "." for part in parts))
+
+
+@contextmanager
+def in_file(name: str) -> Iterator[None]:
+    """Refusals from inside name this file, unless they name one themselves."""
+    try:
+        yield
+    except ReftError as error:
+        if error.file is None:
+            error.file = name
+            error.args = (f"{name}: {error.args[0]}",)
+        raise
 
 
 class ConfigError(ReftError):

@@ -149,9 +149,9 @@ class KindSignature:
                     rule=f"its options are: {valid}",
                 )
             if (problem := self.options[name].check(value)) is not None:
-                raise ConfigError(f"options={{{name!r}: {_short(value)}}}: {problem}", value=value)
+                raise ConfigError(f"options={{{name!r}: {_short(value)}}} is not allowed", value=value, rule=problem)
         if self.conflict is not None and (problem := self.conflict(self.with_defaults(options))) is not None:
-            raise ConfigError(f"options={_short(options)}: {problem}", value=options)
+            raise ConfigError(f"options={_short(options)} is not allowed", value=options, rule=problem)
 
 
 _KINDS: dict[str, KindSignature] = {}

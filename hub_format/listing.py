@@ -30,6 +30,7 @@ def list_members(root: Path) -> list[Member]:
         raise ManifestError(
             f"{root.name} holds {REFT_FOLDER}/<name>/ without {INDEX_NAME}",
             code="bundle.index",
+            file=INDEX_NAME,
             rule="the index of a bundle is written last",
             fix="save or push the bundle again: it was interrupted",
         )

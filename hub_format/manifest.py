@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ManifestError
-from .schema import SPEC_VERSION, _check_version
+from .migrations import migrate
 from .strict_json import load_json
 from .tensors import TensorInfo, file_digest
+from .versions import SPEC_VERSION
 
 __all__ = ["CONFIG_NAME", "MANIFEST_NAME", "PICKLE_NAME", "WEIGHTS_NAME", "FileInfo", "Manifest", "describe_file"]
 
@@ -52,6 +53,7 @@ class Manifest:
         files: every file that carries behaviour.
         tensors: every tensor of the weights file.
         producer: name and version of the writer.
+        spec_version: as it stands in the file.
     """
 
     base_model: Mapping[str, Any]
@@ -59,11 +61,12 @@ class Manifest:
     files: tuple[FileInfo, ...]
     tensors: Mapping[str, TensorInfo]
     producer: Mapping[str, str]
+    spec_version: str = SPEC_VERSION
 
     def to_json(self) -> dict[str, Any]:
         """The object as it is written."""
         return {
-            "spec_version": SPEC_VERSION,
+            "spec_version": self.spec_version,
             "required_features": [],
             "producer": dict(self.producer),
             "base_model": dict(self.base_model),
@@ -81,8 +84,8 @@ class Manifest:
             ManifestError: a field is missing, unknown or of the wrong type.
             UnsupportedVersionError: another major version, or a higher minor one.
         """
-        stored = load_json(path)
-        _check_version(stored.get("spec_version"), file=MANIFEST_NAME)
+        raw = load_json(path)
+        stored = migrate(raw, "manifest", file=MANIFEST_NAME)
         if unknown := set(stored) - FIELDS:
             raise _refuse(f"has the unknown field {sorted(unknown)[0][:60]!r}", "update peft-reft")
         if missing := FIELDS - set(stored):
@@ -92,6 +95,7 @@ class Manifest:
                 f"requires features this version lacks: {stored['required_features']!r}"[:200],
                 code="manifest.feature",
                 file=MANIFEST_NAME,
+                rule="a feature that a reader does not know may change what the files mean",
                 fix="update peft-reft",
             )
         for name in ("base_model", "producer", "tensors", "annotations"):
@@ -100,13 +104,11 @@ class Manifest:
         for name in ("files", "members"):
             if not isinstance(stored[name], list) or not all(isinstance(entry, dict) for entry in stored[name]):
                 raise _refuse(f"field {name!r} is not a list of objects")
-        hidden = stored["base_model"].get("hidden_size", 1)
-        if type(hidden) is not int or not 1 <= hidden <= MAX_HIDDEN:
-            raise _refuse(f"gives the base model a hidden size of {str(hidden)[:40]}")
-        paths = [entry.get("path") for entry in stored["files"]]
+        _check_base_model(stored["base_model"])
+        paths = [str(entry.get("path"))[:200] for entry in stored["files"]]
         weights = [path for path in paths if path != CONFIG_NAME]
         expected = [{"kind": "reft", "config": CONFIG_NAME, "weights": weights[0] if weights else None}]
-        if stored["members"] != expected or sorted(map(str, paths)) != sorted(map(str, {*paths})):
+        if stored["members"] != expected or len({*paths}) != len(paths):
             raise _refuse("does not list exactly one member, its config and its weights, once each")
         return cls(
             base_model=stored["base_model"],
@@ -114,7 +116,22 @@ class Manifest:
             files=tuple(_file(entry) for entry in stored["files"]),
             tensors={name: _tensor(name, entry) for name, entry in stored["tensors"].items()},
             producer=stored["producer"],
+            spec_version=raw["spec_version"],
         )
+
+
+def _check_base_model(stored: Mapping[str, Any]) -> None:
+    for name in ("architecture", "model_type", "config", "tokenizer"):
+        if not isinstance(stored.get(name), (str, type(None))):
+            raise _refuse(f"gives the base model a {name} of {str(stored[name])[:40]}, which is no text")
+    for name in ("hidden_size", "vocab_size"):
+        size = stored.get(name, 1)
+        if not ((type(size) is int and 1 <= size <= MAX_HIDDEN) or (size is None and name == "vocab_size")):
+            raise _refuse(f"gives the base model a {name} of {str(size)[:40]}")
+    stacks = stored.get("stacks")
+    lengths = stacks.values() if isinstance(stacks, dict) else [stacks]
+    if not (stacks is None or isinstance(stacks, dict)) or not all(type(n) in (int, type(None)) for n in lengths):
+        raise _refuse(f"gives the base model stacks of {str(stacks)[:40]}")
 
 
 def _file(entry: Mapping[str, Any]) -> FileInfo:
@@ -144,4 +161,5 @@ def _is_digest(value: object) -> bool:
 
 
 def _refuse(why: str, fix: str | None = None) -> ManifestError:
-    return ManifestError(why, file=MANIFEST_NAME, fix=fix)
+    rule = "a manifest has exactly the fields and files that the specification of its version names"
+    return ManifestError(why, file=MANIFEST_NAME, rule=rule, fix=fix or "save or download the adapter again")

@@ -33,6 +33,7 @@ GRAMMAR = (
     "'tok(<special token>)', joined by '+', excluded by '-'; e.g. 'f7+l7', 'l1', 'all-tok(<s>)'"
 )
 MAX_COUNT = 2**31 - 1
+MAX_TEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,11 @@ def parse_positions(text: str) -> Positions:
     """
     if not isinstance(text, str):
         raise _refuse(text, "it is not a string")
+    if len(text) > MAX_TEXT:
+        raise _refuse(text[:MAX_TEXT], f"it has {len(text)} characters; at most {MAX_TEXT} are read")
     terms: list[Term] = []
     exclusions: list[Term] = []
+    taken: set[Term] = set()
     sign = "+"
     rest = text.strip()
     while True:
@@ -149,10 +153,10 @@ def parse_positions(text: str) -> Positions:
         if match is None:
             raise _refuse(text, f"{rest[:20]!r} is not a term" if rest else "a term is missing")
         term = _term(text, match)
-        seen = terms if sign == "+" else exclusions
-        if term in terms + exclusions:
+        if term in taken:
             raise _refuse(text, f"{str(term)!r} stands twice, the second would claim nothing")
-        seen.append(term)
+        taken.add(term)
+        (terms if sign == "+" else exclusions).append(term)
         rest = rest[match.end() :].lstrip()
         if not rest:
             break
@@ -183,7 +187,9 @@ def _term(text: str, match: re.Match[str]) -> Term:
             raise _refuse(text, f"{window!r} is empty")
         return PromptWindow(start, stop) if window[0] == "p" else Generated(start, stop)
     if match["tok"] is not None:
-        return Special(match["token"].strip())
+        if not (token := match["token"].strip()):
+            raise _refuse(text, f"{match['tok']!r} names no token")
+        return Special(token)
     return _WORDS[match["word"]]
 
 

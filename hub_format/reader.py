@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .envelope import MODEL_PREFIX, check_beside, check_envelope
-from .errors import ConfigError, IntegrityError, ManifestError
+from .errors import ConfigError, FileFormatError, IntegrityError, ManifestError, in_file
 from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, Manifest, describe_file
+from .migrations import migrate
+from .pickles import check_pickle, refuse_pickle
 from .schema import SiteGroup, check_fields, from_object
 from .strict_json import load_json
 from .tensors import TensorInfo, read_tensor_table
 
-__all__ = ["CheckedFolder", "check_folder", "check_link", "check_tensor_names", "unit_signatures"]
+__all__ = [
+    "CheckedFolder",
+    "check_folder",
+    "check_link",
+    "check_regular",
+    "check_tensor_names",
+    "edit_of",
+    "unit_signatures",
+]
 
 UNIT_PREFIX = "reft_"
+_SITE = re.compile(r"[\w-]+(\.[\w-]+)+")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -27,10 +38,16 @@ class CheckedFolder:
 
     config: Mapping[str, Any]
     manifest: Manifest
+    groups: tuple[SiteGroup, ...]
 
 
-def check_folder(folder: Path) -> CheckedFolder | None:
+def check_folder(folder: Path, *, pickles: bool = False) -> CheckedFolder | None:
     """Check a folder that should hold one ReFT adapter.
+
+    Args:
+        folder: to check.
+        pickles: whether `adapter_model.bin` is let through where it does nothing but build tensors: PEFT's own load
+            reads such files. Everywhere else it is refused.
 
     Returns:
         The config and manifest; None for a folder that has a config and no weights (PEFT writes such).
@@ -42,27 +59,44 @@ def check_folder(folder: Path) -> CheckedFolder | None:
     """
     for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME):
         check_link(folder / name)
+        check_regular(folder / name)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ManifestError(
+            f"{folder.name} holds no {CONFIG_NAME}",
+            code="adapter.missing",
+            file=CONFIG_NAME,
+            rule="an adapter is a folder with its config, weights and manifest",
+            fix="check the name and the revision",
+        )
     weights = [name for name in (WEIGHTS_NAME, PICKLE_NAME) if (folder / name).is_file()]
     config = load_json(folder / CONFIG_NAME)
-    check_envelope(config)
+    with in_file(CONFIG_NAME):
+        check_envelope(config)
     if not (folder / MANIFEST_NAME).is_file():
         if weights:
             raise ManifestError(
                 f"{weights[0]} lies here without {MANIFEST_NAME}",
                 code="manifest.missing",
-                file=str(folder.name),
+                file=MANIFEST_NAME,
                 rule="ReFT weights are read only beside the manifest that was written after them",
                 fix="save the adapter again: the folder is torn, or was not written by peft-reft",
             )
         return None
+    if PICKLE_NAME in weights and (len(weights) > 1 or not pickles):
+        raise refuse_pickle(PICKLE_NAME)
     manifest = Manifest.load(folder / MANIFEST_NAME)
     listed = {info.path for info in manifest.files}
+    if PICKLE_NAME in weights and PICKLE_NAME not in listed:
+        raise refuse_pickle(PICKLE_NAME)
     if listed != {CONFIG_NAME, *weights} or not weights:
         raise ManifestError(
-            f"lists {sorted(listed)}, the folder holds {sorted({CONFIG_NAME, *weights})}", file=MANIFEST_NAME
+            f"lists {sorted(listed)}, the folder holds {sorted({CONFIG_NAME, *weights})}",
+            file=MANIFEST_NAME,
+            rule="it lists the config and one weights file, and both lie beside it",
+            fix="save or download the adapter again",
         )
     for info in manifest.files:
-        if describe_file(folder, info.path) != info:
+        if (folder / info.path).stat().st_size != info.size or describe_file(folder, info.path) != info:
             raise IntegrityError(
                 "is not the file that the manifest describes",
                 code="integrity.file",
@@ -70,19 +104,33 @@ def check_folder(folder: Path) -> CheckedFolder | None:
                 fix="save or download the adapter again: the folder was changed or interrupted after saving",
             )
     stored = config.get("reft")
-    groups = check_fields(from_object(stored))
-    if weights[0] == WEIGHTS_NAME:
+    with in_file(CONFIG_NAME):
+        groups = check_fields(from_object(stored, manifest_version=manifest.spec_version))
+    if weights[0] == PICKLE_NAME:
+        check_pickle(folder / PICKLE_NAME)
+    else:
         table = read_tensor_table(folder / WEIGHTS_NAME, check_values=True)
         if table != dict(manifest.tensors):
             raise IntegrityError(
-                "tensors differ from the manifest's list", code="integrity.tensors", file=WEIGHTS_NAME
+                "tensors differ from the manifest's list",
+                code="integrity.tensors",
+                file=WEIGHTS_NAME,
+                rule="config, weights and manifest were saved together",
+                fix="save or download the adapter again",
             )
-    recorded = stored.get("tensors") if isinstance(stored, dict) else None
+    recorded = migrate(stored, "reft").get("tensors")
     if recorded != {name: info.to_json() for name, info in manifest.tensors.items()}:
-        raise ManifestError("and the config's list of tensors disagree", code="manifest.config", file=MANIFEST_NAME)
-    check_tensor_names(manifest.tensors, groups, hidden=manifest.base_model.get("hidden_size"))
-    check_beside(config, [name for name in manifest.tensors if not _of_edit(name)])
-    return CheckedFolder(config, manifest)
+        raise ManifestError(
+            "and the config's list of tensors disagree",
+            code="manifest.config",
+            file=MANIFEST_NAME,
+            rule="config, weights and manifest were saved together",
+            fix="save or download the adapter again",
+        )
+    with in_file(weights[0]):
+        check_tensor_names(manifest.tensors, groups, hidden=manifest.base_model.get("hidden_size"))
+        check_beside(config, [name for name in manifest.tensors if not _of_edit(name)])
+    return CheckedFolder(config, manifest, groups)
 
 
 def unit_signatures(groups: tuple[SiteGroup, ...]) -> list[SiteGroup]:
@@ -94,7 +142,8 @@ def check_tensor_names(
     tensors: Mapping[str, TensorInfo], groups: tuple[SiteGroup, ...], *, hidden: object = None
 ) -> None:
     """Refuse tensors that the config's kinds, ranks and terms do not have, and sites that lack one of theirs."""
-    units = unit_signatures(groups)
+    units, widths = unit_signatures(groups), _widths(tensors)
+    siblings = [range(first, first + group.units) for first, group in _firsts(groups) for _ in range(group.units)]
     sites: dict[tuple[str, int], set[str]] = {}
     for name, info in tensors.items():
         site, _, rest = name.rpartition(f".{UNIT_PREFIX}")
@@ -103,29 +152,60 @@ def check_tensor_names(
             continue  # a module saved beside the edits (`modules_to_save`): PEFT's own
         if info.dtype not in FLOATS:
             raise _unfit(name, f"dtype {info.dtype}; parameters of an edit are {', '.join(FLOATS)}")
+        if _SITE.fullmatch(site) is None:
+            raise _unfit(name, "its site is no dotted name of a module")
         if re.fullmatch(r"0|[1-9][0-9]{0,5}", number) is None or int(number) >= len(units):
             raise _unfit(name, f"the config describes {len(units)} interventions per site")
         group = units[int(number)]
-        size = hidden if isinstance(hidden, int) and group.full_width else _width(name, tensors)
+        size = hidden if isinstance(hidden, int) and group.full_width else widths[name.rpartition(".")[0]]
         if group.r > size and group.signature.has_rank:
-            raise ConfigError(f"r={group.r} is larger than the hidden size {size}", value=group.r, fix="choose r ≤ it")
+            raise ConfigError(
+                f"r={group.r} is larger than the hidden size {size}",
+                file=CONFIG_NAME,
+                value=group.r,
+                fix="choose r ≤ it",
+            )
         expected = group.shapes(hidden=size)
         if expected.get(tensor) != info.shape:
             raise _unfit(name, f"shape {list(info.shape)}; {group.intervention} of rank {group.r} has {expected}")
         sites.setdefault((site, int(number)), set()).add(tensor)
+    if not sites:
+        raise _unfit(f"….{UNIT_PREFIX}0", "the file holds no tensor of any edit")
     for (place, unit), present in sites.items():
+        if (other := next((n for n in siblings[unit] if (place, n) not in sites), None)) is not None:
+            raise _unfit(f"{place}.{UNIT_PREFIX}{other}", "its site has other terms of its group")
         if lacking := set(units[unit].shapes(hidden=1)) - present:
             raise _unfit(f"{place}.{UNIT_PREFIX}{unit}.{sorted(lacking)[0]}", "it is missing")
+
+
+def edit_of(name: str) -> tuple[str, int, str] | None:
+    """Site, unit and own name of an edit's tensor, of a name that was checked; None for one beside the edits."""
+    if not _of_edit(name):
+        return None
+    site, _, rest = name.rpartition(f".{UNIT_PREFIX}")
+    number, _, tensor = rest.partition(".")
+    return site.removeprefix(MODEL_PREFIX).removesuffix(".reft"), int(number), tensor
 
 
 def _of_edit(name: str) -> bool:
     return name.startswith(MODEL_PREFIX) and name.rpartition(f".{UNIT_PREFIX}")[0].endswith(".reft")
 
 
-def _width(name: str, tensors: Mapping[str, TensorInfo]) -> int:
-    """Hidden size of the intervention that a tensor belongs to, from its widest tensor: no manifest says a head's."""
-    unit = name.rpartition(".")[0] + "."
-    return max((info.shape[-1] for other, info in tensors.items() if other.startswith(unit) and info.shape), default=0)
+def _firsts(groups: tuple[SiteGroup, ...]) -> Iterator[tuple[int, SiteGroup]]:
+    """The number of the first unit of each group, and the group."""
+    first = 0
+    for group in groups:
+        yield first, group
+        first += group.units
+
+
+def _widths(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Hidden size of every intervention, from its widest tensor: no manifest says a head's."""
+    found: dict[str, int] = {}
+    for name, info in tensors.items():
+        unit = name.rpartition(".")[0]
+        found[unit] = max(found.get(unit, 0), *info.shape[-1:], 0)
+    return found
 
 
 def check_link(path: Path) -> None:
@@ -138,9 +218,30 @@ def check_link(path: Path) -> None:
         if target.parent.parent.parts == Path(*root).resolve().parts:
             return
     raise IntegrityError(
-        "is a link", code="link", file=path.name, rule="links are followed only inside a Hugging Face cache"
+        "is a link",
+        code="link",
+        file=path.name,
+        rule="links are followed only inside a Hugging Face cache",
+        fix="copy the file itself",
     )
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what lies in a file's place and is none: a pipe, which a reader would wait for, a device or a folder."""
+    if path.exists() and not path.is_file():
+        raise FileFormatError(
+            "is no file",
+            code="file.kind",
+            file=path.name,
+            rule="each part of an adapter is a regular file",
+            fix="save or download the adapter again",
+        )
+
+
 def _unfit(name: str, why: str) -> ManifestError:
-    return ManifestError(f"tensor {name[:120]!r} does not fit the config: {why}", code="tensors.unfit")
+    return ManifestError(
+        f"tensor {name[:120]!r} does not fit the config: {why}",
+        code="tensors.unfit",
+        rule="names, shapes and dtypes follow from the config's kinds, ranks and terms",
+        fix="save or download the adapter again",
+    )

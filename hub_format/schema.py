@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
 
-from .errors import ConfigError, UnsupportedVersionError
+from .errors import ConfigError
 from .kinds import KindSignature, kind_signature
+from .migrations import migrate
 from .positions import All, Positions, Special, parse_positions
 from .special_tokens import check_special_tokens
+from .versions import SPEC_VERSION, check_same_version
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,7 +28,6 @@ __all__ = [
     "to_object",
 ]
 
-SPEC_VERSION = "1.0"
 ACTIVATIONS = ("gelu", "gelu_tanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh")
 COMPONENTS = ("block_output", "block_input", "attention_output", "mlp_output")
 HEAD = re.compile(r"head_output\[(0|[1-9]\d{0,3})\]")
@@ -34,6 +35,7 @@ TURNS = ("first", "each")
 MAX_RANK = 65_536
 MAX_LAYERS = 4_096
 MAX_GROUPS = 64
+MAX_NAME = 200
 
 GROUP_FIELDS: dict[str, Any] = {
     "r": 4,
@@ -116,7 +118,8 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
         PositionSyntaxError: a position spec outside the grammar.
         UnsupportedVersionError: an unknown spec version or intervention.
     """
-    _check_version(values["spec_version"])
+    if values["spec_version"] != SPEC_VERSION:
+        raise _refuse("spec_version", values["spec_version"], f"this library writes {SPEC_VERSION}", "leave it out")
     init = values["init_weights"]
     if not (init is None or isinstance(init, bool) or init == "paper"):
         raise _refuse("init_weights", init, "it is None, True, False or 'paper'")
@@ -151,11 +154,30 @@ def to_object(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**written, "kinds": dict(sorted(kinds.items()))}
 
 
-def from_object(stored: object) -> dict[str, Any]:
-    """The object `reft` as read → behaviour fields. Unknown and missing fields are errors: never a silent default."""
+def from_object(stored: object, *, manifest_version: str | None = None) -> dict[str, Any]:
+    """The object `reft` as read → behaviour fields. Unknown and missing fields are errors: never a silent default.
+
+    Args:
+        stored: the object.
+        manifest_version: the version of the manifest beside the config. Where there is none, a higher minor version
+            is refused: only a manifest says which features it requires.
+
+    Raises:
+        ConfigError, PositionSyntaxError: a field that is unknown, missing, or has a value that is not allowed.
+        UnsupportedVersionError: a version or a kind that is not read.
+    """
     if not isinstance(stored, dict):
-        raise ConfigError("the config holds no object 'reft'", code="config.reft", value=type(stored).__name__)
-    _check_version(stored.get("spec_version"))
+        raise ConfigError(
+            "the config holds no object 'reft'",
+            code="config.reft",
+            value=type(stored).__name__,
+            rule="all behaviour stands in the object 'reft'",
+            fix="save the adapter again with peft-reft",
+        )
+    written = stored.get("spec_version")
+    stored = migrate(stored, "reft")
+    if stored["spec_version"] != SPEC_VERSION or manifest_version is not None:
+        check_same_version(written, manifest_version)
     allowed = {*FIELDS, "kinds", "tensors"}
     for name in stored:
         if name not in allowed:
@@ -171,7 +193,7 @@ def from_object(stored: object) -> dict[str, Any]:
             raise ConfigError(
                 f"reft.{name} is missing", code="config.missing", value=name, rule="every field is written"
             )
-    values = {name: stored[name] for name in FIELDS}
+    values = {**{name: stored[name] for name in FIELDS}, "spec_version": SPEC_VERSION}
     _check_kinds(stored["kinds"])
     groups = check_fields(values)
     used = {group.intervention for group in groups}
@@ -180,6 +202,7 @@ def from_object(stored: object) -> dict[str, Any]:
             f"reft.kinds={str(stored['kinds'])[:80]} does not list the kinds in use: {', '.join(sorted(used))}",
             code="config.kinds",
             value=stored["kinds"],
+            rule="'kinds' maps every intervention in use to its version, and no other",
         )
     return values
 
@@ -194,17 +217,26 @@ def _kind_entry(signature: KindSignature) -> int | dict[str, Any]:
 def _check_kinds(kinds: object) -> None:
     """Refuse kinds, or versions of them, that are not registered here."""
     if not isinstance(kinds, dict):
-        raise ConfigError(f"reft.kinds={str(kinds)[:80]} is not an object", code="config.kinds", value=kinds)
+        raise _refuse_kind("", kinds)
     for name, entry in kinds.items():
         version, module = entry, None
         if isinstance(entry, dict):
             version, module = entry.get("version"), entry.get("module")
             named = isinstance(module, str) and re.fullmatch(r"[^\W\d][\w.]{0,199}", module)
             if set(entry) != {"version", "module"} or not named:
-                raise ConfigError(f"reft.kinds.{str(name)[:60]} is malformed", code="config.kinds", value=entry)
+                raise _refuse_kind(name, entry)
         if not _is_int(version):
-            raise ConfigError(f"reft.kinds.{str(name)[:60]} has no version", code="config.kinds", value=entry)
+            raise _refuse_kind(name, entry)
         kind_signature(name, version=version, module=module)
+
+
+def _refuse_kind(name: object, entry: object) -> ConfigError:
+    return ConfigError(
+        f"reft.kinds{'.' if name else ''}{str(name)[:60]}={str(entry)[:80]} is malformed",
+        code="config.kinds",
+        value=entry,
+        rule="a kind has a version, or {version, module} where another library registers it",
+    )
 
 
 def _group(values: Mapping[str, Any]) -> SiteGroup:
@@ -279,26 +311,14 @@ def _layers(layers: object) -> tuple[int, ...] | None:
     return tuple(layers)
 
 
-def _check_version(version: object, *, file: str | None = None) -> None:
-    plain = r"(0|[1-9][0-9]{0,3})"
-    match = re.fullmatch(rf"{plain}\.{plain}", version) if isinstance(version, str) else None
-    if match is None or match[1] != SPEC_VERSION.split(".")[0] or int(match[2]) > int(SPEC_VERSION.split(".")[1]):
-        raise UnsupportedVersionError(
-            f"spec_version={str(version)[:40]!r} is not a version this library reads",
-            code="config.version",
-            file=file,
-            value=version,
-            rule=f"it reads format version {SPEC_VERSION}",
-            fix="update peft-reft",
-        )
-
-
 def _check_pattern(pattern: object) -> None:
     if pattern is None:
         return
     names = pattern if isinstance(pattern, (list, tuple)) else [pattern]
-    if not names or not all(isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*", name) for name in names):
-        raise _refuse("layers_pattern", pattern, "it is the dotted name of a ModuleList of blocks, or a list of such")
+    short = 0 < len(names) <= MAX_GROUPS and all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
+    if not short or not all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names):
+        rule = "it is the dotted name of a ModuleList of blocks, at most 200 characters, or a list of 1 to 64 such"
+        raise _refuse("layers_pattern", pattern, rule)
 
 
 def _is_int(value: object) -> TypeGuard[int]:

@@ -52,7 +52,8 @@ def check_special_tokens(value: object, groups: Iterable[SiteGroup]) -> None:
     named = tokens_of(groups)
     if set(ids) != set(named):
         raise ConfigError(
-            f"special_tokens holds ids of {sorted(map(str, ids))}, the positions name {sorted(named)}",
+            f"special_tokens holds ids of {str(sorted(map(str, ids)))[:200]}, "
+            f"the positions name {str(sorted(named))[:200]}",
             code="config.special_tokens",
             value=sorted(map(str, ids)),
             rule=RULE,

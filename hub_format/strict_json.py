@@ -11,8 +11,17 @@ from .errors import FileFormatError
 
 __all__ = ["dump_json", "load_json", "parse_json"]
 
-MAX_BYTES = 8 * 1024 * 1024
+MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 32
+RULES = {
+    "json.depth": f"objects and lists are nested at most {MAX_DEPTH} deep",
+    "json.duplicate": "a key stands once in an object",
+    "json.number": "numbers are finite, and no whole number is -0",
+    "json.object": "the file holds one object",
+    "json.size": f"a file has at most {MAX_BYTES} bytes",
+    "json.syntax": "JSON as in RFC 8259, in UTF-8 without a byte order mark",
+}
+"""Code → the rule that is broken."""
 
 
 def load_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -25,7 +34,7 @@ def load_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     with path.open("rb") as handle:
         data = handle.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise FileFormatError(f"is larger than {max_bytes} bytes", code="json.size", file=path.name)
+        raise _refuse(f"is larger than {max_bytes} bytes", "json.size", path.name)
     return parse_json(data, name=path.name)
 
 
@@ -36,21 +45,21 @@ def parse_json(data: bytes, *, name: str) -> dict[str, Any]:
         keys = [key for key, _ in items]
         if len(set(keys)) != len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise FileFormatError(f"the key {twice[:60]!r} stands twice", code="json.duplicate", file=name)
+            raise _refuse(f"the key {twice[:60]!r} stands twice", "json.duplicate", name)
         return dict(items)
 
     def constant(text: str) -> float:
-        raise FileFormatError(f"{text} is not a JSON number", code="json.number", file=name)
+        raise _refuse(f"{text} is not a JSON number", "json.number", name)
 
     def number(text: str) -> float:
         value = float(text)
         if not math.isfinite(value):
-            raise FileFormatError(f"the number {text[:20]} is not finite", code="json.number", file=name)
+            raise _refuse(f"the number {text[:20]} is not finite", "json.number", name)
         return value
 
     def integer(text: str) -> int:
         if text == "-0":  # an integer to some parsers, a float to others
-            raise FileFormatError("-0 is not a whole number", code="json.number", file=name)
+            raise _refuse("-0 is not a whole number", "json.number", name)
         return int(text)
 
     try:
@@ -66,13 +75,13 @@ def parse_json(data: bytes, *, name: str) -> dict[str, Any]:
     except FileFormatError:
         raise
     except ValueError as error:  # UnicodeError is one
-        raise FileFormatError(f"is not JSON: {str(error)[:120]}", code="json.syntax", file=name) from error
+        raise _refuse(f"is not JSON: {str(error)[:120]}", "json.syntax", name) from error
     except RecursionError as error:
-        raise FileFormatError("is nested too deep", code="json.depth", file=name) from error
+        raise _refuse("is nested too deep", "json.depth", name) from error
     if not isinstance(value, dict):
-        raise FileFormatError(f"holds a {type(value).__name__}, not an object", code="json.object", file=name)
+        raise _refuse(f"holds a {type(value).__name__}, not an object", "json.object", name)
     if _depth(value) > MAX_DEPTH:
-        raise FileFormatError(f"is nested deeper than {MAX_DEPTH}", code="json.depth", file=name)
+        raise _refuse(f"is nested deeper than {MAX_DEPTH}", "json.depth", name)
     return value
 
 
@@ -92,3 +101,7 @@ def _depth(value: object) -> int:
             for child in (item.values() if isinstance(item, dict) else item)
         ]
     return depth
+
+
+def _refuse(message: str, code: str, name: str) -> FileFormatError:
+    return FileFormatError(message, code=code, file=name, rule=RULES[code], fix="save or download the adapter again")

@@ -7,18 +7,21 @@ data_offsets}, then the data, without holes.
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import FileFormatError
 from .strict_json import parse_json
 
-__all__ = ["TensorInfo", "file_digest", "read_tensor_table"]
+__all__ = ["TensorInfo", "file_digest", "read_tensor_table", "read_values"]
 
 MAX_HEADER = 1024 * 1024
 MAX_TENSORS = 10_000
@@ -86,12 +89,30 @@ def read_tensor_table(path: Path, *, check_values: bool = False) -> dict[str, Te
                     f"tensor {name[:120]!r} holds NaN or infinity, or a number that float32 does not hold",
                     code="tensors.finite",
                     file=path.name,
+                    rule="every value is a finite number",
+                    fix="train again with a smaller learning rate, or take an earlier checkpoint",
                 )
             table[name] = TensorInfo(dtype, shape, digest)
             position = end
         if 8 + length + position != size:
             raise _refuse(path, "has bytes that belong to no tensor")
     return dict(sorted(table.items()))
+
+
+def read_values(path: Path, names: Iterable[str]) -> Iterator[tuple[str, NDArray[np.floating]]]:
+    """Name → values of floating-point tensors of a file that `read_tensor_table` has read, one at a time."""
+    with path.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+        for name in names:
+            begin, end = header[name]["data_offsets"]
+            handle.seek(8 + length + begin)
+            data = handle.read(end - begin)
+            if header[name]["dtype"] == "BF16":  # the upper half of a float32
+                flat = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+            else:
+                flat = np.frombuffer(data, f"<f{ITEM_BYTES[header[name]['dtype']]}")
+            yield name, flat.reshape(header[name]["shape"])
 
 
 def file_digest(path: Path) -> str:
@@ -132,4 +153,10 @@ def _read(handle: Any, count: int, dtype: str) -> tuple[str, bool]:
 
 
 def _refuse(path: Path, why: str) -> FileFormatError:
-    return FileFormatError(why, code="tensors", file=path.name)
+    return FileFormatError(
+        why,
+        code="tensors",
+        file=path.name,
+        rule="a safetensors file: a header of JSON, then the data of its tensors without holes",
+        fix="save or download the adapter again",
+    )

@@ -17,6 +17,11 @@ __all__ = ["check_weight_member"]
 
 PATTERNS = ("exclude_modules", "layers_pattern", "target_modules")
 """Fields that PEFT reads as a regular expression where they are one text."""
+NOT_BUILT = ("layer_replication", "megatron_config")
+"""Fields by which PEFT repeats layers as often as they say, or imports the module that `megatron_core` names."""
+NAMES = ("alpha_pattern", "exclude_modules", "layers_pattern", "rank_pattern", "target_modules", "target_parameters")
+MAX_NAMES = 4096
+MAX_ALPHA = 1e9
 _PLAIN = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _FIRST = re.compile(r"\.lora_(embedding_)?A(\.|$)")
 
@@ -34,6 +39,13 @@ def check_weight_member(folder: Path, *, allow_patterns: bool = False) -> None:
         FileFormatError: a file that the format does not allow; NaN, infinity and numbers beyond float32 included.
     """
     config = load_json(folder / CONFIG_NAME)
+    for name in NOT_BUILT:
+        if config.get(name):
+            raise _refuse(name, config[name], "a weight adapter of a bundle neither imports code nor adds layers")
+    for name in NAMES:
+        if isinstance(value := config.get(name), (list, dict)) and len(value) > MAX_NAMES:
+            raise _refuse(name, len(value), f"it names at most {MAX_NAMES} modules, each compared with every module")
+    _check_alphas(config)
     if not allow_patterns:
         _check_patterns(config)
     table = read_tensor_table(folder / WEIGHTS_NAME, check_values=True)
@@ -57,6 +69,15 @@ def _check_patterns(config: Mapping[str, Any]) -> None:
         for key in value:
             if _PLAIN.fullmatch(key) is None:
                 raise _pattern(name, key)
+
+
+def _check_alphas(config: Mapping[str, Any]) -> None:
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise _refuse("alpha_pattern", patterns, "it is an object")
+    for alpha in (config.get("lora_alpha", 1), *patterns.values()):
+        if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:
+            raise _refuse("lora_alpha", alpha, f"it is a number, at most {MAX_ALPHA:.0e}")
 
 
 def _check_rank(config: Mapping[str, Any], table: Mapping[str, TensorInfo]) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .envelope import check_beside, check_envelope
 from .errors import IntegrityError
 from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, Manifest, describe_file
-from .reader import check_tensor_names
+from .reader import check_tensor_names, edit_of
 from .schema import check_fields, from_object
 from .strict_json import dump_json
 from .tensors import TensorInfo, read_tensor_table
@@ -42,11 +43,13 @@ def write_adapter_files(
     for name in (CONFIG_NAME, MANIFEST_NAME):
         if (folder / name).is_symlink():
             raise IntegrityError("is a link", code="link", file=name, rule="nothing is written through links")
+    check_envelope(config)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     weights, tensors = _weights(folder, pickled_tensors)
     stored = dict(config["reft"])
     if weights is not None:
         check_tensor_names(tensors, check_fields(from_object(stored)), hidden=base_model.get("hidden_size"))
+        check_beside(config, [name for name in tensors if edit_of(name) is None])
         stored["tensors"] = {name: info.to_json() for name, info in tensors.items()}
     write_atomic(folder / CONFIG_NAME, dump_json({**config, "reft": stored}))
     if weights is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from peft import PeftConfig
 
 from peft_reft.hub_format.envelope import check_envelope
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.migrations import migrate
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.schema import FIELDS, SPEC_VERSION, SiteGroup, check_fields, from_object, to_object
 
@@ -21,7 +23,19 @@ from .special_tokens import bound_tokens
 
 __all__ = ["ReftConfig"]
 
-ENVELOPE = ("inference_mode", "modules_to_save", "peft_type", "task_type", "trainable_token_indices")
+ENVELOPE = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "task_type",
+    "trainable_token_indices",
+)
+_MANIFEST_VERSION: ContextVar[str | None] = ContextVar("manifest_version", default=None)
+"""The version of the manifest that was checked, while PEFT makes a config from the file beside it."""
 
 
 @dataclass
@@ -174,7 +188,11 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
             ReftError: a folder, file or value that the format does not allow.
         """
         checked = check_source(pretrained_model_name_or_path, subfolder, cls._split_kwargs(kwargs)[0])
-        config: ReftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        seen = _MANIFEST_VERSION.set(None if checked is None else checked.manifest.spec_version)
+        try:
+            config: ReftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        finally:
+            _MANIFEST_VERSION.reset(seen)
         if checked is not None and not allow_other_base:
             config.recorded_base = dict(checked.manifest.base_model)
         return config
@@ -184,12 +202,13 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
             if getattr(self, name) != default:
                 raise ConfigError(
                     f"{name} stands beside the stored object 'reft'",
+                    code="config.envelope",
                     value=name,
                     rule="a stored config carries all behaviour in 'reft'",
                 )
-        for name, value in from_object(stored).items():
+        for name, value in from_object(stored, manifest_version=_MANIFEST_VERSION.get()).items():
             setattr(self, name, value)
-        self.recorded_tensors = stored.get("tensors")
+        self.recorded_tensors = migrate(stored, "reft").get("tensors")
 
     def _behaviour(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FIELDS}

@@ -28,7 +28,6 @@ from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.reader import check_folder
-from peft_reft.hub_format.schema import check_fields, from_object
 from peft_reft.hub_format.staging import is_vacant, staged_file, staged_folder
 from peft_reft.interventions import orthonormal_rows
 
@@ -204,10 +203,9 @@ def _read_reft(source: Path) -> tuple[Imported, dict[str, Any]]:
     checked = check_folder(source)
     if checked is None or not (source / WEIGHTS_NAME).is_file():
         raise FileFormatError(f"{source.name} holds no {WEIGHTS_NAME}", code="export.weights", value=str(source))
-    groups = check_fields(from_object(checked.config["reft"]))
-    if len(groups) != 1:
+    if len(checked.groups) != 1:
         raise cannot_hold("the target", "several groups of interventions", "it has one kind, rank and component")
-    (group,), base = groups, dict(checked.manifest.base_model)
+    (group,), base = checked.groups, dict(checked.manifest.base_model)
     base["name"] = checked.config.get("base_model_name_or_path")
     stacks = base.get("stacks") or {}
     units: dict[tuple[str, int, int], dict[str, Tensor]] = {}

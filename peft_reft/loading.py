@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft.utils.other import EMBEDDING_LAYER_NAMES, AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import AdapterLoadError
+from peft_reft.hub_format.rank import has_full_rank
 
 from .layer import CHILD, UNIT, ReftLayer
 from .saving import check_recorded
@@ -25,9 +28,6 @@ __all__ = ["check_sites", "check_state_dict", "check_wrappers", "verify_loaded"]
 Value = TypeVar("Value")
 
 MODEL_PREFIX = "base_model.model."
-MAX_CONDITION = 1e6
-MAX_SCALE = 1e15
-"""Of a raw rotation: its squares, and those of its inverse, stay inside float32."""
 
 
 def check_state_dict(
@@ -77,7 +77,7 @@ def check_state_dict(
         if parameters[name].is_floating_point():
             tensor = tensor.detach().to(parameters[name].dtype)  # what the model will compute with
         _check_finite(name, tensor)
-        if tensor_name in unit.orthonormal and not _has_full_rank(tensor):
+        if tensor_name in unit.orthonormal and not has_full_rank(_plain(tensor)):
             raise AdapterLoadError(
                 f"the raw rotation {name[:120]!r} does not have full rank",
                 code="load.rank",
@@ -185,13 +185,9 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def _has_full_rank(raw: Tensor) -> bool:
-    """Of the values that the model will hold: a small enough matrix is zero in its dtype, or its squares are."""
-    values = torch.linalg.svdvals(raw.detach().to("cpu", torch.float64))
-    if not values.numel():
-        return False
-    largest, smallest = float(values[0]), float(values[-1])
-    return smallest > 1 / MAX_SCALE and largest < MAX_SCALE and smallest * MAX_CONDITION > largest
+def _plain(tensor: Tensor) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = tensor.detach().to("cpu", torch.float64).numpy()
+    return values
 
 
 def _runtimes(model: nn.Module) -> list[Runtime]:

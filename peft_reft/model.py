@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from peft_reft.hub_format.bundle import check_name
+from peft_reft.hub_format.envelope import IF_PRESENT
 from peft_reft.hub_format.errors import ConfigError, MergeError, PositionError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import unbound_tokens
@@ -23,6 +24,7 @@ from .config import ReftConfig
 from .identity import base_identity, check_base
 from .layer import CHILD, ReftLayer, UnitSpec
 from .loading import check_sites, check_state_dict, check_wrappers
+from .names import check_names_apart
 from .runtime import Runtime
 from .runtime.adapters import AdapterView
 from .runtime.hooks import runtime_of
@@ -65,6 +67,8 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         if self._told_by is not None:
             check_sites(self._told_by, self._sites)
         _refuse_saved_sites(peft_config.modules_to_save, self._sites)
+        _refuse_absent(peft_config.modules_to_save, self.model)
+        _refuse_tokens(peft_config.trainable_token_indices, self.model)
         self._hidden_size = hidden_size_of(self.model)
         peft_config.target_modules = tuple(self._sites)
         peft_config.base_identity = base_identity(self.model, stacks, self._hidden_size)
@@ -152,6 +156,8 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             raise ConfigError("the model carries no ReFT runtime")
         if any(tap.on_input for tap in site.taps):
             check_whole_input(self.model, current_key)
+        if not all(config.inference_mode for config in self.peft_config.values()):  # something may be saved
+            check_names_apart((adapter_name, *runtime.views), current_key)
         layer = getattr(target, CHILD, None)
         if layer is None:
             runtime.add_stack(site.stack)
@@ -304,6 +310,42 @@ def _refuse_saved_sites(modules: object, sites: Iterable[str]) -> None:
                     rule="a module that is trained and saved in full is copied, and a site cannot be",
                     fix="save modules inside or beside the blocks, e.g. a classification head",
                 )
+
+
+def _refuse_absent(modules: Iterable[str] | None, model: nn.Module) -> None:
+    """Names that PEFT would pass over, and that a folder could then not be loaded with."""
+    for name in modules or ():
+        if name not in IF_PRESENT and not any(path.endswith(name) for path, _ in model.named_modules()):
+            raise ConfigError(
+                f"modules_to_save={sorted(modules or ())!r}: {type(model).__name__} has no module {name!r}",
+                value=name,
+                rule="what is trained and saved in full is a module of the model, named by the end of its path",
+                fix="take the name from model.named_modules(), e.g. 'lm_head'",
+            )
+
+
+def _refuse_tokens(indices: list[int] | dict[str, list[int]] | None, model: nn.Module) -> None:
+    """Token ids that an embedding lacks, and embeddings that the model lacks: PEFT answers with an `IndexError`."""
+    if indices is None:
+        return
+    embeddings = [("the input embedding", model.get_input_embeddings(), indices)]  # type: ignore[operator]
+    if isinstance(indices, dict):
+        named = [(path, module) for path, module in model.named_modules() if hasattr(module, "weight")]
+        embeddings = []
+        for name, ids in indices.items():
+            found = [module for path, module in named if path == name or path.endswith(f".{name}")]
+            embeddings += [(name, module, ids) for module in found or [None]]
+    for name, module, ids in embeddings:
+        weight = getattr(module, "weight", None)
+        rows = 0 if weight is None else int(getattr(weight, "ds_shape", weight.shape)[0])
+        highest = max(ids, default=0)
+        if highest >= rows:
+            raise ConfigError(
+                f"trainable_token_indices: {name[:80]!r} of {type(model).__name__} has {rows} rows, {highest} is none",
+                value=highest,
+                rule="a token that is trained is a row of an embedding of the model",
+                fix="resize the embeddings first, or name the module as model.named_modules() does",
+            )
 
 
 def _refuse_unbound(config: ReftConfig, groups: Sequence[SiteGroup]) -> None:

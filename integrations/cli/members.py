@@ -12,7 +12,7 @@ from peft_reft.hub_format.bundle import Member
 from peft_reft.hub_format.errors import ManifestError
 from peft_reft.hub_format.manifest import CONFIG_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.reader import UNIT_PREFIX, check_folder, check_link
-from peft_reft.hub_format.schema import SiteGroup, check_fields, from_object
+from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.strict_json import load_json
 from peft_reft.hub_format.tensors import TensorInfo, read_tensor_table
 
@@ -29,6 +29,7 @@ class CheckedMember:
         tensors: name → dtype, shape and digest.
         base: the base model's identity as the manifest records it; empty for a weight adapter.
         producer: name and version of the writer; likewise.
+        groups: the site groups of a ReFT.
     """
 
     member: Member
@@ -36,6 +37,7 @@ class CheckedMember:
     tensors: Mapping[str, TensorInfo]
     base: Mapping[str, Any]
     producer: Mapping[str, Any]
+    groups: tuple[SiteGroup, ...] = ()
 
 
 def check_member(root: Path, member: Member) -> CheckedMember:
@@ -51,12 +53,14 @@ def check_member(root: Path, member: Member) -> CheckedMember:
         checked = check_folder(folder)
         if checked is not None:
             manifest = checked.manifest
-            return CheckedMember(member, checked.config, manifest.tensors, manifest.base_model, manifest.producer)
+            base, producer = manifest.base_model, manifest.producer
+            return CheckedMember(member, checked.config, manifest.tensors, base, producer, checked.groups)
     elif (folder / WEIGHTS_NAME).is_file():
         return CheckedMember(member, load_json(folder / CONFIG_NAME), read_tensor_table(folder / WEIGHTS_NAME), {}, {})
     raise ManifestError(
         f"adapter {member.name!r} has a config and no {WEIGHTS_NAME}",
         code="weights.missing",
+        file=WEIGHTS_NAME,
         value=member.name,
         rule="an adapter is its config and its weights",
         fix="save it again in safetensors",
@@ -92,7 +96,7 @@ def _belongs(path: Path) -> bool:
 
 def _edits(checked: CheckedMember) -> list[dict[str, Any]]:
     """One entry per site group, with the layers and parameters that the tensors show."""
-    groups = check_fields(from_object(checked.config["reft"]))
+    groups = checked.groups
     units = [number for number, group in enumerate(groups) for _ in range(group.units)]
     sites: list[set[str]] = [set() for _ in groups]
     sizes = [0 for _ in groups]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft_reft.hub_format.bundle import Member, read_index
-from peft_reft.hub_format.errors import AdapterLoadError, ReftError
+from peft_reft.hub_format.bundle import INDEX_NAME, Member, read_index
+from peft_reft.hub_format.errors import ReftError
 from peft_reft.hub_format.listing import list_members
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
+from peft_reft.hub_format.rank import check_ranks
+from peft_reft.hub_format.weight_member import check_weight_member
 
 from .members import check_member
 from .report import JsonOption, Report, RevisionOption, TokenOption, describe_error, error_lines
@@ -25,16 +27,24 @@ def validate(
 ) -> Report:
     """Check every adapter of a folder or repository as a load would; status 1 and the rule broken for each refusal."""
     root = open_source(source, revision=revision, token=token)
-    members = list_members(root)
     problems: list[dict[str, Any]] = []
+    members: list[Member] = []
+    try:
+        members = list_members(root)
+    except ReftError as error:
+        if error.code == "adapter.missing":
+            raise  # nothing to validate
+        problems.append({"member": None, **describe_error(error)})
     for member in members:
         try:
-            check_member(root, member)
-            _check_values(root / member.folder / WEIGHTS_NAME, member)
+            _check(root, member)
         except ReftError as error:
             problems.append({"member": member.name, **describe_error(error)})
-    if not problems:
-        read_index(root)  # its digests describe files that are all well in themselves
+    if members and not problems:
+        try:
+            read_index(root)  # its digests describe files that are all well in themselves
+        except ReftError as error:
+            problems.append({"member": None, **describe_error(error)})
     names = [member.name for member in members]
     data = {"source": source, "members": names, "problems": problems}
     if not problems:
@@ -45,23 +55,14 @@ def validate(
 
 def _lines(problem: dict[str, Any]) -> list[str]:
     first, *rest = error_lines(problem)
-    return [f"{problem['member']}: {first}", *rest]
+    return [first if problem["member"] is None else f"{problem['member']}: {first}", *rest]
 
 
-def _check_values(weights: Path, member: Member) -> None:
-    if not weights.is_file():
-        return  # a pickle, which PEFT opens; its bytes are checked
-    import torch
-    from safetensors import safe_open
-
-    with safe_open(weights, "pt") as opened:
-        for name in opened.keys():  # noqa: SIM118
-            tensor = opened.get_tensor(name)
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise AdapterLoadError(
-                    f"the tensor {name[:120]!r} of {member.name!r} holds NaN or infinity",
-                    code="load.finite",
-                    file=WEIGHTS_NAME,
-                    rule="every value is a finite number",
-                    fix="train again with a smaller learning rate, or take an earlier checkpoint",
-                )
+def _check(root: Path, member: Member) -> None:
+    folder = root / member.folder
+    checked = check_member(root, member)
+    if member.kind == "reft":
+        check_ranks(folder / WEIGHTS_NAME, checked.tensors, checked.groups)
+    else:
+        in_bundle = (root / INDEX_NAME).is_file()  # which we load; a LoRA alone is PEFT's business
+        check_weight_member(folder, allow_patterns=not in_bundle)

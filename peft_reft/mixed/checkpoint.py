@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import INDEX_NAME, REFT_FOLDER, Member, check_name, read_index, write_index
-from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError
+from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError, ReftError
 from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.manifest import CONFIG_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.reader import check_folder
@@ -28,7 +29,7 @@ from peft_reft.save import stage_adapter
 if TYPE_CHECKING:
     from .model import MixedReftModel
 
-__all__ = ["Bundle", "load_adapter", "load_members", "open_bundle", "save_bundle"]
+__all__ = ["Bundle", "load_adapter", "load_members", "made_by_peft", "open_bundle", "save_bundle"]
 
 
 ENVELOPE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config")
@@ -50,12 +51,34 @@ class Bundle:
             kind = load_json(Path(folder, CONFIG_NAME)).get("peft_type")
             if kind not in PEFT_TYPE_TO_CONFIG_MAPPING or str(kind).lower() != member.kind:
                 raise ManifestError(
-                    f"lists {member.name!r} as {member.kind!r}, its config says {kind!r}", file=INDEX_NAME
+                    f"lists {member.name!r} as {member.kind!r}, its config says {str(kind)[:40]!r}",
+                    file=INDEX_NAME,
+                    rule="a member's kind is its config's peft_type in lower case, one that the installed PEFT has",
+                    fix="update peft, or save the bundle again",
                 )
             options = {"allow_other_base": allow_other_base} if member.kind == "reft" else {}
-            found[member.name] = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(folder, **options)
+            with made_by_peft(member.name):
+                found[member.name] = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(folder, **options)
             found[member.name].inference_mode = not is_trainable
         return found
+
+
+@contextmanager
+def made_by_peft(members: str) -> Iterator[None]:
+    """Errors of PEFT's, when it makes adapters from what a bundle says, become refusals of the bundle."""
+    try:
+        yield
+    except ReftError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ImportError, NotImplementedError) as error:
+        raise AdapterLoadError(
+            f"PEFT makes no adapter of what the bundle says of {members}: {type(error).__name__}: {str(error)[:200]}",
+            code="bundle.member",
+            file=CONFIG_NAME,
+            value=members,
+            rule="a member's config is one that the installed PEFT takes, and fits the base",
+            fix="load the member alone with peft.PeftModel.from_pretrained to see PEFT's own words",
+        ) from error
 
 
 def save_bundle(
@@ -124,6 +147,7 @@ def open_bundle(source: str, *, allow_patterns: bool = False, **kwargs: Any) -> 
         raise ManifestError(
             f"{source} has no {INDEX_NAME}",
             code="bundle.index",
+            file=INDEX_NAME,
             rule="a bundle of LoRA and ReFT has an index at its root",
             fix="load a LoRA or a ReFT alone with peft.PeftModel.from_pretrained",
         )
@@ -176,6 +200,7 @@ def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable:
         raise ManifestError(
             f"{folder} has no {INDEX_NAME}",
             code="bundle.index",
+            file=INDEX_NAME,
             rule="the checkpoint of a mixed model is a bundle with an index, which is written last",
             fix="take an earlier checkpoint: this one was interrupted, or is not of a mixed model",
         )

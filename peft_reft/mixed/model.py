@@ -108,7 +108,8 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         """
         bundle = checkpoint.open_bundle(str(model_id), **kwargs)
         configs = bundle.configs(is_trainable=is_trainable, allow_other_base=allow_other_base)
-        mixed = cls.from_configs(model, configs, autocast_adapter_dtype=autocast_adapter_dtype)
+        with checkpoint.made_by_peft(", ".join(configs)):
+            mixed = cls.from_configs(model, configs, autocast_adapter_dtype=autocast_adapter_dtype)
         checkpoint.load_members(mixed, bundle, is_trainable=is_trainable)
         if not is_trainable:
             mixed.set_adapter(list(configs), inference_mode=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from peft_reft.hub_format.envelope import NOT_MODULES, TASK_TYPES, check_envelope
+from peft_reft.hub_format.envelope import MAX_MODULES, NOT_MODULES, TASK_TYPES, check_envelope
 from peft_reft.hub_format.errors import ReftError
 from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME
 from peft_reft.hub_format.manifest import FIELDS as MANIFEST_FIELDS
@@ -101,6 +101,7 @@ BAD_ENVELOPE: list[dict[str, Any]] = [
     {"modules_to_save": "lm_head"},
     {"modules_to_save": ["model.weight"]},
     {"modules_to_save": ["(a+)+$"]},
+    {"modules_to_save": [f"head{n}" for n in range(MAX_MODULES + 1)]},
     {"trainable_token_indices": []},
     {"trainable_token_indices": [-1]},
     {"trainable_token_indices": {"embed_tokens": ["a"]}},
@@ -160,7 +161,7 @@ def test_a_missing_field_is_invalid(name: str) -> None:
         from_object(content["reft"])
 
 
-@pytest.mark.parametrize("values", BAD_ENVELOPE, ids=str)
+@pytest.mark.parametrize("values", BAD_ENVELOPE, ids=lambda values: str(values)[:60])
 def test_an_envelope_that_the_reader_refuses_is_invalid(values: dict[str, Any]) -> None:
     content = {**stored(), **values}
     assert not CONFIG.is_valid(content)

@@ -12,6 +12,7 @@ from peft import PeftModel
 from contract.tiny import base_model, reft_model
 from peft_reft.hub_format import check_folder
 from peft_reft.hub_format.errors import ReftError
+from peft_reft.hub_format.manifest import CONFIG_NAME
 
 from . import folders
 from .threats import THREATS, Threat
@@ -21,6 +22,7 @@ PEFT_READS_FIRST = {
     "config: deep nesting",
     "config: no UTF-8",
     "config: a list",
+    f"pipe: {CONFIG_NAME}",
 }
 """PEFT parses the config for its `peft_type` before it knows that the tuner is ours; it refuses these in its words."""
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from contract.tiny import base_model
+from contract.tiny import base_model, reft_model
 from peft_reft.hub_format.errors import ReftError
 
 from . import folders as f
@@ -154,3 +154,21 @@ def test_points_of_another_number_are_refused(tmp_path: Path) -> None:
     folder = f.good(tmp_path / "adapter", intervention="rotated_interchange", options=OPTIONS)
     f.each(".points", lambda t: t[:2])(folder)
     refused(folder, "tensors.unfit")
+
+
+def test_a_module_to_save_that_the_model_lacks_is_refused_before_it_is_trained() -> None:
+    with pytest.raises(ReftError, match="no module 'lm_haed'"):
+        reft_model("llama", modules_to_save=["lm_haed"])
+    reft_model("llama", modules_to_save=["lm_head"])
+
+
+@pytest.mark.parametrize(
+    ("modules", "code"),
+    [(["norm"], "tensors.missing"), (["default"], "config.envelope"), ("lm_head", "config.envelope")],
+)
+def test_what_no_reader_would_take_is_not_written(tmp_path: Path, modules: Any, code: str) -> None:
+    model = reft_model("llama", modules_to_save=["lm_head"])
+    model.peft_config["default"].modules_to_save = modules
+    with pytest.raises((ReftError, KeyError, AttributeError)) as caught:
+        model.save_pretrained(str(tmp_path))
+    assert getattr(caught.value, "code", None) == code, caught.value

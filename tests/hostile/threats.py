@@ -88,6 +88,16 @@ def link(name: str) -> f.Change:
     return change
 
 
+def pipe(name: str) -> f.Change:
+    """A pipe in a file's place: opened, it would be waited for."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
 def torn(name: str) -> f.Change:
     """One file of another save, as when a revision moves between two requests."""
 
@@ -219,9 +229,12 @@ THREATS: dict[str, Threat] = {
     "a path in layers_pattern": Threat(f.reft(layers_pattern="../layers"), "config.value"),
     "a pattern that backtracks": Threat(f.reft(layers_pattern="(a+)+$"), "config.value"),
     "pickled weights beside": Threat(
-        lambda folder: (folder / PICKLE_NAME).write_bytes(b"cos\nsystem\n(S'true'\ntR."), "manifest", MANIFEST_NAME
+        lambda folder: (folder / PICKLE_NAME).write_bytes(b"cos\nsystem\n(S'true'\ntR."),
+        "weights.pickle",
+        PICKLE_NAME,
     ),
     **{f"link: {name}": Threat(link(name), "link", name) for name in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)},
+    **{f"pipe: {name}": Threat(pipe(name), "file.kind", name) for name in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)},
     "bit flip: weights": Threat(flip(WEIGHTS_NAME), "integrity.file", WEIGHTS_NAME),
     "bit flip: manifest": Threat(flip(MANIFEST_NAME), "json.syntax", MANIFEST_NAME),
     "torn: config of another revision": Threat(torn(CONFIG_NAME), "integrity.file", CONFIG_NAME),

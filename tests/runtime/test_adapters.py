@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from contract.recording import edited_by, inputs_of, raw_outputs_of, reader_of
 from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig, scale_adapter
+from peft_reft.hub_format.errors import ReftError
 
 NAMES = ("llama", "gpt2", "bert", "t5")
 
@@ -172,3 +173,15 @@ def test_scale_adapter_scales_the_edit() -> None:
             scale_adapter(model, "default", wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="default, second"):
         scale_adapter(model, "third", 1.0)
+
+
+@pytest.mark.parametrize("name", ["bias", "rotation", "reft_0", "layers", "model", "0", "7"])
+def test_a_name_that_peft_would_confuse_with_a_parameters_own_is_refused(name: str) -> None:
+    """Saved, such an adapter would lose a tensor."""
+    with pytest.raises(ReftError, match="part of the names"):
+        get_peft_model(base_model("llama"), ReftConfig(task_type="CAUSAL_LM"), adapter_name=name)
+    model = reft_model("llama")
+    with pytest.raises(ReftError, match="part of the names"):
+        model.add_adapter(name, ReftConfig(task_type="CAUSAL_LM"))
+    assert list(model.peft_config) == ["default"]
+    model.add_adapter(f"{name}_edit", ReftConfig(task_type="CAUSAL_LM"))
