@@ -118,7 +118,7 @@ def check_folder(folder: Path, *, pickles: bool = False) -> CheckedFolder | None
                 rule="config, weights and manifest were saved together",
                 fix="save or download the adapter again",
             )
-    recorded = migrate(stored, "reft").get("tensors")
+    recorded = migrate(config["reft"], "reft").get("tensors")
     if recorded != {name: info.to_json() for name, info in manifest.tensors.items()}:
         raise ManifestError(
             "and the config's list of tensors disagree",

@@ -315,10 +315,13 @@ def _check_pattern(pattern: object) -> None:
     if pattern is None:
         return
     names = pattern if isinstance(pattern, (list, tuple)) else [pattern]
-    short = 0 < len(names) <= MAX_GROUPS and all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
-    if not short or not all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names):
-        rule = "it is the dotted name of a ModuleList of blocks, at most 200 characters, or a list of 1 to 64 such"
+    if not 0 < len(names) <= MAX_GROUPS or not all(map(_is_stack_name, names)):
+        rule = f"it is the dotted name of a ModuleList of blocks, or a list of 1 to {MAX_GROUPS} such"
         raise _refuse("layers_pattern", pattern, rule)
+
+
+def _is_stack_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= MAX_NAME and re.fullmatch(r"\w+(\.\w+)*", name) is not None
 
 
 def _is_int(value: object) -> TypeGuard[int]:

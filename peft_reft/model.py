@@ -328,13 +328,14 @@ def _refuse_tokens(indices: list[int] | dict[str, list[int]] | None, model: nn.M
     """Token ids that an embedding lacks, and embeddings that the model lacks: PEFT answers with an `IndexError`."""
     if indices is None:
         return
-    embeddings = [("the input embedding", model.get_input_embeddings(), indices)]  # type: ignore[operator]
+    embeddings: list[tuple[str, nn.Module | None, list[int]]] = []
     if isinstance(indices, dict):
         named = [(path, module) for path, module in model.named_modules() if hasattr(module, "weight")]
-        embeddings = []
         for name, ids in indices.items():
             found = [module for path, module in named if path == name or path.endswith(f".{name}")]
             embeddings += [(name, module, ids) for module in found or [None]]
+    elif callable(get := getattr(model, "get_input_embeddings", None)):
+        embeddings = [("the input embedding", get(), indices)]
     for name, module, ids in embeddings:
         weight = getattr(module, "weight", None)
         rows = 0 if weight is None else int(getattr(weight, "ds_shape", weight.shape)[0])

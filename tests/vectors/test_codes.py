@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_reft import MixedReftModel, ReftConfig
 from peft_reft.hub_format.errors import ReftError
+from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.migrations import Migration, migrate
 
@@ -65,6 +66,11 @@ def no_type(folder: Path) -> object:
     return list_members(folder)
 
 
+def no_plan(folder: Path) -> object:
+    (folder / ".reft_commit").write_text("{}")
+    return settle(folder)
+
+
 def broken_step(folder: Path) -> object:
     return migrate({"spec_version": "0.9"}, "reft", table={"0.9": Migration("1.0", reft=lambda stored: stored["r"])})
 
@@ -77,8 +83,18 @@ TESTED_HERE: dict[str, Callable[[Path], object]] = {
     "load.finite": half_precision,
     "load.members": other_member,
     "migration.failed": broken_step,
+    "save.plan": no_plan,
     "weights.missing": no_weights,
 }
+
+
+TESTED_ELSEWHERE = {
+    "base.tokenizer": "saving/test_base_identity.py",
+    "save.busy": "saving/test_writing.py",
+    "save.interrupted": "saving/test_killed.py",
+    "save.place": "saving/test_writing.py",
+}
+"""Code → the file of the tests that name it."""
 
 
 @pytest.mark.parametrize("code", sorted(TESTED_HERE))
@@ -90,7 +106,9 @@ def test_codes_that_no_folder_alone_triggers(code: str, tmp_path: Path) -> None:
 
 def test_every_code_of_the_table_is_triggered_and_every_vectors_code_stands_there() -> None:
     vectors = {expected(ROOT / "bad" / name)["code"] for name in folders("bad")}
-    hostile = {threat.code for threat in THREATS.values()}
+    hostile = {threat.code for threat in THREATS.values()} | set(TESTED_ELSEWHERE)
+    tests = Path(__file__).parents[1]
+    assert [code for code, file in TESTED_ELSEWHERE.items() if code not in (tests / file).read_text()] == []
     assert len(CODES) > 40
     assert CODES - vectors - hostile - set(TESTED_HERE) == set()
     assert (vectors | hostile | set(TESTED_HERE)) - CODES == set()
@@ -98,7 +116,7 @@ def test_every_code_of_the_table_is_triggered_and_every_vectors_code_stands_ther
 
 def test_every_refusal_of_the_format_has_a_code_of_the_table() -> None:
     """Codes that the floor of the format gives; those of the Hub, of writing and of importers are not a reader's."""
-    elsewhere = ("hub.", "import.", "export.", "push.", "save.", "source.", "pull.")
+    elsewhere = ("hub.", "import.", "export.", "push.", "source.", "pull.", "save.members", "save.name")
     floor = Path(str(files("peft_reft.hub_format")))
     found = {code for path in floor.glob("*.py") for code in re.findall(r'code="([a-z_.]+)"', path.read_text())}
     assert {code for code in found if not code.startswith(elsewhere)} - CODES == set()
