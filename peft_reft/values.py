@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -54,6 +55,9 @@ def set_value(model: nn.Module, adapter: str, variable: str, value: Any) -> None
     for unit, given in zip(chosen, stored, strict=True):
         unit.value = given
     _note(config, variable, stored[0])
+    for runtime in {id(layer.runtime): layer.runtime for layer in layers}.values():
+        runtime.views[adapter] = replace(runtime.views[adapter], groups=config.groups())
+        runtime.changed()
 
 
 def _stored(unit: RotatedInterchange, value: Any) -> Any:

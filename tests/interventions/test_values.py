@@ -176,6 +176,32 @@ def vars_of(model: PeftModel) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in names}, "init_weights": False}
 
 
+@pytest.mark.parametrize("value", [2, None])
+def test_a_sum_of_adapters_has_the_values_they_have(value: Any) -> None:
+    model = model_with()
+    fields = {**vars_of(model), "intervention": "bias", "positions": "f1"}
+    model.add_adapter("other", ReftConfig(**fields))
+    model.eval()
+    set_value(model, "default", "S1", value)
+    model.base_model.set_adapter(["default", "other"])
+    expected = logits(model)
+    model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
+    model.set_adapter("sum")
+    assert_close(logits(model), expected)
+
+
+@pytest.mark.slow
+def test_compiled_code_follows_the_value() -> None:
+    model = model_with()
+    compiled = torch.compile(model, backend="eager")
+    found = {}
+    for value in (0, 2, None, 0):
+        set_value(model, "default", "S1", value)
+        found[value] = logits(compiled)
+        assert_close(found[value], logits(model))
+    assert not torch.equal(found[0], found[2])
+
+
 def test_the_value_is_set_beside_a_lora(tmp_path: Path) -> None:
     from peft import LoraConfig
 
