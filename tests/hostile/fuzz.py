@@ -35,6 +35,8 @@ from .mutations import CONFIG, INDEX, WEIGHTS, Files, mutate
 
 VECTORS = Path(__file__).parents[1] / "data" / "vectors" / "good"
 MAX_MESSAGE = 1500
+BLOCK = 10_000
+"""Executions between two lines that tell how far it is."""
 
 
 def corpus() -> list[Files]:
@@ -49,7 +51,7 @@ def corpus() -> list[Files]:
     ]
 
 
-def run(executions: int, seed: int, starts: Sequence[Files], report: Callable[[str], object]) -> tuple[int, int]:
+def run(executions: int, seed: int | str, starts: Sequence[Files], report: Callable[[str], object]) -> tuple[int, int]:
     """Mutates folders again and again, in memory where the system lets a folder lie there.
 
     Returns:
@@ -141,8 +143,13 @@ def main() -> int:
     parser.add_argument("--executions", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    read, found = run(options.executions, options.seed, corpus(), sys.stdout.write)
-    sys.stdout.write(f"{options.executions} executions, {read} read, {found} findings\n")
+    starts, read, found = corpus(), 0, 0
+    for done in range(0, options.executions, BLOCK):
+        block = min(BLOCK, options.executions - done)
+        more = run(block, f"{options.seed}:{done}", starts, sys.stdout.write)
+        read, found = read + more[0], found + more[1]
+        sys.stdout.write(f"{done + block} executions, {read} read, {found} findings\n")
+        sys.stdout.flush()
     return int(found > 0)
 
 
