@@ -132,6 +132,7 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
         return tuple(groups)
     if not isinstance(listed, (list, tuple)) or not 0 < len(listed) <= MAX_GROUPS:
         raise _refuse("interventions", listed, f"it is a list of 1 to {MAX_GROUPS} dicts")
+    _check_defaults(defaults)
     groups = []
     for number, entry in enumerate(listed):
         if not isinstance(entry, Mapping):
@@ -228,6 +229,16 @@ def _check_kinds(kinds: object) -> None:
         if not _is_int(version):
             raise _refuse_kind(name, entry)
         kind_signature(name, version=version, module=module)
+
+
+def _check_defaults(values: Mapping[str, Any]) -> None:
+    """Refuse a top-level field that no value of a group could be, also where every group says its own."""
+    options, act_fn = values["options"], values["act_fn"]  # whose place is with the kind of a group
+    if options is not None and not isinstance(options, Mapping):
+        raise _refuse("options", options, "it is None or a dict of the kind's own parameters")
+    if act_fn is not None and (not isinstance(act_fn, str) or act_fn not in ACTIVATIONS):
+        raise _refuse("act_fn", act_fn, f"it is None or one of {', '.join(ACTIVATIONS)}")
+    _group({**values, "options": None, "act_fn": None})
 
 
 def _refuse_kind(name: object, entry: object) -> ConfigError:

@@ -108,6 +108,14 @@ FIELD_VALUES: dict[str, tuple[str, dict[str, Any]]] = {
     "groups_empty": ("an empty list of groups", {"interventions": []}),
     "groups_unknown_field": ("a group that sets subspaces", {"interventions": [{"subspaces": None}]}),
     "groups_no_objects": ("groups that are texts", {"interventions": ["loreft"]}),
+    "default_unused": (
+        "a top-level value that is none, where each group says its own",
+        {"share_weights": [1], "interventions": [{"share_weights": True}]},
+    ),
+    "default_unused_options": (
+        "options that are a text, where each group says its own",
+        {"options": "topk", "interventions": [{"options": None}]},
+    ),
     "subspaces_overlap": ("two subspaces share a row", {"subspaces": {"a": [0, 2], "b": [1, 2]}}),
     "subspaces_beyond": ("a subspace beyond r", {"subspaces": {"a": [0, 3]}}),
     "subspaces_name": ("a name with a line feed", {"subspaces": {"a\nb": [0, 1]}}),
