@@ -68,6 +68,7 @@ class Runtime:
         self.handles: list[RemovableHandle] = []
         self.carriers: dict[str, FrameCarrier] = {}
         self.inputs: set[str] = set()
+        self.changes_held = False
         self._activity: Activity | None = None
         self.entries: list[tuple[nn.Module, list[str]]] = []
         self._open_entry(model)
@@ -134,7 +135,8 @@ class Runtime:
         PEFT and transformers change site after site: where `layer` is not the last, that waits for the others.
         """
         self._activity = None
-        if layer is None or layer is next(reversed(self.layers.values()), None):
+        last = layer is None or layer is next(reversed(self.layers.values()), None)
+        if last and not self.changes_held:
             self._activity = activity_of(self)
 
     def active(self, stack: str | None = None) -> list[str]:
