@@ -174,10 +174,11 @@ class Runtime:
                     raw = getattr(unit, name)
                     if not is_gathered_alone(self.model, layer.path, raw):
                         member = ((layer.path, one.key), unit.raw_rotation())
-                        groups.setdefault((raw.shape, raw.dtype, raw.device), []).append(member)
+                        alike = (raw.shape, raw.dtype, raw.device, unit.capacity is not None)
+                        groups.setdefault(alike, []).append(member)
         frame.rotations = {}
-        for members in groups.values():
-            rows = orthonormal_rows(torch.stack([raw for _, raw in members]))
+        for (*_, padded), members in groups.items():
+            rows = orthonormal_rows(torch.stack([raw for _, raw in members]), padded=padded)
             frame.rotations.update(zip((where for where, _ in members), rows.unbind(0), strict=True))
         if session is not None:
             session.rotations = frame.rotations
