@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -22,12 +22,12 @@ def others_hidden(runtime: Runtime, adapter_name: str) -> Iterator[None]:
     sites and to leave the other adapters' parameters as they are. So they are, out of sight, and adding an adapter
     costs the same whether it is the second or the thousandth.
     """
-    hidden: list[tuple[nn.ModuleDict, dict[str, nn.Module | None]]] = []
+    hidden: list[tuple[Any, dict[str, nn.Module | None]]] = []
     held = runtime.changes_held
     runtime.changes_held = True
     try:
         for layer in runtime.layers.values():
-            for units in layer.children():
+            for units in layer.children():  # a dict of modules each
                 hidden.append((units, units._modules))
                 own = units._modules.get(adapter_name)
                 units._modules = {} if own is None else {adapter_name: own}

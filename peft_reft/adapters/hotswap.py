@@ -22,9 +22,6 @@ from peft_reft.runtime.adapters import AdapterView
 
 __all__ = ["hotswap_adapter", "prepare_for_hotswap"]
 
-_ANY = {"r": 0, "dropout": 0.0, "layers_to_transform": None}
-"""Of a site group what may differ: the rank, where there is room; the dropout; how its layers are written down."""
-
 
 def prepare_for_hotswap(model: nn.Module, *, target_rank: int, adapter_name: str = "default") -> None:
     """Make room in an adapter for others of a higher rank, before the model is compiled.
@@ -162,9 +159,8 @@ def _check_alike(held: Any, config: ReftConfig) -> None:
     if len(old) != len(new):
         raise _differs("interventions", len(old), len(new))
     for before, after in zip(old, new, strict=True):
-        if replace(before, **_ANY) != replace(after, **_ANY):
-            first, second = vars(replace(before, **_ANY)), vars(replace(after, **_ANY))
-            name = next(name for name in first if first[name] != second[name])
+        first, second = vars(_without_room(before)), vars(_without_room(after))
+        for name in (name for name in first if first[name] != second[name]):
             raise _differs(name, first[name], second[name])
     for name in ("subspaces", "special_tokens", "task_type"):
         if getattr(held, name) != getattr(config, name):
@@ -176,6 +172,11 @@ def _check_alike(held: Any, config: ReftConfig) -> None:
             "modules that are saved in full are PEFT's and are not swapped",
             "load it as a second adapter and call set_adapter",
         )
+
+
+def _without_room(group: SiteGroup) -> SiteGroup:
+    """A group without what may differ: rank, where there is room; dropout; how its layers are written down."""
+    return replace(group, r=0, dropout=0.0, layers_to_transform=None)
 
 
 def _check_pads(unit: Intervention, rank: int, name: str, *, swapped: bool = False) -> None:

@@ -236,7 +236,7 @@ class Intervention(nn.Module):
         self.capacity = capacity
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in self.ranked if self.capacity is not None else ():
             destination[prefix + name] = destination[prefix + name][: self.rank].clone()
 
@@ -247,7 +247,7 @@ class Intervention(nn.Module):
                 wider = given.new_zeros(getattr(self, name).shape)
                 wider[: given.shape[0]] = given
                 state_dict = {**state_dict, prefix + name: wider}
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def raw_rotation(self) -> Tensor:
         """The raw parameter of R `[rank, hidden]`; the rows of subspaces that are off get no gradient."""
