@@ -48,7 +48,6 @@ class DiReft(SourceStartsAtZero):
 
     projection: Tensor
     broadcasts = True
-    pads = True
     tensors = {"projection": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
 
     def edit_delta(self, hidden: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ class LobiReft(ConstantSource):
     """
 
     broadcasts = True
-    pads = True
 
     def identity(self) -> None:
         """b = 0."""

@@ -28,7 +28,6 @@ class NoReft(Intervention):
     bias: Tensor
     projection_bias: Tensor
     broadcasts = True
-    pads = True
     tensors = {
         "projection": ("rank", "hidden"),
         "weight": ("rank", "hidden"),

@@ -32,7 +32,7 @@ from .inputs import Explicit, bind_call, call_inputs
 from .records import record_of
 from .requests import Batch
 from .resolve import Situation, columns_of, slot_masks
-from .sharding import is_gathered_alone
+from .sharding import execution_device, is_gathered_alone
 from .trainer_refusals import refuse_cut_rows
 from .trainers import running_trainer, traced_for_trainer
 
@@ -68,7 +68,6 @@ class Runtime:
         self.handles: list[RemovableHandle] = []
         self.carriers: dict[str, FrameCarrier] = {}
         self.inputs: set[str] = set()
-        self.changes_held = False
         self._activity: Activity | None = None
         self.entries: list[tuple[nn.Module, list[str]]] = []
         self._open_entry(model)
@@ -114,9 +113,11 @@ class Runtime:
         self.batching.detach()
 
     def device_of(self, path: str) -> torch.device | None:
-        """Device of a site's own parameters."""
-        own = (p for name, p in self.model.get_submodule(path).named_parameters() if not name.startswith("reft."))
-        return next((parameter.device for parameter in own if not parameter.is_meta), None)
+        """Device of a site's own parameters; of weights that accelerate keeps elsewhere, where they are brought to."""
+        site = self.model.get_submodule(path)
+        own = (p for name, p in site.named_parameters() if not name.startswith("reft."))
+        device = next((parameter.device for parameter in own if not parameter.is_meta), None)
+        return device if device is not None else execution_device(site)
 
     def activity(self) -> Activity:
         """What edits now: the running call's rows, or the active adapters."""
@@ -135,8 +136,7 @@ class Runtime:
         PEFT and transformers change site after site: where `layer` is not the last, that waits for the others.
         """
         self._activity = None
-        last = layer is None or layer is next(reversed(self.layers.values()), None)
-        if last and not self.changes_held:
+        if layer is None or layer is next(reversed(self.layers.values()), None):
             self._activity = activity_of(self)
 
     def active(self, stack: str | None = None) -> list[str]:
@@ -174,11 +174,10 @@ class Runtime:
                     raw = getattr(unit, name)
                     if not is_gathered_alone(self.model, layer.path, raw):
                         member = ((layer.path, one.key), unit.raw_rotation())
-                        alike = (raw.shape, raw.dtype, raw.device, unit.capacity is not None)
-                        groups.setdefault(alike, []).append(member)
+                        groups.setdefault((raw.shape, raw.dtype, raw.device), []).append(member)
         frame.rotations = {}
-        for (*_, padded), members in groups.items():
-            rows = orthonormal_rows(torch.stack([raw for _, raw in members]), padded=padded)
+        for members in groups.values():
+            rows = orthonormal_rows(torch.stack([raw for _, raw in members]))
             frame.rotations.update(zip((where for where, _ in members), rows.unbind(0), strict=True))
         if session is not None:
             session.rotations = frame.rotations

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import ConfigError, SiteError
 
-__all__ = ["check_not_sharded", "check_whole_input", "is_gathered_alone", "share_start"]
+__all__ = ["check_not_sharded", "check_whole_input", "execution_device", "is_gathered_alone", "share_start"]
 
 FSDP_FIX = "get_peft_model first, then fully_shard, accelerate's prepare or a trainer"
 ZERO3 = "ZeROOrderedDict"
@@ -24,11 +25,11 @@ ZERO3 = "ZeROOrderedDict"
 
 
 def is_gathered_alone(model: nn.Module, path: str, parameter: nn.Parameter) -> bool:
-    """Whether an engine gathers a site's parameters around the site's block only.
+    """Whether an engine, or accelerate's offloading, brings a site's parameters around the site's block only.
 
     The type alone does not say it: FSDP2 leaves a plain parameter where it does not free it after a forward.
     """
-    if type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id"):
+    if type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id") or parameter.is_meta:
         return True
     if not _distributed():
         return False
@@ -40,6 +41,17 @@ def is_gathered_alone(model: nn.Module, path: str, parameter: nn.Parameter) -> b
             return True
         module = getattr(module, part)
     return isinstance(module, FSDPModule)
+
+
+def execution_device(site: nn.Module) -> torch.device | None:
+    """Where accelerate's hooks bring the weights of a module that lies on disk; None where there are no such hooks."""
+    for module in site.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            device = getattr(each, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return None
 
 
 def check_not_sharded(model: nn.Module) -> None:

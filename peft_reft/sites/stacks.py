@@ -50,6 +50,7 @@ def find_stacks(model: nn.Module, pattern: str | Sequence[str] | None = None) ->
         chosen = [(path, blocks) for path, blocks in every if any(_ends_with(path, name) for name in names)]
         if not chosen:
             raise _refuse(f"layers_pattern={pattern!r} names no ModuleList of {type(model).__name__}", every)
+        _check_tower(model, chosen)
     else:
         chosen = _text_tower(model, [(path, blocks) for path, blocks in lists if _are_blocks(model, blocks)])
         if not chosen:
@@ -119,6 +120,25 @@ def _text_tower(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> lis
         for path, blocks in lists
         if getattr(_owner_config(model, path), "model_type", None) == text.model_type
     ]
+
+
+def _check_tower(model: nn.Module, chosen: list[tuple[str, nn.ModuleList]]) -> None:
+    """Refuse blocks of a tower of images or sound: positions are of the text's tokens, and its sizes are others."""
+    text = _text_tower(
+        model, [(path, blocks) for path, blocks in _outermost_lists(model) if _are_blocks(model, blocks)]
+    )
+    config = getattr(model, "config", None)
+    if text_config(model) is config or getattr(config, "is_encoder_decoder", False) or not text:
+        return
+    for path, _ in chosen:
+        if getattr(_owner_config(model, path), "model_type", None) != text_config(model).model_type:
+            raise SiteError(
+                f"{path!r} is not in the text model of {type(model).__name__}",
+                code="site.tower",
+                value=path,
+                rule="positions are those of the text's tokens, image tokens among them",
+                fix=f"leave layers_pattern out, or name {', '.join(repr(path) for path, _ in text)}",
+            )
 
 
 def _owner_config(model: nn.Module, path: str) -> Any:
