@@ -266,7 +266,6 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             self.peft_config.pop(adapter_name, None)
             raise
         summed.fill(runtime, adapter_name)
-        self.set_requires_grad(adapter_name, requires_grad=False)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

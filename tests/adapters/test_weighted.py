@@ -9,7 +9,7 @@ import pytest
 import torch
 from interventions.kinds import KINDS, Kind
 from mixed.tiny import lora, mixed_model, reft
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -161,6 +161,24 @@ def test_the_others_stay_as_they_are_and_the_sum_is_frozen() -> None:
     assert torch.equal(logits(model, ids), before)
     for name, value in model.named_parameters():
         assert value.requires_grad == (".default." in name), name
+
+
+def test_adapters_loaded_for_inference_stay_frozen(tmp_path: Path) -> None:
+    model_with({"positions": "f2"}).save_pretrained(str(tmp_path))
+    model = PeftModel.from_pretrained(base_model("llama"), str(tmp_path))
+    model.load_adapter(str(tmp_path), "second")
+    model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "sum")
+    assert not any(value.requires_grad for value in model.parameters())
+
+
+def test_a_half_precision_adapter_is_summed_in_float32() -> None:
+    base = base_model("llama").to(torch.bfloat16)
+    config = ReftConfig(task_type="CAUSAL_LM", positions="f2", intervention="direft", init_weights=False)
+    model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    model.add_weighted_adapter(["default"], [1 / 3], "sum")
+    units = {name: base.model.layers[0].reft.unit((name, 0)) for name in ("default", "sum")}
+    assert units["default"].projection.dtype == torch.bfloat16
+    assert torch.equal(units["sum"].projection, (1 / 3) * units["default"].projection.float())
 
 
 @pytest.mark.parametrize(
