@@ -47,7 +47,7 @@ SMOLLM = CausalModel(
 WORDS = ("asked", "other", "again", "last")
 """Positions: the name asked for, the other name, where that comes again, the last token."""
 LAYERS = (0, 3, 6, 9, 12, 15, 18, 19, 20, 21, 22, 23, 24, 27, 29)
-SEARCHED_LAYERS = (0, 9, 18, 21, 24, 29)
+SEARCHED_LAYERS = (0, 18, 21, 24)
 _AT = Column("at")
 
 

@@ -82,9 +82,7 @@ class AlignmentSearch(nn.Module):
         self.variables = tuple(variables)
         self.dimensions = dict(variables) if isinstance(variables, Mapping) else None
         self.boundary_weight = 1.0
-        probe = moved(
-            encode([causal_model.sample_inputs(1, seed=0)[0] if example is None else example]), device_of(model)
-        )
+        probe = moved(self._encoded(example), device_of(model))
         self.places = nn.ModuleList()
         with evaluating(model), torch.no_grad():
             for where, names in self._by_site(site, variables):
@@ -297,6 +295,21 @@ class AlignmentSearch(nn.Module):
             adapter_name=adapter_name,
             batch_size=batch_size,
         )
+
+    def _encoded(self, example: Values | None) -> Any:
+        if example is not None:
+            return self.encode([example])
+        inputs = self.causal_model.sample_inputs(1, seed=0)
+        try:
+            return self.encode(inputs)
+        except Exception as error:
+            raise CausalModelError(
+                f"encode failed on inputs of the causal model: {error}",
+                code="causal.encode",
+                value=inputs[0],
+                rule="without example, the sites' widths are looked at on such inputs",
+                fix="give it a row as encode takes them, e.g. example=data[0]['base']",
+            ) from error
 
     def _by_site(
         self, site: Site | Mapping[str, Site], variables: Mapping[str, int] | Sequence[str]

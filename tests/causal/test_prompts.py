@@ -274,6 +274,11 @@ def test_a_checkpoint_of_the_trainer_holds_the_rotation_alone(tmp_path: Path) ->
     assert set(loaded.state_dict()) == {"places.0.raw"}
 
 
+def test_tokenised_rows_need_an_example() -> None:
+    with pytest.raises(CausalModelError, match=r"example=data\[0\]"):
+        AlignmentSearch(network(), model(), SITES["together"]["A"], {"A": 3}, encode=LEFT, loss=own, seed=0)
+
+
 def test_items_of_another_variable_are_refused() -> None:
     search = searching(Site(layer=0, position=-3), {"A": 3})
     with pytest.raises(CausalModelError, match=r"unknown variables \['B'\]"):

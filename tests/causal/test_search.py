@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from typing import Any
 
@@ -87,6 +88,16 @@ def test_the_network_gets_no_gradient_and_keeps_its_mode() -> None:
     assert {name for name, _ in found.named_parameters()} == {"places.0.raw"}
 
 
+def test_dropout_of_a_network_in_training_mode_does_not_matter() -> None:
+    network = torch.nn.Sequential(collections.OrderedDict(hidden=torch.nn.Linear(2, 6), drop=torch.nn.Dropout(0.5)))
+    network.append(torch.nn.Linear(6, 1)).append(torch.nn.Flatten(0))
+    found = search({"A": 2}, network=network.train())
+    pairs = list(every_pair(AND, ["A"]))
+    losses = [float(loss_of(found, pairs).detach()) for _ in range(2)]
+    network.eval()
+    assert losses == [float(loss_of(found, pairs).detach())] * 2
+
+
 def test_the_rotation_stays_orthonormal_and_the_seed_decides() -> None:
     fits = []
     for _ in range(2):
@@ -140,13 +151,23 @@ class Scripted(AlignmentSearch):
 
     def accuracy(self, *_: Any, **__: Any) -> Accuracy:
         self.seen.append(self.raw.detach().clone())
-        return Accuracy(self.found[len(self.seen) - 1], 10, (0.0, 1.0), 0.0, 0.0)
+        correct = self.found[len(self.seen) - 1]
+        if correct < 0:
+            raise CausalModelError("the boundaries leave no coordinate", code="causal.boundary")
+        return Accuracy(correct, 10, (0.0, 1.0), 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
     ("found", "restarts", "kept", "starts"),
-    [([3, 10, 5], 2, 1, 2), ([3, 8, 5], 2, 1, 3), ([10, 3, 5], 2, 0, 1), ([3, 8, 9], 1, 1, 2), ([3, 9, 9], 0, 0, 1)],
-    ids=["enough", "best", "first", "no more", "none"],
+    [
+        ([3, 10, 5], 2, 1, 2),
+        ([3, 8, 5], 2, 1, 3),
+        ([10, 3, 5], 2, 0, 1),
+        ([3, 8, 9], 1, 1, 2),
+        ([3, 9, 9], 0, 0, 1),
+        ([-1, 0, 0], 1, 1, 2),
+    ],
+    ids=["enough", "best", "first", "no more", "none", "empty boundaries"],
 )
 def test_further_starts_where_one_does_not_find_enough(
     found: list[int], restarts: int, kept: int, starts: int
