@@ -18,15 +18,17 @@ from peft_reft.causal import (
     Accuracy,
     AlignmentSearch,
     CausalModel,
+    Distribution,
     Pair,
     Rotation,
     Site,
+    class_loss,
     every_pair,
     interchange_accuracy,
     sample_pairs,
 )
 
-__all__ = ["AND", "PAIRS", "XOR", "Conjunction", "angle", "measured", "searched", "turned"]
+__all__ = ["AND", "PAIRS", "XOR", "Conjunction", "angle", "measured", "searched", "searched_exactly", "turned"]
 
 _TRUTH = {"P": (False, True), "Q": (False, True)}
 AND = CausalModel({"A": lambda P: P, "B": lambda Q: Q, "V": lambda A, B: A and B}, inputs=_TRUTH)
@@ -130,6 +132,41 @@ def searched(
     )
     test = sample_pairs(causal_model, variables, 400, seed=seed + 2_000_000, changing=0.5)
     return search, search.accuracy(test, decode=decode)
+
+
+def searched_exactly(seed: int) -> AlignmentSearch:
+    """The same against the distributions that the network itself gives for each A and B, by their KL divergence.
+
+    Against certain values every angle in a range is right for every input. Against distributions 20 degrees are the
+    only ones where nothing is left of the loss.
+    """
+    search = AlignmentSearch(
+        Conjunction(),
+        SURE,
+        Site(module="hidden"),
+        {"A": 1, "B": 1},
+        encode=encode,
+        loss=class_loss((False, True), logits=_logits, kl=True),
+        seed=seed,
+    )
+    pairs = sample_pairs(SURE, ["A", "B"], 400, seed=seed, changing=0.5)
+    search.fit(pairs, steps=200, learning_rate=0.05, batch_size=64, seed=seed)
+    return search
+
+
+def _logits(scores: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(scores), 10 * scores], -1)
+
+
+def _sure(first: bool, second: bool) -> Distribution:
+    with torch.no_grad():
+        true = float(torch.sigmoid(10 * Conjunction()(torch.tensor([[float(first), float(second)]]))))
+    return Distribution({True: true, False: 1 - true})
+
+
+_SURE = {(first, second): _sure(first, second) for first in (False, True) for second in (False, True)}
+SURE = CausalModel({"A": lambda P: P, "B": lambda Q: Q, "V": lambda A, B: _SURE[A, B]}, inputs=_TRUTH)
+"""P and Q, as sure of it as the network is."""
 
 
 def angle(search: AlignmentSearch) -> float:

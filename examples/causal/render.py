@@ -35,6 +35,7 @@ def table(results: Mapping[str, Any]) -> str:
         ("**(a) conjunction**: the neurons exchanged", [conjunction["turned"]["0"]]),
         ("turned by 20 degrees", [conjunction["turned"]["20"]]),
         ("searched, one dimension each", conjunction["searched"].values()),
+        ("searched against distributions", conjunction["exact"].values()),
         ("a wrong causal model, searched", conjunction["wrong"].values()),
         ("ten untrained networks, searched", conjunction["untrained"].values()),
         *(
@@ -114,18 +115,13 @@ def equality_figure(results: Mapping[str, Any]) -> Figure:
 
 
 def names_figure(folder: Path) -> Figure:
-    """Where SmolLM2 holds the name: whole vectors, and a search."""
-    whole, found = (Sweep.load(folder / f"names_{name}.json") for name in ("whole", "searched"))
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots(1, 2, gridspec_kw={"width_ratios": (4, 2.6)})
-    for ax, swept, title in zip(
-        axes, (whole, found), ("(d) the whole vector exchanged", "16 dimensions, searched"), strict=True
-    ):
-        swept.heat_map(ax, labels=[WORDS[word] for word in swept.positions])
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel("")
+    """Where SmolLM2 holds the name: the whole vector exchanged at each layer and token."""
+    ax = _axes(5.5, 5.5)
+    swept = Sweep.load(folder / "names_whole.json")
+    swept.heat_map(ax, labels=[WORDS[word] for word in swept.positions])
+    ax.set_xlabel("")
+    ax.set_title("(d) the name asked for: whole vectors exchanged", fontsize=10)
+    figure: Figure = ax.figure
     return figure
 
 

@@ -20,11 +20,12 @@ SIZES = {"first": (16, (1, 2, 3)), "first.0": (64, (1, 2))}
 
 def measured_conjunction(seeds: Sequence[int]) -> dict[str, Any]:
     """Exchanged at given angles; searched; the controls, of which ten networks are untrained."""
-    searched = {seed: conjunction.searched(seed) for seed in seeds}
+    exact = {seed: conjunction.searched_exactly(seed) for seed in seeds}
     return {
         "turned": {str(degrees): _plain(conjunction.measured(conjunction.turned(degrees))) for degrees in DEGREES},
-        "searched": {str(seed): _plain(found) for seed, (_, found) in searched.items()},
-        "angles": {str(seed): round(conjunction.angle(search), 2) for seed, (search, _) in searched.items()},
+        "searched": {str(seed): _plain(conjunction.searched(seed)[1]) for seed in seeds},
+        "exact": {str(seed): _plain(conjunction.measured(search.alignment)) for seed, search in exact.items()},
+        "angles": {str(seed): round(conjunction.angle(search), 1) for seed, search in exact.items()},
         "wrong": {
             str(seed): _plain(conjunction.searched(seed, conjunction.XOR, ["A"], restarts=0)[1]) for seed in seeds
         },

@@ -19,9 +19,16 @@ def test_the_conjunction_fails_on_its_neurons_and_is_exact_at_20_degrees() -> No
 def test_search_finds_the_conjunction_and_not_another_model_of_it(seed: int) -> None:
     search, found = conjunction.searched(seed)
     assert found.value >= 0.99
-    assert abs(conjunction.angle(search) - 20) < 10
+    assert abs(conjunction.angle(search) - 20) < 10  # every angle in a range is exact
     wrong = conjunction.searched(seed, conjunction.XOR, ["A"], restarts=0)[1]
     assert wrong.value <= wrong.chance
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_search_against_distributions_finds_20_degrees(seed: int) -> None:
+    search = conjunction.searched_exactly(seed)
+    assert conjunction.angle(search) == pytest.approx(20, abs=0.1)
+    assert conjunction.measured(search.alignment).value == 1.0
 
 
 def test_search_finds_no_conjunction_in_untrained_networks() -> None:

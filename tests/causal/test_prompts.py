@@ -19,6 +19,7 @@ from peft_reft.causal import (
     Answers,
     CausalModel,
     Column,
+    Distribution,
     InterchangeDataset,
     PadRows,
     Site,
@@ -259,6 +260,25 @@ def test_trainer_learns_boundaries_as_the_plain_loop_does(tmp_path: Path) -> Non
     assert plain.boundaries is not None
     assert_close(trained.boundaries, plain.boundaries, atol=1e-5, rtol=0)
     assert (plain.boundaries - 0.25).abs().min() > 0.02
+
+
+def test_labels_may_be_distributions(tmp_path: Path) -> None:
+    """Under the plain loop and under `Trainer`, which goes through what a batch holds."""
+    certain = prompts(model(), ["A"], 16, seed=1)
+    unsure = InterchangeDataset(
+        {**item, "label": Distribution({item["label"]: 0.7, "27" if item["label"] == "20" else "20": 0.3})}
+        for item in certain
+    )
+    site = Site(layer=0, position=-3)
+    plain, trained, sure = (searching(site, {"A": 3}, loss=network().loss(kl=True)) for _ in range(3))
+    settings = {"steps": 2, "learning_rate": 0.05, "batch_size": 8, "seed": 7}
+    losses = plain.fit(unsure, **settings)
+    assert losses != sure.fit(certain, **settings)
+    assert min(losses) > 0
+    transformers.Trainer(
+        model=trained, args=arguments(tmp_path, max_steps=2), train_dataset=unsure, data_collator=trained.collator
+    ).train()
+    assert_close(trained.raw, plain.raw, atol=1e-5, rtol=0)
 
 
 def test_a_checkpoint_of_the_trainer_holds_the_rotation_alone(tmp_path: Path) -> None:
