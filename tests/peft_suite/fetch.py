@@ -35,10 +35,12 @@ def archive_of(folder: Path) -> Path:
     if not archive.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        options = ["--no-binary", "peft", "--no-build-isolation", "--retries", "1", "--dest", str(folder)]
-        done = subprocess.run([*command, *options, release.replace("-", "==")], capture_output=True, text=True)
-        if done.returncode or not archive.is_file():
-            raise RuntimeError(f"the source distribution {archive.name} cannot be had: {done.stderr.strip()[-300:]}")
+        options = ["--no-binary", "peft", "--retries", "1", "--dest", str(folder), release.replace("-", "==")]
+        for isolation in (["--no-build-isolation"], []):  # pip asks the builder that is here, or gets one
+            done = subprocess.run([*command, *isolation, *options], capture_output=True, text=True, check=False)
+            if archive.is_file():
+                return archive
+        raise RuntimeError(f"the source distribution {archive.name} cannot be had: {done.stderr.strip()[-300:]}")
     return archive
 
 
