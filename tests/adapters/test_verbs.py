@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from mixed.tiny import mixed_model
-from peft import PeftConfig, PeftModel, get_model_status, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_model_status, get_peft_model
 from torch import Tensor, nn
 
 from contract.recording import edited_by
 from contract.tiny import BLOCKS, HIDDEN, base_model, reft_model, token_ids
 from peft_reft import ReftConfig
-from peft_reft.hub_format.errors import MergeError
+from peft_reft.hub_format.errors import ConfigError, MergeError
 
 PER_BLOCK = 4 * HIDDEN * 2 + 4
 """Parameters of a LoReFT of rank 4."""
@@ -209,6 +209,12 @@ def test_merging_is_refused_with_the_reason_and_what_to_do_and_changes_nothing(v
 
 def test_the_type_has_a_config_by_name() -> None:
     assert type(PeftConfig.from_peft_type(peft_type="REFT")) is ReftConfig
+
+
+def test_a_lora_that_is_read_as_a_reft_is_refused_by_its_type(tmp_path: Path) -> None:
+    LoraConfig(target_modules=["q_proj"], layers_to_transform=[0]).save_pretrained(str(tmp_path))
+    with pytest.raises(ConfigError, match="peft_type='LORA'"):
+        ReftConfig.from_pretrained(str(tmp_path))
 
 
 def test_pefts_own_mixed_model_refuses_the_type() -> None:

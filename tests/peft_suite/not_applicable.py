@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from peft_reft.hub_format.errors import ConfigError, MergeError, PromptBoundaryError, ReftError
+from peft_reft.hub_format.errors import ConfigError, HubError, MergeError, PromptBoundaryError, ReftError
 
 __all__ = ["NOT_APPLICABLE", "Reason"]
 
@@ -37,7 +37,7 @@ UNLABELLED = Reason(
     "trains a language model without labels, so nothing says where a prompt ends", PromptBoundaryError, prompt_end=True
 )
 AFTERWARDS = Reason("merges once its forward has passed", MergeError)
-FOREIGN = Reason("reads a LoRA as if it were a ReFT, and is refused", ConfigError)
+FOREIGN = Reason("reads a LoRA as if it were a ReFT; its manifest is looked for, and no hub is asked", HubError)
 NAMED = Reason("names an adapter 'reft', the folder of a bundle: refused, where PEFT would warn", ConfigError)
 
 NOT_APPLICABLE: dict[str, Reason] = {
