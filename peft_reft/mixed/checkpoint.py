@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.state import AcceleratorState
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
@@ -29,7 +30,7 @@ from peft_reft.save import stage_adapter
 if TYPE_CHECKING:
     from .model import MixedReftModel
 
-__all__ = ["Bundle", "load_adapter", "load_members", "made_by_peft", "open_bundle", "save_bundle"]
+__all__ = ["Bundle", "check_trainer", "load_adapter", "load_members", "made_by_peft", "open_bundle", "save_bundle"]
 
 
 ENVELOPE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config")
@@ -122,6 +123,23 @@ def save_bundle(
             return
         Path(stage, REFT_FOLDER, CARD_NAME).unlink(missing_ok=True)
         write_index(stage, members)
+
+
+def check_trainer() -> None:
+    """Refuse FSDP's sharded checkpoints: of a PEFT model accelerate puts one adapter into them, never a second part.
+
+    Raises:
+        ConfigError: accelerate was set up for them in this process.
+    """
+    plugin = AcceleratorState._shared_state.get("fsdp_plugin")
+    kind = str(getattr(getattr(plugin, "state_dict_type", None), "name", ""))
+    if kind in ("SHARDED_STATE_DICT", "LOCAL_STATE_DICT"):
+        raise ConfigError(
+            f"a MixedReftModel is trained under FSDP with fsdp_state_dict_type={kind}",
+            value=kind,
+            rule="accelerate writes one adapter's shards into such a checkpoint, and resuming would lose the edits",
+            fix="set fsdp_state_dict_type: FULL_STATE_DICT",
+        )
 
 
 def _saved(model: MixedReftModel) -> dict[str, PeftConfig]:

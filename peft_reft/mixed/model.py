@@ -189,6 +189,27 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         if before is not None:
             restore(self, before[1])
 
+    def train(self, mode: bool = True) -> MixedReftModel:
+        """As in `nn.Module`; training is refused where its checkpoints would hold the first weight adapter alone."""
+        if mode:
+            checkpoint.check_trainer()
+        super().train(mode)
+        return self
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Freeze adapters of either part, or train them: so one part can be trained on top of the other.
+
+        Args:
+            adapter_names: a name or several; active or not.
+            requires_grad: whether they are trained.
+        """
+        known = self.peft_config
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            if name not in known:
+                raise ConfigError(f"there is no adapter {name!r}", value=name, rule=f"known are: {', '.join(known)}")
+            tuner = self._edit_tuner() if isinstance(known[name], ReftConfig) else self.base_model
+            tuner.set_requires_grad(name, requires_grad)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter of either part; the weight adapter `"default"` stays, a bundle needs it."""
         if adapter_name not in self.peft_config:
@@ -346,6 +367,13 @@ def _check_part(name: str, config: object) -> None:
             f"adapter {name!r} has a {type(config).__name__}",
             value=type(config).__name__,
             rule="each part is the config of a weight adapter such as a LoRA, or a ReftConfig",
+        )
+    if str(getattr(config.peft_type, "value", config.peft_type)) == "ADALORA":
+        raise ConfigError(
+            f"adapter {name!r} is an ADALORA",
+            value="ADALORA",
+            rule="its tuner calls the base's forward past the hooks that work out the edits' positions",
+            fix="use a LoraConfig, with rank_pattern where layers are to have ranks of their own",
         )
     if str(getattr(config.task_type, "value", config.task_type)) not in ("None", "CAUSAL_LM"):
         raise ConfigError(
