@@ -33,7 +33,7 @@ from .records import record_of
 from .requests import Batch
 from .resolve import Situation, columns_of, slot_masks
 from .sharding import execution_device, is_gathered_alone
-from .trainer_refusals import refuse_cut_rows
+from .trainer_refusals import cuts_rows, refuse_cut_rows
 from .trainers import running_trainer, traced_for_trainer
 
 __all__ = ["Runtime", "runtime_of"]
@@ -217,8 +217,8 @@ class Runtime:
                 return Frame(self, dict.fromkeys(paths))
             explicit = explicit or session.explicit
         self._verify()
-        if session is None and not explicit and self.active():
-            call = self._asked_of_trainer(call)
+        if session is None and any(self.activity().units):
+            call = self._asked_of_trainer(call, explicit)
         batch = None if session is not None else self.batching.batch_of(call)
         if batch is not None and not explicit:
             return Frame(self, {path: self._paged_plan(self.stacks[path], batch) for path in paths})
@@ -284,33 +284,33 @@ class Runtime:
         stacked = rows is not None and rows.stack is not None
         return StackPlan(inputs.batch, inputs.length, chosen, inputs.past, row_by_row=rows is not None, whole=stacked)
 
-    def _asked_of_trainer(self, call: dict[str, Any]) -> dict[str, Any]:
+    def _asked_of_trainer(self, call: dict[str, Any], explicit: Explicit) -> dict[str, Any]:
         """A forward's arguments by name, with the labels of its batch where a trainer left them out.
 
         Raises:
             ConfigError: the trainer cuts documents anywhere.
         """
         if not torch.compiler.is_compiling():
-            return self._asked(call)
-        if traced_for_trainer(call.get("labels") is not None):
-            found: dict[str, Any] = self._asked_between_graphs(call)
+            return self._asked(call, explicit)
+        if traced_for_trainer(bool(explicit) or call.get("labels") is not None):
+            found: dict[str, Any] = self._asked_between_graphs(call, explicit)
             return found
         return call
 
-    def _asked(self, call: dict[str, Any]) -> dict[str, Any]:
+    def _asked(self, call: dict[str, Any], explicit: Explicit) -> dict[str, Any]:
         running = running_trainer()
         if running is None:
             return call
-        specs = [(name, group.positions) for name in self.active() for group in self.views[name].groups]
-        if running.trains(self.model):
+        if explicit.locations is None and cuts_rows(running.settings) and running.trains(self.model):
+            specs = [(view.name, group.positions) for view in self.active_views() for group in view.groups]
             refuse_cut_rows(running.settings, specs)
-        if call.get("labels") is not None or (labels := running.labels_of(call)) is None:
+        if explicit or call.get("labels") is not None or (labels := running.labels_of(call)) is None:
             return call
         return {**call, "labels": labels}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's decorator has no type
-    def _asked_between_graphs(self, call: dict[str, Any]) -> dict[str, Any]:
-        return self._asked(call)
+    def _asked_between_graphs(self, call: dict[str, Any], explicit: Explicit) -> dict[str, Any]:
+        return self._asked(call, explicit)
 
     def _paged_plan(self, stack: Stack, batch: Batch) -> StackPlan | None:
         views = self.activity().stacks[stack.path].views

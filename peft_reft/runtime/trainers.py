@@ -30,16 +30,18 @@ class RunningTrainer:
 
     Attributes:
         trainer: a `transformers.Trainer`.
-        scopes: the local variables of its methods that run, the innermost first.
+        frame: of its innermost method that runs.
     """
 
     trainer: Any
-    scopes: tuple[Mapping[str, Any], ...]
+    frame: FrameType
 
     @property
     def settings(self) -> Any:
         """Its configuration, also while it is being made; None if there is none yet."""
-        stated = (getattr(self.trainer, "args", None), *(scope.get("args") for scope in self.scopes))
+        if (args := getattr(self.trainer, "args", None)) is not None:
+            return args
+        stated = (scope.get("args") for scope in self._scopes())
         return next((args for args in stated if hasattr(args, "per_device_train_batch_size")), None)
 
     @property
@@ -62,24 +64,31 @@ class RunningTrainer:
             return None
         decoder = call.get("decoder_input_ids")
         shape = (decoder if isinstance(decoder, Tensor) else ids).shape
-        batches = list(self._batches(ids))
-        for batch, prefix in batches:
-            if _fits(labels := batch.get(f"{prefix}labels"), shape):
-                return labels
-            if _fits(mask := batch.get(f"{prefix}completion_mask"), shape):
-                return ids.masked_fill(mask == 0, -100)
-        for scope in self.scopes if batches else ():  # taken out of the batch, into a variable
-            if _fits(labels := scope.get("labels"), shape) and (decoder is not None or _supervises(labels, ids)):
+        found = False
+        for scope in self._scopes():
+            for batch, prefix in _batches(scope, ids):
+                found = True
+                if _fits(labels := batch.get(f"{prefix}labels"), shape):
+                    return labels
+                if _fits(mask := batch.get(f"{prefix}completion_mask"), shape):
+                    return ids.masked_fill(mask == 0, -100)
+            if not found or not _fits(labels := scope.get("labels"), shape):
+                continue
+            if decoder is not None or _supervises(labels, ids):  # taken out of the batch, into a variable
                 return labels
         return None
 
-    def _batches(self, ids: Tensor) -> Iterator[tuple[Mapping[str, Any], str]]:
-        """Mappings that hold these tokens, and what stands before `input_ids` in their name: `KL_` and the like."""
-        for scope in self.scopes:
-            for batch in (value for value in scope.values() if isinstance(value, Mapping)):
-                for name, value in batch.items():
-                    if isinstance(name, str) and name.endswith(IDS) and _same(value, ids):
-                        yield batch, name.removesuffix(IDS)
+    def _scopes(self) -> Iterator[Mapping[str, Any]]:
+        """The local variables of its methods that run, the innermost first.
+
+        Read one by one as they are asked for: Python keeps what is read until the method ends, and the outer ones are
+        loops that last.
+        """
+        frame: FrameType | None = self.frame
+        while frame is not None:
+            if _is_method(frame) and (scope := frame.f_locals).get("self") is self.trainer:
+                yield scope
+            frame = frame.f_back
 
 
 def running_trainer() -> RunningTrainer | None:
@@ -87,18 +96,12 @@ def running_trainer() -> RunningTrainer | None:
     module = sys.modules.get("transformers.trainer")
     if module is None:  # nobody can have made one
         return None
-    trainer, scopes = None, []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
-            scope = frame.f_locals
-            owner = scope.get("self")
-            if trainer is None and isinstance(owner, module.Trainer):
-                trainer = owner
-            if trainer is not None and owner is trainer:
-                scopes.append(scope)
+        if _is_method(frame) and isinstance(owner := frame.f_locals.get("self"), module.Trainer):
+            return RunningTrainer(owner, frame)
         frame = frame.f_back
-    return None if trainer is None else RunningTrainer(trainer, tuple(scopes))
+    return None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -110,6 +113,18 @@ def traced_for_trainer(labelled: bool) -> bool:
     """
     running = running_trainer()
     return running is not None and (not labelled or cuts_rows(running.settings))
+
+
+def _is_method(frame: FrameType) -> bool:
+    return frame.f_code.co_varnames[:1] == ("self",)
+
+
+def _batches(scope: Mapping[str, Any], ids: Tensor) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Mappings that hold these tokens, and what stands before `input_ids` in their name: `KL_` and the like."""
+    for batch in (value for value in scope.values() if isinstance(value, Mapping)):
+        for name, value in batch.items():
+            if isinstance(name, str) and name.endswith(IDS) and _same(value, ids):
+                yield batch, name.removesuffix(IDS)
 
 
 def _same(value: Any, ids: Tensor) -> bool:

@@ -63,6 +63,9 @@ def test_a_plain_trainer_refuses_them_too(tmp_path: Path, strategy: str, spec: s
     with pytest.raises(ConfigError, match="cuts documents"):
         trainer.train()
     assert all(torch.equal(before[name], after) for name, after in trainable(model).items())
+    trainer.data_collator = ReftDataCollator(trainer.data_collator)  # its mask is made of the same labels
+    with pytest.raises(ConfigError, match="cuts documents"):
+        trainer.train()
 
 
 def test_another_model_may_run_while_a_trainer_cuts_rows(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from trl import SFTTrainer
 
 import peft_reft.runtime.hooks
 import peft_reft.runtime.trainers
-from peft_reft.runtime.trainers import RunningTrainer
 
 from .preferences import POLICIES, dpo_trainer, edits_of_passes, ends_of_prompts
 from .reading import LAYOUTS, expected_tokens
@@ -205,13 +204,13 @@ def any_batch(patch: pytest.MonkeyPatch) -> None:
 
 def masks_ignored(patch: pytest.MonkeyPatch) -> None:
     """Labels are looked for, a completion mask is not."""
-    original = RunningTrainer._batches
+    original = peft_reft.runtime.trainers._batches
 
-    def batches(self: RunningTrainer, ids: Tensor) -> Any:
-        for batch, prefix in original(self, ids):
+    def batches(scope: Mapping[str, Any], ids: Tensor) -> Iterator[tuple[Mapping[str, Any], str]]:
+        for batch, prefix in original(scope, ids):
             yield {name: value for name, value in batch.items() if not name.endswith("completion_mask")}, prefix
 
-    patch.setattr(RunningTrainer, "_batches", batches)
+    patch.setattr(peft_reft.runtime.trainers, "_batches", batches)
 
 
 def variables_ignored(patch: pytest.MonkeyPatch) -> None:
