@@ -5,9 +5,14 @@
 The golden vectors are where it starts from: folders of one adapter and bundles, changed in their bytes, in the values
 of their JSON and in their headers, three of four described anew so that digests hide nothing. A finding is
 
-- an error that is none of the family, or one without a rule and a fix, or of a thousand characters and more;
+- an error that is none of the family, or one without a rule and a fix, or of 1,500 characters and more;
 - a folder that is read, and whose weights safetensors refuses or reads otherwise;
 - a folder that is read, and whose config is not read back from what is written of it, or is no `schema.json`'s.
+
+What was run: 140,000 executions with seed 3, no finding, after seed 2 had found in its 8,589th that top-level values
+which no group uses went unchecked (now the vectors `value_default_unused` and `value_default_unused_options`). Before
+that, 1,000,000 executions with seed 7 of an earlier form of this program, which changed bytes alone, of one folder,
+and asked for no rule, fix or schema: no finding, of the reader as it was then.
 """
 
 from __future__ import annotations
