@@ -102,10 +102,9 @@ def interchange_accuracy(
                 batch = group[start : start + batch_size]
                 base = moved(encode([item["base"] for item in batch]), device)
                 sources = {name: moved(encode([item["sources"][name] for item in batch]), device) for name in names}
-                found = decoded(decode(interchange(model, base, sources, alignment)), len(batch))
-                correct += sum(
-                    bool(value == _certain(item["label"])) for value, item in zip(found, batch, strict=True)
-                )
+                labels = [_certain(item["label"]) for item in batch]
+                found = decoded(decode(interchange(model, base, sources, alignment)), labels)
+                correct += sum(bool(value == label) for value, label in zip(found, labels, strict=True))
     kept = sum(bool(item["label"] == item["base_label"]) for item in data)
     most = Counter(item["label"] for item in data).most_common(1)[0][1]
     interval = wilson_interval(correct, len(data), confidence)
@@ -133,14 +132,13 @@ def answered(
         alignment: sites whose `Column` keys the batches hold.
     """
     right: list[bool] = []
-    device = device_of(model)
+    device, sites = device_of(model), list((alignment or {}).values())
     with evaluating(model), torch.no_grad():
         for start in range(0, len(inputs), batch_size):
             batch = inputs[start : start + batch_size]
-            found = decoded(
-                decode(call_model(model, moved(encode(batch), device), list((alignment or {}).values()))), len(batch)
-            )
             labels = [_certain(causal_model.run(values)[causal_model.output]) for values in batch]
+            given = moved(encode(batch), device)
+            found = decoded(decode(call_model(model, given, sites)), labels)
             right += [bool(value == label) for value, label in zip(found, labels, strict=True)]
     return right
 
@@ -166,17 +164,32 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
 
 
-def decoded(found: Iterable[Any], rows: int) -> list[Any]:
-    """What `decode` gave as a list, one value for each row."""
-    values = found.tolist() if isinstance(found, torch.Tensor) else list(found)
-    if len(values) != rows:
-        raise CausalModelError(
-            f"decode gave {len(values)} values for {rows} rows",
-            code="causal.decode",
-            value=len(values),
-            rule="one value of the output variable for each row",
+def decoded(found: Iterable[Any], labels: Sequence[Any]) -> list[Any]:
+    """What `decode` gave as a list, one value for each row, of the labels' kind."""
+    if isinstance(found, torch.Tensor) and found.dim() != 1:
+        raise _undecoded(
+            f"decode gave a tensor of shape {list(found.shape)} for {len(labels)} rows", list(found.shape)
         )
+    values = found.tolist() if isinstance(found, torch.Tensor) else list(found)
+    if len(values) != len(labels):
+        raise _undecoded(f"decode gave {len(values)} values for {len(labels)} rows", len(values))
+    for value, label in zip(values, labels, strict=True):
+        if (
+            isinstance(value, str) != isinstance(label, str)
+            and isinstance(value, _PLAIN)
+            and isinstance(label, _PLAIN)
+        ):
+            raise _undecoded(f"decode gave {value!r} where the causal model says {label!r}", value)
     return values
+
+
+def _undecoded(message: str, value: Any) -> CausalModelError:
+    return CausalModelError(
+        message, code="causal.decode", value=value, rule="one value of the causal model's output for each row"
+    )
+
+
+_PLAIN = (str, int, float)
 
 
 def _certain(label: Any) -> Any:

@@ -79,6 +79,6 @@ def localist_search(
         view = source_views(model, {variable: source}, {variable: site})[variable]
         for units in itertools.combinations(range(width), size):
             output, _ = run(model, base, edits=[Edit(replace(site, units=units), source=view)])
-            values = decoded(decode(output), len(data))
+            values = decoded(decode(output), labels)
             found.append((units, sum(bool(v == label) for v, label in zip(values, labels, strict=True)) / len(data)))
     return sorted(found, key=lambda entry: -entry[1])

@@ -190,7 +190,7 @@ class AlignmentSearch(nn.Module):
                 views = source_views(model, sources, sites)
             edits = [Edit(sites[name], source=view) for name, view in views.items()]
             output, _ = run(model, base, edits=edits, known=list(sites.values()))
-        loss = self.loss(output, labels)
+        loss = self._measured(output, labels)
         for place in self._places:
             if place.boundaries is not None:
                 loss = loss + self.boundary_weight * place.boundaries.clamp(0, 1).sum().to(loss.device)
@@ -295,6 +295,24 @@ class AlignmentSearch(nn.Module):
             adapter_name=adapter_name,
             batch_size=batch_size,
         )
+
+    def _measured(self, output: Any, labels: Sequence[Any]) -> Tensor:
+        try:
+            loss = self.loss(output, labels)
+        except CausalModelError:
+            raise
+        except Exception as error:
+            raise CausalModelError(
+                f"the loss failed on {type(output).__name__} and {len(labels)} labels such as {labels[0]!r}: {error}",
+                code="causal.loss",
+                value=labels[0],
+                rule="it takes what the network returns, and a list of values of the causal model's output",
+                fix="take class_loss(values, logits=…), or make a tensor of the labels in a function of your own",
+            ) from error
+        if not isinstance(loss, Tensor) or loss.dim():
+            shown = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise CausalModelError(f"the loss gave {shown}", code="causal.loss", value=shown, rule="a scalar tensor")
+        return loss
 
     def _encoded(self, example: Values | None) -> Any:
         if example is not None:

@@ -141,6 +141,12 @@ def test_refusals() -> None:
         sample_pairs(constant, ["P"], 3, seed=0, changing=1.0)
     with pytest.raises(CausalModelError, match="gave 1 values for 16 rows"):
         interchange_accuracy(Conjunction(), AND, PLAIN, pairs, encode=encode, decode=lambda output: [True])
+    with pytest.raises(CausalModelError, match=r"shape \[16, 1\] for 16 rows"):
+        interchange_accuracy(
+            Conjunction(), AND, PLAIN, pairs, encode=encode, decode=lambda output: output[:, None] > 0
+        )
+    with pytest.raises(CausalModelError, match="'no' where the causal model says False"):
+        interchange_accuracy(Conjunction(), AND, PLAIN, pairs, encode=encode, decode=lambda output: ["no"] * 16)
     coin = CausalModel(
         {"A": lambda P: P, "V": lambda A, Q: Distribution.uniform([A, Q])}, inputs={"P": (0, 1), "Q": (0, 1)}
     )

@@ -216,6 +216,16 @@ def test_class_loss_of_values_and_distributions() -> None:
         target_probabilities(["c"], "ab")
 
 
+def test_a_loss_that_does_not_fit_says_what_it_gets() -> None:
+    for wrong, message in (
+        (torch.nn.BCEWithLogitsLoss(), r"labels such as (True|False)"),
+        (lambda output, labels: output, r"gave a tensor of shape \[4\]"),
+        (lambda output, labels: 0.5, "gave float"),
+    ):
+        with pytest.raises(CausalModelError, match=message):
+            search({"A": 1, "B": 1}, loss=wrong).fit(TRAINING, steps=1, learning_rate=0.1, batch_size=4, seed=0)
+
+
 def test_refusals() -> None:
     with pytest.raises(SiteError, match="leave them out"):
         search({"A": 1}, site=Site(module="hidden", space=Rotation(torch.eye(2))))
