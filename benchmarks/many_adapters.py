@@ -27,6 +27,7 @@ def main() -> None:
     options.add_argument("--new-tokens", type=int, default=8)
     options.add_argument("--positions", default="f7+l7")
     options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--cpu-time", action="store_true", help="count computing time, for a busy machine")
     given = options.parse_args()
     name = ensure_base_model(given.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,7 +65,7 @@ def main() -> None:
     results = []
     for label, new in (("prefill", 0), (f"prefill and {given.new_tokens} tokens", given.new_tokens)):
         candidates = {"base": bare(new), "one": call(new, None), "many": call(new, rows)}
-        seconds = interleaved(candidates, given.rounds)
+        seconds = interleaved(candidates, given.rounds, cpu_time=given.cpu_time)
         results.append((label, seconds["one"] / seconds["base"], seconds["many"] / seconds["one"]))
     print(environment())
     print(

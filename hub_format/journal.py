@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from .errors import IntegrityError, ManifestError
 from .folder_lock import folder_lock
-from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
+from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
 from .strict_json import dump_json, load_json
+from .tensors import file_digest
 
 __all__ = ["COMMIT_NAME", "FILES_NAME", "STAGE_PREFIX", "Step", "check_target", "commit", "finish", "settle", "sync"]
 
@@ -29,7 +30,7 @@ FILES_NAME = "files"
 PLAN_NAME = "plan.json"
 PLAN_VERSION = 1
 MAX_STEPS = 10_000
-REMOVABLE = frozenset({CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, "README.md", "reft_index.json"})
+REMOVABLE = frozenset({CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, CARD_NAME, "reft_index.json"})
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ class Step:
     Attributes:
         action: `"place"`: move the new file over the old one. `"remove"`: delete the old one.
         path: relative to the folder, parts joined by `/`.
+        old: SHA-256 of the file that lay there when the commit was made; None where there was none.
+        new: SHA-256 of the file that is placed.
     """
 
     action: Literal["place", "remove"]
     path: str
+    old: str | None = None
+    new: str | None = None
 
 
 def settle(folder: Path) -> None:
@@ -81,17 +86,21 @@ def commit(stage: Path, root: Path, steps: Sequence[Step]) -> None:
         check_target(root, step.path)
         _check_writable(root, step.path)
     plan = stage / PLAN_NAME
-    listed = [[step.action, step.path] for step in steps]
+    files = stage / FILES_NAME
+    listed = [[step.action, step.path, _digest(root / step.path), _digest(files / step.path)] for step in steps]
     plan.write_text(dump_json({"version": PLAN_VERSION, "steps": listed}), encoding="utf-8", newline="\n")
     sync(plan)
     sync(stage)
     os.rename(stage, root / COMMIT_NAME)  # from here on it is done, by us or by who comes next
     sync(root)
-    finish(root)
+    _carry_out(root, steps)
 
 
 def finish(root: Path) -> None:
-    """Do the steps that are left of a commit in `root`, if there is one. The caller holds the lock of `root`."""
+    """Do the steps that are left of a commit in `root`, if there is one. The caller holds the lock of `root`.
+
+    PEFT's own writer knows nothing of commits. What it has saved into a folder since is newer: it stays.
+    """
     pending = root / COMMIT_NAME
     if not os.path.lexists(pending):
         return
@@ -109,9 +118,15 @@ def finish(root: Path) -> None:
         check_target(root, step.path)
         if os.path.lexists(files / step.path):
             check_target(files, step.path)
+    written = {_parent(step) for step in steps if _is_written_since(root, step)}
+    _carry_out(root, [step for step in steps if _parent(step) not in written])
+
+
+def _carry_out(root: Path, steps: Sequence[Step]) -> None:
+    pending = root / COMMIT_NAME
     placed = {step.path for step in steps if step.action == "place"}
     for step in steps:
-        source, target = files / step.path, root / step.path
+        source, target = pending / FILES_NAME / step.path, root / step.path
         if step.action == "place" and source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
@@ -126,6 +141,20 @@ def finish(root: Path) -> None:
     spent = root / f"{STAGE_PREFIX}{os.urandom(8).hex()}"
     os.rename(pending, spent)
     shutil.rmtree(spent)
+
+
+def _is_written_since(root: Path, step: Step) -> bool:
+    """Whether a step's file is neither the one before it, nor the one after it, nor gone."""
+    return _digest(root / step.path) not in (None, step.old, step.new)
+
+
+def _parent(step: Step) -> str:
+    """The folder whose files go together; a card goes by itself."""
+    return step.path if step.path.endswith(CARD_NAME) else step.path.rpartition("/")[0]
+
+
+def _digest(path: Path) -> str | None:
+    return file_digest(path) if path.is_file() else None
 
 
 def check_target(root: Path, path: str) -> None:
@@ -202,14 +231,16 @@ def _read_plan(pending: Path) -> list[Step]:
 
 
 def _step(entry: Any) -> Step:
-    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
-        raise _no_plan("holds a step that is not [action, path]")
-    action, path = entry
+    if not isinstance(entry, list) or len(entry) != 4 or not isinstance(entry[1], str):
+        raise _no_plan("holds a step that is not [action, path, old, new]")
+    action, path, old, new = entry
+    if not all(digest is None or isinstance(digest, str) for digest in (old, new)):
+        raise _no_plan("holds a digest that is no text")
     if action == "place":
-        return Step("place", path)
+        return Step("place", path, old, new)
     if action != "remove" or path.split("/")[-1] not in REMOVABLE:
         raise _no_plan(f"wants to {str(action)[:20]!r} {path[:80]!r}")
-    return Step("remove", path)
+    return Step("remove", path, old, new)
 
 
 def _no_plan(why: str) -> ManifestError:

@@ -14,12 +14,22 @@ from .strict_json import load_json
 from .tensors import TensorInfo, file_digest
 from .versions import SPEC_VERSION
 
-__all__ = ["CONFIG_NAME", "MANIFEST_NAME", "PICKLE_NAME", "WEIGHTS_NAME", "FileInfo", "Manifest", "describe_file"]
+__all__ = [
+    "CARD_NAME",
+    "CONFIG_NAME",
+    "MANIFEST_NAME",
+    "PICKLE_NAME",
+    "WEIGHTS_NAME",
+    "FileInfo",
+    "Manifest",
+    "describe_file",
+]
 
 MANIFEST_NAME = "reft_manifest.json"
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+CARD_NAME = "README.md"
 MAX_HIDDEN = 2**24
 FIELDS = {"annotations", "base_model", "files", "members", "producer", "required_features", "spec_version", "tensors"}
 

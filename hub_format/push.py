@@ -15,8 +15,8 @@ from .bundle import INDEX_NAME, REFT_FOLDER, Member, index_text, read_index_entr
 from .card import CardFacts, updated_card
 from .errors import HubError, IntegrityError, ManifestError, ReftError
 from .listing import list_members
-from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, FileInfo, describe_file
-from .remote import CARD_NAME, fetch_listing, hub_errors
+from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, FileInfo, describe_file
+from .remote import fetch_listing, hub_errors
 from .schema import SiteGroup, check_fields, from_object
 from .strict_json import load_json
 

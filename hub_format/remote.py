@@ -22,11 +22,9 @@ from huggingface_hub.errors import (
 
 from .bundle import INDEX_NAME
 from .errors import HubError
-from .manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
+from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
 
-__all__ = ["CARD_NAME", "fetch_folder", "fetch_listing", "hub_errors"]
-
-CARD_NAME = "README.md"
+__all__ = ["fetch_folder", "fetch_listing", "hub_errors"]
 
 
 def fetch_folder(

@@ -15,12 +15,11 @@ from .bundle import INDEX_NAME, REFT_FOLDER, read_index
 from .errors import FileFormatError, ManifestError, ReftError
 from .folder_lock import folder_lock, hold, is_held
 from .journal import FILES_NAME, STAGE_PREFIX, Step, check_target, commit, finish, sync
-from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
+from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
 from .strict_json import load_json
 
 __all__ = ["is_vacant", "staged_file", "staged_folder"]
 
-CARD_NAME = "README.md"
 OWN = (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME)
 """The files of one adapter."""
 

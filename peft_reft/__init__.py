@@ -3,6 +3,7 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.peft_types import register_peft_method
 
+from .adapters.hotswap import hotswap_adapter, prepare_for_hotswap
 from .config import ReftConfig
 from .convert import convert
 from .hub import list_adapters, pull, push_to_hub
@@ -25,7 +26,9 @@ __all__ = [
     "ReftConfig",
     "ReftModel",
     "convert",
+    "hotswap_adapter",
     "list_adapters",
+    "prepare_for_hotswap",
     "prompt_cache",
     "pull",
     "push_to_hub",

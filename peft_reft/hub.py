@@ -14,9 +14,9 @@ from peft_reft.hub_format.bundle import REFT_FOLDER, Member, check_name, read_in
 from peft_reft.hub_format.card import CardFacts, is_hub_id
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.listing import check_members, list_members
-from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, Manifest
+from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, Manifest
 from peft_reft.hub_format.push import PushOptions, describe, push_folder
-from peft_reft.hub_format.remote import CARD_NAME, fetch_folder, fetch_listing
+from peft_reft.hub_format.remote import fetch_folder, fetch_listing
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
 from peft_reft.hub_format.writer import write_adapter_files, write_atomic

@@ -10,10 +10,9 @@ from peft_reft.hub_format.bundle import Member
 from peft_reft.hub_format.card import CardFacts
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.listing import check_members, list_members
-from peft_reft.hub_format.manifest import CONFIG_NAME
+from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME
 from peft_reft.hub_format.push import PushOptions, describe, push_folder
 from peft_reft.hub_format.reader import check_link
-from peft_reft.hub_format.remote import CARD_NAME
 from peft_reft.hub_format.schema import check_fields, from_object
 from peft_reft.hub_format.strict_json import load_json
 

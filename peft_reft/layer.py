@@ -133,7 +133,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
 
     def edit_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the site's module: its output with the active edits applied."""
-        units = [one for one in self.live() if not one.tap.on_input]
+        units = self._units_at_work(on_input=False)
         if not units:
             return None
         edited = self._edit(hidden_of(output), units)
@@ -141,7 +141,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
 
     def edit_input(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of the site's module: its first input with the active edits applied."""
-        units = [one for one in self.live() if one.tap.on_input]
+        units = self._units_at_work(on_input=True)
         if not units:
             return None
         name = None if args else next(iter(kwargs))
@@ -149,6 +149,13 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         if edited is None:
             return None
         return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
+
+    def _units_at_work(self, *, on_input: bool) -> list[LiveUnit]:
+        """What edits the module's input or output in this call. Decoding edits nothing, whatever the adapters are."""
+        frame = current_frame(self.runtime)
+        if frame is not None and frame.plans.get(self.stack) is None:
+            return []
+        return [one for one in self.live() if one.tap.on_input is on_input]
 
     def _edit(self, hidden: Tensor, units: Sequence[LiveUnit]) -> Tensor | None:
         """h with the edits of some units applied, or None where nothing is edited in this call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -36,6 +36,8 @@ def check_state_dict(
     adapter_name: str,
     stored: dict[str, Tensor],
     remapped: dict[str, Tensor],
+    *,
+    ranks: Sequence[int] | None = None,
 ) -> None:
     """Refuse a file's tensors that do not fit the adapter exactly.
 
@@ -45,6 +47,7 @@ def check_state_dict(
         adapter_name: of the adapter.
         stored: the file's tensors under the file's names.
         remapped: the same under the model's names.
+        ranks: of the file's units by number, where they may be lower than the model's.
 
     Raises:
         AdapterLoadError: a tensor finds no parameter, a parameter finds no tensor, or shape or values are wrong.
@@ -67,11 +70,13 @@ def check_state_dict(
     for name in given:
         if name not in expected:
             raise _unfit(f"the tensor {name[:120]!r} finds no parameter in the model")
-    for name, (unit, tensor_name) in expected.items():
+    for name, (unit, number, tensor_name) in expected.items():
         if name not in given:
             raise _unfit(f"the parameter {name[:120]!r} finds no tensor in the file")
         tensor = given[name]
         shape = getattr(parameters[name], "ds_shape", parameters[name].shape)
+        if tensor_name in unit.ranked:
+            shape = (unit.rank if ranks is None else ranks[number], *shape[1:])
         if tuple(tensor.shape) != tuple(shape):
             raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
         if parameters[name].is_floating_point():
@@ -143,14 +148,14 @@ def verify_loaded(runtime: Runtime) -> None:
         del runtime.unverified[name]
 
 
-def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[Intervention, str]]]:
+def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[Intervention, int, str]]]:
     found = []
     for path, module in model.named_modules():
         if isinstance(module, ReftLayer):
             for number in module.units.get(adapter_name, ()):
                 unit = module.unit((adapter_name, number))
                 for name in unit.named_tensors():
-                    found.append((f"{path}.{UNIT}{number}.{adapter_name}.{name}", (unit, name)))
+                    found.append((f"{path}.{UNIT}{number}.{adapter_name}.{name}", (unit, number, name)))
     return found
 
 

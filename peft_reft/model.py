@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +18,7 @@ from peft_reft.hub_format.special_tokens import unbound_tokens
 
 from .adapters import split_rows
 from .adapters.calls import rows_in_use
+from .adapters.hiding import others_hidden
 from .adapters.weighted import weighted_sum
 from .base_tokenizer import tokenizer_source
 from .config import ReftConfig
@@ -106,7 +107,8 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         policy = self._check_trainer(adapter_name, config)
         runtime = runtime_of(self.model) or Runtime(self.model)
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            with others_hidden(runtime, adapter_name):
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
             self._told_by = None
             if not runtime.layers:
@@ -173,8 +175,10 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Adapters are float32; without autocasting they take the base's dtype, as PEFT's other methods do."""
+        runtime = runtime_of(self.model)
         if autocast_adapter_dtype:
-            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+            with nullcontext() if runtime is None else others_hidden(runtime, adapter_name):
+                super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
             return
         dtype = next((p.dtype for n, p in self.model.named_parameters() if f".{CHILD}." not in n), torch.float32)
         if not dtype.is_floating_point:
@@ -274,7 +278,7 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
         if names is None or runtime is None:
             yield
             return
-        rows = split_rows(names, list(self.peft_config), training=self.training)
+        rows = split_rows(names, self.peft_config, training=self.training)
         with rows_in_use(self.model, runtime, rows, kwargs.get("intervention_locations")):
             yield
 

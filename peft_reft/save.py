@@ -13,8 +13,7 @@ from peft import PeftModel
 
 from peft_reft.hub_format.bundle import check_name
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.hub_format.manifest import CONFIG_NAME
-from peft_reft.hub_format.remote import CARD_NAME
+from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
 from peft_reft.hub_format.writer import write_atomic

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from .hiding import base_modules
 from .per_row import BASE, RowAdapters, adapters_per_row
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def rows_in_use(
     """
     stack = None if isinstance(locations, Mapping) else runtime.stacks_of_adapters.for_rows(rows)
     with ExitStack() as opened:
-        for module in model.modules():
+        for module in base_modules(model, runtime):
             if isinstance(module, AuxiliaryTrainingWrapper):
                 handle = module.register_forward_pre_hook(_naming(rows), with_kwargs=True)
                 opened.callback(handle.remove)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ def adapters_per_row(runtime: Runtime, rows: RowAdapters) -> Iterator[None]:
             pass
 
 
-def split_rows(adapter_names: Any, known: Sequence[str], *, training: bool) -> tuple[tuple[str, ...], ...]:
+def split_rows(adapter_names: Any, known: Collection[str], *, training: bool) -> tuple[tuple[str, ...], ...]:
     """The keyword `adapter_names` → the names of every row's adapters.
 
     Raises:

@@ -117,7 +117,7 @@ class StackStore:
             for key in self.template.named_tensors()
         }
         for key in self.template.orthonormal:
-            fresh[ROTATION] = orthonormal_rows(fresh.pop(key))
+            fresh[ROTATION] = orthonormal_rows(fresh.pop(key), padded=True)
         if name not in self.slots:
             self.slots[name] = self.free.pop() if self.free else len(self.slots)
         slot = self.slots[name]

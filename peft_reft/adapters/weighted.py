@@ -125,6 +125,13 @@ def _scaled(unit: Intervention, factor: float, name: str) -> tuple[str, Mapping[
             rule="a sum holds whole edits",
             fix=f"call set_subspaces(model, {name!r}, None) first",
         )
+    if unit.capacity is not None:
+        raise ConfigError(
+            f"adapter {name!r} has room for another rank, of a hot-swap",
+            value=name,
+            rule="a sum is made of what was loaded",
+            fix="load it anew with load_adapter",
+        )
     exact = copy.deepcopy(unit)
     for parameter in exact.parameters():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))

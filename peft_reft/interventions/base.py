@@ -72,6 +72,9 @@ class Intervention(nn.Module):
     broadcasts: ClassVar[bool] = False
     """Whether `edit_delta` also takes h `[batch, k, hidden]` with tensors of every row's own, matrices
     `[batch, rank, hidden]` and vectors `[batch, 1, …]`, so that many adapters are one product. Not inherited."""
+    pads: ClassVar[bool] = False
+    """Whether rows of zeros, in every tensor that has the rank's rows, add nothing to the edit, exactly. Not
+    inherited."""
     across_tokens: ClassVar[bool] = False
     """Whether an edit depends on the other edited tokens of its sequence."""
 
@@ -101,6 +104,7 @@ class Intervention(nn.Module):
         self.dropout = nn.Dropout(dropout)  # a module: trainers that switch dropout off look for these
         self.options = signature.with_defaults(options or {})
         self.rows: list[int] | None = None
+        self.capacity: int | None = None
         for name, shape in signature.shapes(rank=rank, hidden=hidden_size, options=self.options).items():
             empty = torch.empty(shape, dtype=torch.float32, device=device)
             if name in self.frozen:
@@ -201,14 +205,49 @@ class Intervention(nn.Module):
         """
         given: list[Tensor] = []
         if self.orthonormal:
-            rotation = orthonormal_rows(self.raw_rotation()) if rotation is None else rotation
+            if rotation is None:
+                rotation = orthonormal_rows(self.raw_rotation(), padded=self.capacity is not None)
             given.append(self.active(rotation, next(iter(self.orthonormal))).to(hidden.dtype))
         delta = (
             self.edit_delta(hidden, *given, sequence=sequence)
             if self.across_tokens
             else self.edit_delta(hidden, *given)
         )
-        return F.dropout(delta, self.dropout.p, self.training) if self.dropout.p else delta
+        return F.dropout(delta, self.dropout.p) if self.training and self.dropout.p else delta
+
+    @property
+    def ranked(self) -> list[str]:
+        """Names of the tensors whose first dimension is the rank."""
+        return [name for name in self.named_tensors() if self.tensors[name][0] == "rank"]
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for edits up to this rank: rows of zeros, which are computed and add nothing.
+
+        They are no part of the adapter: what is saved has `rank` rows.
+        """
+        for name in self.ranked:
+            held = getattr(self, name)
+            wider = torch.zeros(capacity, *held.shape[1:], dtype=held.dtype, device=held.device)
+            wider[: held.shape[0]] = held.detach()
+            if name in self.frozen:
+                self.register_buffer(name, wider)
+            else:
+                self.register_parameter(name, nn.Parameter(wider, requires_grad=held.requires_grad))
+        self.capacity = capacity
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.ranked if self.capacity is not None else ():
+            destination[prefix + name] = destination[prefix + name][: self.rank].clone()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name in self.ranked if self.capacity is not None else ():
+            given = state_dict.get(prefix + name)
+            if given is not None and given.shape[0] < getattr(self, name).shape[0]:
+                wider = given.new_zeros(getattr(self, name).shape)
+                wider[: given.shape[0]] = given
+                state_dict = {**state_dict, prefix + name: wider}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def raw_rotation(self) -> Tensor:
         """The raw parameter of R `[rank, hidden]`; the rows of subspaces that are off get no gradient."""
@@ -216,7 +255,7 @@ class Intervention(nn.Module):
         raw: Tensor = getattr(self, name)
         if self.rows is None:
             return raw
-        on = torch.zeros(self.rank, 1, dtype=torch.bool, device=raw.device)
+        on = torch.zeros(len(raw), 1, dtype=torch.bool, device=raw.device)
         on[self.rows] = True
         return torch.where(on, raw, raw.detach())
 

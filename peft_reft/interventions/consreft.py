@@ -40,6 +40,7 @@ class ConsReft(ConstantSource):
     """
 
     broadcasts = True
+    pads = True
 
     def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
         """See `consreft_delta`."""

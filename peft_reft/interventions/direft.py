@@ -48,6 +48,7 @@ class DiReft(SourceStartsAtZero):
 
     projection: Tensor
     broadcasts = True
+    pads = True
     tensors = {"projection": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
 
     def edit_delta(self, hidden: Tensor) -> Tensor:

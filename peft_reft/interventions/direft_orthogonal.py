@@ -21,6 +21,7 @@ class DiReftOrthogonal(SourceStartsAtZero):
 
     rotation: Tensor
     broadcasts = True
+    pads = True
     tensors = {"rotation": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
     orthonormal = frozenset({"rotation"})
 

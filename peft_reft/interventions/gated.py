@@ -26,6 +26,7 @@ class Gated(LoReft):
 
     gate_weight: Tensor
     gate_bias: Tensor
+    pads = True
     tensors = {**LoReft.tensors, "gate_weight": ("one", "hidden"), "gate_bias": ("one",)}
 
     def paper_start(self) -> None:

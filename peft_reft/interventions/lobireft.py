@@ -22,6 +22,7 @@ class LobiReft(ConstantSource):
     """
 
     broadcasts = True
+    pads = True
 
     def identity(self) -> None:
         """b = 0."""

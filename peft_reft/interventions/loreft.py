@@ -35,6 +35,7 @@ class LoReft(Intervention):
     weight: Tensor
     bias: Tensor
     broadcasts = True
+    pads = True
     tensors = {"rotation": ("rank", "hidden"), "weight": ("rank", "hidden"), "bias": ("rank",)}
     orthonormal = frozenset({"rotation"})
     activates = True

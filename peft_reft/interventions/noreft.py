@@ -28,6 +28,7 @@ class NoReft(Intervention):
     bias: Tensor
     projection_bias: Tensor
     broadcasts = True
+    pads = True
     tensors = {
         "projection": ("rank", "hidden"),
         "weight": ("rank", "hidden"),

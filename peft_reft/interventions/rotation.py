@@ -17,44 +17,51 @@ from torch.autograd.function import once_differentiable
 __all__ = ["orthonormal_rows"]
 
 
-def orthonormal_rows(raw: Tensor) -> Tensor:
+def orthonormal_rows(raw: Tensor, *, padded: bool = False) -> Tensor:
     """The rotation of a raw parameter.
 
     Args:
         raw: `[..., rank, hidden]` with rank ≤ hidden and full row rank; any floating dtype.
+        padded: whether rows may be zero: these stay zero, get no gradient, and the others are as without them.
 
     Returns:
         `[..., rank, hidden]` with orthonormal rows, float64 for float64 input, else float32.
     """
-    rows: Tensor = _OrthonormalRows.apply(raw)  # type: ignore[no-untyped-call]
+    rows: Tensor = _OrthonormalRows.apply(raw, padded)  # type: ignore[no-untyped-call]
     return rows
 
 
 class _OrthonormalRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, raw: Tensor) -> Tensor:
+    def forward(ctx: Any, raw: Tensor, padded: bool) -> Tensor:
         work = raw.to(_work_dtype(raw))
-        first, rows = _cholesky_rows(work)
-        second, rows = _cholesky_rows(rows)
+        first, rows = _cholesky_rows(work, padded)
+        second, rows = _cholesky_rows(rows, padded)
         ctx.save_for_backward(first @ second, rows)
+        ctx.padded = padded
         ctx.raw_dtype = raw.dtype
         return rows.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # dR = C⁻¹ dX (I − RᵀR) + Ω R with Ω = triu(K, 1) − triu(K, 1)ᵀ and K = C⁻¹ dX Rᵀ
         factor, rows = ctx.saved_tensors
         grad = grad.to(rows.dtype)
+        if ctx.padded:
+            grad = torch.where((rows == 0).all(-1, keepdim=True), 0.0, grad)
         inner = grad @ rows.mT
         inside = torch.triu(inner - inner.mT, diagonal=1) - inner
         tangent = grad + inside @ rows
         solved: Tensor = torch.linalg.solve_triangular(factor.mT, tangent, upper=True).to(ctx.raw_dtype)
-        return solved
+        return solved, None
 
 
-def _cholesky_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    factor, _ = torch.linalg.cholesky_ex(matrix @ matrix.mT)
+def _cholesky_rows(matrix: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
+    gram = matrix @ matrix.mT
+    if padded:  # a row of zeros has the factor 1, which divides it to zeros
+        gram = gram + torch.diag_embed((gram.diagonal(dim1=-2, dim2=-1) == 0).to(gram.dtype))
+    factor, _ = torch.linalg.cholesky_ex(gram)
     return factor, torch.linalg.solve_triangular(factor, matrix, upper=False)
 
 

@@ -18,9 +18,9 @@ from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import INDEX_NAME, REFT_FOLDER, Member, check_name, read_index, write_index
 from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError, ReftError
 from peft_reft.hub_format.journal import settle
-from peft_reft.hub_format.manifest import CONFIG_NAME, WEIGHTS_NAME
+from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.reader import check_folder
-from peft_reft.hub_format.remote import CARD_NAME, fetch_folder
+from peft_reft.hub_format.remote import fetch_folder
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import load_json
 from peft_reft.hub_format.tensors import read_tensor_table

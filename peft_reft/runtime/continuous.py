@@ -23,7 +23,7 @@ from peft_reft.hub_format.errors import ConfigError, LocationError, PositionErro
 from peft_reft.hub_format.positions import All, First, Positions, PromptWindow, Special
 
 from .caches import cache_of
-from .generation import check_guidance
+from .generation import check_guidance, check_turns
 from .inputs import EXPLICIT
 from .records import edit_state
 from .requests import Batch
@@ -89,6 +89,7 @@ class ContinuousBatching:
         own = type(model).init_continuous_batching  # type: ignore[attr-defined]
         call = inspect.signature(own).bind(model, *args, **kwargs)
         check_guidance(self.runtime, call.arguments)
+        check_turns(self.runtime)
         attention = getattr(model.config, "_attn_implementation", None)
         if (settings := self._settings(call.arguments)) is not None:
             call.arguments["continuous_batching_config"] = settings

@@ -23,12 +23,21 @@ from .inputs import CallInputs, Explicit
 from .masks import real_slots
 from .records import CacheRecord, edit_state, note_record, record_of
 from .resolve import Situation, slot_masks
+from .trainer_refusals import refuse_tool_turns
+from .trainers import running_trainer
 
 if TYPE_CHECKING:
     from .frames import UnitKey
     from .hooks import Runtime
 
-__all__ = ["Session", "check_guidance", "check_session", "current_session", "generate_with_positions"]
+__all__ = [
+    "Session",
+    "check_guidance",
+    "check_session",
+    "check_turns",
+    "current_session",
+    "generate_with_positions",
+]
 
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 
@@ -143,6 +152,7 @@ def generate_with_positions(runtime: Runtime, *args: Any, **kwargs: Any) -> Any:
     model = runtime.model
     explicit, kwargs = Explicit.take(kwargs)
     check_guidance(runtime, kwargs)
+    check_turns(runtime)
     own_generate = type(model).generate  # type: ignore[attr-defined]
     tokens = _given_tokens(args, kwargs)
     outer = current_session(runtime)
@@ -172,6 +182,13 @@ def check_guidance(runtime: Runtime, kwargs: Mapping[str, Any]) -> None:
         rule="one generation edits one prompt per row",
         fix="leave guidance_scale out, or disable the adapter with disable_adapter()",
     )
+
+
+def check_turns(runtime: Runtime) -> None:
+    """Refuse to generate for a trainer whose turns go on after the results of tools."""
+    if (running := running_trainer()) is not None:
+        views = runtime.active_views()
+        refuse_tool_turns(running.trainer, [(view.name, group.positions) for view in views for group in view.groups])
 
 
 def _given_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

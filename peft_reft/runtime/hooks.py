@@ -68,6 +68,7 @@ class Runtime:
         self.handles: list[RemovableHandle] = []
         self.carriers: dict[str, FrameCarrier] = {}
         self.inputs: set[str] = set()
+        self.changes_held = False
         self._activity: Activity | None = None
         self.entries: list[tuple[nn.Module, list[str]]] = []
         self._open_entry(model)
@@ -136,7 +137,8 @@ class Runtime:
         PEFT and transformers change site after site: where `layer` is not the last, that waits for the others.
         """
         self._activity = None
-        if layer is None or layer is next(reversed(self.layers.values()), None):
+        last = layer is None or layer is next(reversed(self.layers.values()), None)
+        if last and not self.changes_held:
             self._activity = activity_of(self)
 
     def active(self, stack: str | None = None) -> list[str]:
@@ -174,10 +176,11 @@ class Runtime:
                     raw = getattr(unit, name)
                     if not is_gathered_alone(self.model, layer.path, raw):
                         member = ((layer.path, one.key), unit.raw_rotation())
-                        groups.setdefault((raw.shape, raw.dtype, raw.device), []).append(member)
+                        alike = (raw.shape, raw.dtype, raw.device, unit.capacity is not None)
+                        groups.setdefault(alike, []).append(member)
         frame.rotations = {}
-        for members in groups.values():
-            rows = orthonormal_rows(torch.stack([raw for _, raw in members]))
+        for (*_, padded), members in groups.items():
+            rows = orthonormal_rows(torch.stack([raw for _, raw in members]), padded=padded)
             frame.rotations.update(zip((where for where, _ in members), rows.unbind(0), strict=True))
         if session is not None:
             session.rotations = frame.rotations

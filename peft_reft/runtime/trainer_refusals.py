@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from peft_reft.hub_format.errors import ConfigError, MergeError
+from peft_reft.hub_format.errors import ConfigError, MergeError, PromptBoundaryError
 from peft_reft.hub_format.positions import All, Positions, Special
 
-__all__ = ["cuts_rows", "refuse_cut_rows", "refuse_partial_reference", "refuse_vllm"]
+__all__ = ["cuts_rows", "refuse_cut_rows", "refuse_partial_reference", "refuse_tool_turns", "refuse_vllm"]
 
 CUTTING = ("wrapped", "bfd_split")
 
@@ -92,3 +92,31 @@ def refuse_partial_reference(active: Sequence[str], *, copied: str) -> None:
         fix=f"activate {copied!r} alone with set_adapter({copied!r}), or make one adapter of several groups "
         "(interventions=[…]) of what is active",
     )
+
+
+def refuse_tool_turns(trainer: Any, specs: Iterable[tuple[str, Positions]]) -> None:
+    """Refuse a trainer that generates in several turns, with the results of tools between them.
+
+    To a later turn all that went before is its prompt; to the loss the prompt ends before the first answer
+    (trl/trainer/grpo_trainer.py, `_tool_call_loop` and `_get_per_token_logps_and_entropies`).
+
+    Args:
+        trainer: that is about to generate.
+        specs: (adapter, positions) of what will edit.
+
+    Raises:
+        PromptBoundaryError: the trainer has tools, and edits depend on where the prompt ends.
+    """
+    if not getattr(trainer, "tools", None):
+        return
+    for name, positions in specs:
+        if positions.needs_prompt_end:
+            raise PromptBoundaryError(
+                f"a {type(trainer).__name__} with tools generates for adapter {name!r}, whose positions are "
+                f"{str(positions)!r}",
+                code="positions.tools",
+                value=str(positions),
+                rule="the answer after a tool's result is generated from a longer prompt than it is trained with, so "
+                "other tokens would be edited",
+                fix="use positions that do not depend on the prompt's end, such as 'f<n>' or 'all', or no tools",
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 import transformers as hf
 from peft import PeftModel
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter
 
 from contract.tiny import reft_model, token_ids
 
-__all__ = ["CompileCounter", "CompileCounterWithBackend", "base", "batch", "fresh_compiler", "labelled", "reft"]
+__all__ = ["CompileCounter", "base", "batch", "counting_backend", "fresh_compiler", "labelled", "reft"]
 
 _SIZES = {
     "hidden_size": 32,
@@ -66,3 +66,14 @@ def labelled(given: Mapping[str, Tensor], prompt: int) -> dict[str, Any]:
     columns = torch.arange(given["input_ids"].shape[1])
     supervised = (columns >= prompt) & given["attention_mask"].bool()
     return {**given, "labels": torch.where(supervised, given["input_ids"], -100)}
+
+
+def counting_backend() -> tuple[Callable[..., Any], list[int]]:
+    """A backend for a `CompileConfig`, which is copied, and a list that grows with every graph."""
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    return backend, graphs

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from contract.recording import Tokens
+from peft_reft.hub_format.errors import PromptBoundaryError
 
 from .preferences import POLICIES, ROUTINE, edits_of_passes, history
 from .tiny_sft import PAIRS, base_model, reft, tokenizer, trainable
@@ -211,3 +212,25 @@ def test_answers_that_are_masked_for_being_too_long_change_nothing_else(tmp_path
     trainer = online_trainer(kind, tmp_path, POLICIES["reft"](), mask_truncated_completions=True)
     trainer.train()
     assert len(history(trainer, "loss")) == 3
+
+
+def lookup(word: str) -> str:
+    """A tool."""
+    return word
+
+
+@pytest.mark.parametrize("way", [{}, CONTINUOUS])
+@pytest.mark.parametrize(("positions", "refused"), [("f1+l2", True), ("f2", False)])
+def test_turns_after_tools_are_refused_where_they_would_be_edited_as_prompts(
+    tmp_path: Path, positions: str, refused: bool, way: dict[str, Any]
+) -> None:
+    """TRL generates the next turn from prompt, answer and result, and trains it with the first prompt alone."""
+    trainer = online_trainer("grpo", tmp_path, POLICIES["reft"](positions=positions), max_steps=1, **way)
+    trainer.tools = [lookup]
+    trainer.model.train()
+    prompts = [[9, 10, 11, 12], [13, 14, 15]]
+    if not refused:
+        assert len(trainer._generate_single_turn(prompts, None, {}, 1)[0]) == 2
+        return
+    with pytest.raises(PromptBoundaryError, match="with tools generates for adapter 'default'"):
+        trainer._generate_single_turn(prompts, None, {}, 1)

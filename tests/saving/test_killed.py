@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hub.folders import contents
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 
 from contract.tiny import base_model, reft_model, token_ids
@@ -258,6 +258,37 @@ def test_where_nothing_can_be_written_an_interrupted_save_is_named(
     assert contents(folder) == before
 
 
+def test_what_peft_saved_after_an_interrupted_save_stays(torn: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    """Its writer knows nothing of commits: what is newer is not taken back, and two saves are not mixed."""
+    _, folders = torn
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    later, edited = get_peft_model(base_model("llama"), lora), reft_model("llama", base=base_model("llama"), seed=9)
+    for number, torn_folder in enumerate(folders):
+        folder = tmp_path / f"lora-{number}"
+        shutil.copytree(torn_folder, folder)
+        later.save_pretrained(folder)
+        settle(folder)
+        assert torch.equal(logits(PeftModel.from_pretrained(base_model("llama"), folder)), logits(later))
+        with pytest.raises(ReftError):
+            MixedReftModel.from_pretrained(base_model("llama"), folder)
+        folder = tmp_path / f"edit-{number}"
+        shutil.copytree(torn_folder, folder)
+        edited.save_pretrained(folder / "reft" / "edit")
+        found = PeftModel.from_pretrained(base_model("llama"), folder / "reft" / "edit")
+        assert not (folder / COMMIT_NAME).exists()
+        assert torch.equal(logits(found), logits(edited))
+
+
+def test_a_card_that_was_written_since_stays_and_holds_nothing_up(
+    torn: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    home, folders = torn
+    shutil.copytree(folders[0], tmp_path / "adapter")
+    (tmp_path / "adapter" / "README.md").write_text("mine")
+    settle(tmp_path / "adapter")
+    assert kept(tmp_path / "adapter") == {**kept(home / "new"), "README.md": b"mine"}
+
+
 def planned(folder: Path, steps: object, **more: object) -> None:
     """A commit that a stranger made."""
     (folder / COMMIT_NAME / FILES_NAME).mkdir(parents=True)
@@ -267,18 +298,19 @@ def planned(folder: Path, steps: object, **more: object) -> None:
 
 
 HOSTILE: dict[str, object] = {
-    "outside": [["place", "../evil.txt"]],
-    "absolute": [["place", "/tmp/evil.txt"]],
-    "hidden": [["place", ".git/hooks/evil.txt"]],
-    "windows": [["place", "C:\\evil.txt"]],
-    "through a link": [["place", "linked/evil.txt"]],
-    "removes what is no adapter's": [["remove", "notes.txt"]],
-    "removes outside": [["remove", "../adapter_config.json"]],
-    "another action": [["run", "evil.txt"]],
+    "outside": [["place", "../evil.txt", None, None]],
+    "absolute": [["place", "/tmp/evil.txt", None, None]],
+    "hidden": [["place", ".git/hooks/evil.txt", None, None]],
+    "windows": [["place", "C:\\evil.txt", None, None]],
+    "through a link": [["place", "linked/evil.txt", None, None]],
+    "removes what is no adapter's": [["remove", "notes.txt", None, None]],
+    "removes outside": [["remove", "../adapter_config.json", None, None]],
+    "another action": [["run", "evil.txt", None, None]],
     "no list": "place",
     "no pair": [["place"]],
-    "no text": [["place", 7]],
-    "too many": [["place", "evil.txt"]] * 10_001,
+    "no text": [["place", 7, None, None]],
+    "no digest": [["place", "evil.txt", 7, None]],
+    "too many": [["place", "evil.txt", None, None]] * 10_001,
 }
 
 
@@ -306,7 +338,7 @@ def test_what_looks_like_a_commit_and_is_none_is_refused(what: str, tmp_path: Pa
     if what == "file":
         (folder / COMMIT_NAME).write_text("x")
     else:
-        planned(folder, [["place", "evil.txt"]], **({"version": 2} if what == "another version" else {}))
+        planned(folder, [["place", "evil.txt", None, None]], **({"version": 2} if what == "another version" else {}))
     moved = {
         "link": COMMIT_NAME,
         "linked files": f"{COMMIT_NAME}/files",
@@ -327,7 +359,7 @@ def test_a_commit_of_another_user_is_not_carried_out(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     save_pretrained(reft_model("llama", positions="f2"), folder)
     for place in (folder, tmp_path):
-        planned(place, [["place", "evil.txt"]])
+        planned(place, [["place", "evil.txt", None, None]])
         os.chown(place / COMMIT_NAME, 12345, 12345)
     with pytest.raises(ReftError, match="another user"):
         list_adapters(folder)

@@ -1,0 +1,52 @@
+"""Adding one adapter to hundreds: PEFT walks over every module for every adapter that is added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from peft_reft.runtime.hooks import Runtime
+
+__all__ = ["base_modules", "others_hidden"]
+
+
+@contextmanager
+def others_hidden(runtime: Runtime, adapter_name: str) -> Iterator[None]:
+    """Take the units of all other adapters out of the module tree for a while.
+
+    PEFT's injection walks the whole tree several times (peft/tuners/tuners_utils.py, `inject_adapter`), to find the
+    sites and to leave the other adapters' parameters as they are. So they are, out of sight, and adding an adapter
+    costs the same whether it is the second or the thousandth.
+    """
+    hidden: list[tuple[Any, dict[str, nn.Module | None]]] = []
+    held = runtime.changes_held
+    runtime.changes_held = True
+    try:
+        for layer in runtime.layers.values():
+            for units in layer.children():  # a dict of modules each
+                hidden.append((units, units._modules))
+                own = units._modules.get(adapter_name)
+                units._modules = {} if own is None else {adapter_name: own}
+        yield
+    finally:
+        for units, modules in hidden:
+            units._modules = {**modules, **units._modules}
+        runtime.changes_held = held
+        runtime.changed()
+
+
+def base_modules(model: nn.Module, runtime: Runtime) -> Iterator[nn.Module]:
+    """Every module of a model but its adapters' units, however many these are."""
+    layers = set(map(id, runtime.layers.values()))
+
+    def walk(module: nn.Module) -> Iterator[nn.Module]:
+        yield module
+        for child in module.children():
+            if id(child) not in layers:
+                yield from walk(child)
+
+    return walk(model)
