@@ -62,17 +62,17 @@ def main() -> None:
 
         return disabled
 
-    results = []
-    for label, new in (("prefill", 0), (f"prefill and {given.new_tokens} tokens", given.new_tokens)):
-        candidates = {"base": bare(new), "one": call(new, None), "many": call(new, rows)}
-        seconds = interleaved(candidates, given.rounds, cpu_time=given.cpu_time)
-        results.append((label, seconds["one"] / seconds["base"], seconds["many"] / seconds["one"]))
     print(environment())
     print(
         f"{given.rows} rows of {given.prompt_tokens} tokens, {len(set(rows))} of {len(names)} adapters, "
-        f"{given.positions}, {given.rounds} rounds\n"
+        f"{given.positions}, {given.rounds} rounds, {'computing' if given.cpu_time else 'wall'} time\n",
+        flush=True,
     )
-    print(table(("", "one adapter / base", "one per row / one adapter"), results))
+    for label, new in (("prefill", 0), (f"prefill and {given.new_tokens} tokens", given.new_tokens)):
+        candidates = {"base": bare(new), "one": call(new, None), "many": call(new, rows)}
+        seconds = interleaved(candidates, given.rounds, cpu_time=given.cpu_time)
+        result = (label, seconds["one"] / seconds["base"], seconds["many"] / seconds["one"])
+        print(table(("", "one adapter / base", "one per row / one adapter"), [result]), flush=True)
 
 
 if __name__ == "__main__":
