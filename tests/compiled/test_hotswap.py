@@ -11,6 +11,7 @@ import pytest
 import torch
 from interventions.kinds import KINDS, Kind
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import hotswap
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -215,6 +216,16 @@ def test_a_name_that_no_adapter_has_and_a_rank_that_has_no_room_are_refused(tmp_
     lora = get_peft_model(base("llama"), LoraConfig(task_type="CAUSAL_LM"))
     with pytest.raises(ConfigError, match="there is no ReFT adapter"):
         hotswap_adapter(lora, str(tmp_path), "default")
+
+
+def test_pefts_own_functions_refuse_a_reft_and_change_nothing(tmp_path: Path) -> None:
+    model = reft("llama", positions="f2+l2")
+    before = logits(model)
+    with pytest.raises(ValueError, match="only supports LORA"):
+        hotswap.hotswap_adapter(model, str(saved(tmp_path)), "default")
+    with pytest.raises(ValueError, match="No adapter layers found"):
+        hotswap.prepare_model_for_compiled_hotswap(model, target_rank=8)
+    assert torch.equal(logits(model), before)
 
 
 def test_a_sum_of_padded_adapters_is_refused(tmp_path: Path) -> None:
