@@ -53,15 +53,6 @@ def main() -> None:
 
         return run
 
-    def bare(new: int) -> Any:
-        run = call(new, None)
-
-        def disabled() -> object:
-            with model.disable_adapter():
-                return run()
-
-        return disabled
-
     print(environment())
     print(
         f"{given.rows} rows of {given.prompt_tokens} tokens, {len(set(rows))} of {len(names)} adapters, "
@@ -69,10 +60,9 @@ def main() -> None:
         flush=True,
     )
     for label, new in (("prefill", 0), (f"prefill and {given.new_tokens} tokens", given.new_tokens)):
-        candidates = {"base": bare(new), "one": call(new, None), "many": call(new, rows)}
+        candidates = {"one": call(new, None), "many": call(new, rows)}
         seconds = interleaved(candidates, given.rounds, cpu_time=given.cpu_time)
-        result = (label, seconds["one"] / seconds["base"], seconds["many"] / seconds["one"])
-        print(table(("", "one adapter / base", "one per row / one adapter"), [result]), flush=True)
+        print(table(("", "one per row / one adapter"), [(label, seconds["many"] / seconds["one"])]), flush=True)
 
 
 if __name__ == "__main__":
