@@ -114,13 +114,13 @@ def equality_figure(results: Mapping[str, Any]) -> Figure:
     return _finished(ax, "(c) a = b and c = d, each after the first block", top=1.15)
 
 
-def names_figure(folder: Path) -> Figure:
-    """Where SmolLM2 holds the name: the whole vector exchanged at each layer and token."""
-    ax = _axes(5.5, 5.5)
-    swept = Sweep.load(folder / "names_whole.json")
+def names_figure(folder: Path, name: str, title: str, height: float) -> Figure:
+    """Where SmolLM2 holds the name: accuracies of a sweep over layers and tokens."""
+    ax = _axes(5.5, height)
+    swept = Sweep.load(folder / f"names_{name}.json")
     swept.heat_map(ax, labels=[WORDS[word] for word in swept.positions])
     ax.set_xlabel("")
-    ax.set_title("(d) the name asked for: whole vectors exchanged", fontsize=10)
+    ax.set_title(title, fontsize=10)
     figure: Figure = ax.figure
     return figure
 
@@ -129,7 +129,10 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "conjunction": lambda folder: conjunction_figure(_results(folder)),
     "addition": lambda folder: addition_figure(_results(folder)),
     "equality": lambda folder: equality_figure(_results(folder)),
-    "names": names_figure,
+    "names": lambda folder: names_figure(folder, "whole", "(d) the name asked for: whole vectors exchanged", 5.5),
+    "names_searched": lambda folder: names_figure(
+        folder, "searched", "(d) the name asked for: 16 of 576 dimensions, searched", 2.6
+    ),
 }
 
 

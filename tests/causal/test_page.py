@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from examples.causal import conjunction, render
+from peft_reft.causal import Sweep
 
 PAGE = render.PAGE.read_text(encoding="utf-8")
 RESULTS = json.loads((render.FOLDER / render.RESULTS).read_text(encoding="utf-8"))
@@ -59,6 +60,15 @@ def test_the_numbers_show_what_the_page_says() -> None:
             assert sum(values(found)) / len(found) <= sum(chances(found)) / len(found) + 0.02
     for found in RESULTS["addition"]["localist"].values():
         assert max(values(found)) < 0.5
+
+
+def test_the_name_moves_to_the_last_token_and_a_search_finds_it_only_where_it_is() -> None:
+    whole, searched = (Sweep.load(render.FOLDER / f"names_{name}.json") for name in ("whole", "searched"))
+    assert {cell.total for cell in (*whole.cells.values(), *searched.cells.values())} == {32}
+    assert max(whole.cells[0, "last"].value, whole.cells[29, "asked"].value) == 0.0
+    assert min(whole.cells[0, "asked"].value, whole.cells[29, "last"].value) == 1.0
+    for cell, found in searched.cells.items():
+        assert found.value >= 0.9 if whole.cells[cell].value >= 0.9 else found.value <= found.chance
 
 
 @pytest.mark.parametrize("name", list(render.FIGURES))
