@@ -66,6 +66,7 @@ def test_one_graph_serves_what_is_swapped_in_at_the_same_rank_and_a_lower_one(tm
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_peft_model_keeps_its_graph(tmp_path: Path) -> None:
     model = reft("llama", positions="f2+l2")
     compiled = torch.compile(model, backend=(counter := CompileCounter()), fullgraph=True)

@@ -58,7 +58,7 @@ def test_decoding_keeps_the_graphs_of_the_base_model_whatever_adapter_is_active(
     assert len(graphs) == graphs_of_the_base() > 0
 
 
-@pytest.mark.parametrize("positions", ["all", "g[:3]"])
+@pytest.mark.parametrize("positions", ["all", pytest.param("g[:3]", marks=pytest.mark.slow)])
 def test_edits_while_decoding_take_no_more_graphs_than_the_base_model(positions: str) -> None:
     model = reft("llama", positions=positions)
     backend, graphs = counting_backend()
