@@ -13,7 +13,7 @@ from peft import get_peft_model
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from contract.tiny import base_model
-from distributed.engines import sharded_base
+from distributed.engines import sharded_base, zero_engine
 from distributed.models import batch, edit_config, make, trained
 from peft_reft.hub_format.errors import ReftError
 
@@ -44,6 +44,13 @@ def late_adapters(root: Path) -> dict[str, Any]:
         "second": refusal(lambda: two.add_adapter("second", edit_config())),
     }
     return {**result, "left": [n for n, _ in blocks.named_modules() if "reft" in n], "known": list(two.peft_config)}
+
+
+def late_under_zero3(root: Path) -> dict[str, Any]:
+    """A second adapter for a model that DeepSpeed has sharded."""
+    model = make("reft")
+    zero_engine(model, 3)
+    return {"second": refusal(lambda: model.add_adapter("second", edit_config())), "known": list(model.peft_config)}
 
 
 def unequal_seeds(root: Path) -> dict[str, Any]:
@@ -85,6 +92,7 @@ def generation(root: Path) -> dict[str, Any]:
     return answers
 
 
+ZERO_CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {"late_under_zero3": late_under_zero3}
 CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "late_adapters": late_adapters,
     "unequal_seeds": unequal_seeds,

@@ -99,21 +99,27 @@ def sharded_base(root: Path) -> nn.Module:
     return model
 
 
-def zero(kind: str, folder: Path, *, stage: int) -> Result:
+def zero_engine(model: nn.Module, stage: int) -> Any:
+    """DeepSpeed around a model, with nothing compiled and no tensor too small to be sharded."""
     import deepspeed
-    from deepspeed.utils import safe_get_full_grad
 
     os.environ["DS_ACCELERATOR"] = "cpu"
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo alone: nothing is compiled
-    model = make(kind)
     config = {
         "train_micro_batch_size_per_gpu": 2,
         "gradient_clipping": 0.0,  # its own default is 1
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},  # shard the smallest too
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
     }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer_of(model), config=config)
+    return deepspeed.initialize(model=model, optimizer=optimizer_of(model), config=config)[0]
+
+
+def zero(kind: str, folder: Path, *, stage: int) -> Result:
+    from deepspeed.utils import safe_get_full_grad
+
+    model = make(kind)
+    engine = zero_engine(model, stage)
     losses, gradients = [], {}
     for step in range(STEPS):
         loss = engine(**batch(step, own_rows())).loss

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from contract.tiny import base_model
-from distributed.checks import CHECKS, GENERATION, PROMPTS
+from distributed.checks import CHECKS, GENERATION, PROMPTS, ZERO_CHECKS
 from distributed.engines import BASE, START, single
 from distributed.launch import TORCHRUN, run
 from distributed.models import KINDS, batch, edit_config, load, make
@@ -55,7 +55,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DeepSpeed's stages 2 and 3."""
     pytest.importorskip("deepspeed", reason="the extra `distributed` is not installed")
     root = prepare(tmp_path_factory.mktemp("zero"))
-    run([*TORCHRUN, "-m", "distributed.worker", str(root), *ZERO])
+    run([*TORCHRUN, "-m", "distributed.worker", str(root), *ZERO, *ZERO_CHECKS])
     return root
 
 
@@ -153,6 +153,17 @@ def test_an_adapter_that_comes_after_sharding_is_refused(plain: Path, form: str)
         assert "FSDP" in text
         assert "get_peft_model first" in text
         assert result["left"] == []
+        assert result["known"] == ["default"]
+
+
+@pytest.mark.slow
+def test_an_adapter_that_comes_after_zero3_is_refused(zero: Path) -> None:
+    for rank in (0, 1):
+        result = read(zero / f"late_under_zero3-{rank}.pt")
+        code, text = result["second"]
+        assert code == "model.sharded"
+        assert "ZeRO-3" in text
+        assert "deepspeed.initialize" in text
         assert result["known"] == ["default"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from distributed.checks import CHECKS
+from distributed.checks import CHECKS, ZERO_CHECKS
 from distributed.engines import ENGINES
 from distributed.models import KINDS
 
@@ -17,9 +17,10 @@ def main(root: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    checks = {**CHECKS, **ZERO_CHECKS}
     for name in names:
-        if name in CHECKS:
-            torch.save(CHECKS[name](root), root / f"{name}-{rank}.pt")
+        if name in checks:
+            torch.save(checks[name](root), root / f"{name}-{rank}.pt")
             continue
         for kind in KINDS:
             folder = root / f"{name}-{kind}" / str(rank)
