@@ -27,7 +27,10 @@ LABELS = torch.where(torch.arange(9) < PROMPT, -100, IDS)
 COLUMNS = [0, 1, PROMPT - 2, PROMPT - 1]
 
 
-@pytest.fixture(params=FORMS)
+QUICK = ("bfloat16", "packed", "bitsandbytes nf4", "bitsandbytes int8", "torchao int8")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in FORMS])
 def form(request: pytest.FixtureRequest) -> Form:
     chosen = FORMS[request.param]
     if not chosen.is_there:

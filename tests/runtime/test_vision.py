@@ -15,6 +15,9 @@ from contract.vision import IMAGE, MODELS, PROMPT, image_batch, vision_model
 from peft_reft import MixedReftModel, ReftConfig
 from peft_reft.hub_format.errors import SiteError
 
+QUICK = ("llava", "qwen2_vl")
+NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS]
+
 
 def edited(name: str, **fields: Any) -> PeftModel:
     given = {"r": 2, "positions": "f3+l2", "init_weights": False, **fields}
@@ -31,7 +34,7 @@ def changed(model: PeftModel, name: str, layer: int, batch: dict[str, Tensor]) -
     return differing(read[0], raw[0])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("named", [False, True])
 def test_the_blocks_of_the_text_model_are_edited_and_no_other(name: str, named: bool) -> None:
     path = MODELS[name][1]
@@ -40,7 +43,7 @@ def test_the_blocks_of_the_text_model_are_edited_and_no_other(name: str, named: 
     assert sites == [f"{path}.{layer}.reft" for layer in range(3)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_image_token_is_a_token_of_the_prompt(name: str) -> None:
     """The third token of each prompt is the image's first; padding on the left moves all of them."""
     model = edited(name)
@@ -52,7 +55,7 @@ def test_an_image_token_is_a_token_of_the_prompt(name: str) -> None:
     assert {column for row, column in found if row == 1} == {3, 4, 5, PROMPT - 2, PROMPT - 1}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_prompt_ends_before_the_first_label(name: str) -> None:
     model = edited(name).train()
     batch = image_batch(name)
@@ -67,7 +70,7 @@ def test_the_prompt_ends_before_the_first_label(name: str) -> None:
             assert parameter.grad.any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("padding", [0, 3])
 def test_generated_tokens_are_those_without_a_cache(name: str, padding: int) -> None:
     model = edited(name)
@@ -79,7 +82,7 @@ def test_generated_tokens_are_those_without_a_cache(name: str, padding: int) -> 
         assert not torch.equal(found, model.generate(**batch, **given))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_was_saved_computes_the_same(name: str, tmp_path: Path) -> None:
     model = edited(name)
     model.save_pretrained(str(tmp_path))
