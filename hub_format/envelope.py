@@ -20,6 +20,8 @@ NOT_MODULES = ("default", "reft", "weight", "bias")
 """Last parts of names that are never modules to save: an adapter's, ours, and parameters."""
 IF_PRESENT = ("classifier", "score", "qa_outputs")
 """Heads that PEFT lists by task, whether the model has them or not (peft/peft_model.py, `classifier_module_names`)."""
+BESIDE_NEVER = frozenset({*FIELDS, "kinds", "tensors", "self", "cls"})
+"""No key of the envelope: behaviour that would be passed over, and names that break the call which makes a config."""
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Saved by PEFT where the vocabulary grew (`save_embedding_layers`), without a word in the config."""
 MODEL_PREFIX = "base_model.model."
@@ -37,7 +39,7 @@ def check_envelope(config: Mapping[str, Any]) -> None:
     """
     _check(config, "peft_type", lambda value: value == "REFT", "it is 'REFT'", required=True)
     for name in config:
-        if name in FIELDS or name in ("self", "cls"):
+        if name in BESIDE_NEVER:
             raise _refuse(name, config[name], "all behaviour stands in 'reft', and no field has such a name beside it")
     _check(config, "task_type", lambda value: value in TASK_TYPES, f"it is null or one of {', '.join(TASK_TYPES)}")
     _check(config, "inference_mode", lambda value: isinstance(value, bool), "it is true or false")

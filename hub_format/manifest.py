@@ -31,6 +31,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 CARD_NAME = "README.md"
 MAX_HIDDEN = 2**24
+BASE_FIELDS = ("architecture", "config", "hidden_size", "model_type", "stacks", "tokenizer", "vocab_size")
 FIELDS = {"annotations", "base_model", "files", "members", "producer", "required_features", "spec_version", "tensors"}
 
 
@@ -131,6 +132,8 @@ class Manifest:
 
 
 def _check_base_model(stored: Mapping[str, Any]) -> None:
+    if unknown := set(stored) - set(BASE_FIELDS):
+        raise _refuse(f"gives the base model the unknown item {sorted(unknown)[0][:60]!r}", "update peft-reft")
     for name in ("architecture", "model_type", "config", "tokenizer"):
         if not isinstance(stored.get(name), (str, type(None))):
             raise _refuse(f"gives the base model a {name} of {str(stored[name])[:40]}, which is no text")

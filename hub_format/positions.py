@@ -34,6 +34,8 @@ GRAMMAR = (
 )
 MAX_COUNT = 2**31 - 1
 MAX_TEXT = 4096
+BLANKS = " \t\n\v\f\r"
+"""Characters that may stand between the parts of a spec; other blanks of Unicode are no part of the grammar."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def parse_positions(text: str) -> Positions:
     exclusions: list[Term] = []
     taken: set[Term] = set()
     sign = "+"
-    rest = text.strip()
+    rest = text.strip(BLANKS)
     while True:
         match = _TERM.match(rest)
         if match is None:
@@ -157,18 +159,19 @@ def parse_positions(text: str) -> Positions:
             raise _refuse(text, f"{str(term)!r} stands twice, the second would claim nothing")
         taken.add(term)
         (terms if sign == "+" else exclusions).append(term)
-        rest = rest[match.end() :].lstrip()
+        rest = rest[match.end() :].lstrip(BLANKS)
         if not rest:
             break
-        sign, rest = rest[0], rest[1:].lstrip()
+        sign, rest = rest[0], rest[1:].lstrip(BLANKS)
         if sign not in "+-":
             raise _refuse(text, f"{sign!r} stands where '+' or '-' should")
     return Positions(tuple(terms), tuple(exclusions))
 
 
 _TERM = re.compile(
-    r"(?P<count>[fl][0-9]+)|(?P<window>[pg]\[\s*-?[0-9]*\s*:\s*-?[0-9]*\s*\])|(?P<tok>tok\((?P<token>[^()]+)\))"
-    r"|(?P<word>prompt|all|generated)"
+    r"(?P<count>[fl][0-9]+)|(?P<window>[pg]\[\s*(-?[0-9]+)?\s*:\s*(-?[0-9]+)?\s*\])"
+    r"|(?P<tok>tok\((?P<token>[^()]+)\))|(?P<word>prompt|all|generated)",
+    re.ASCII,
 )
 _WORDS: dict[str, Term] = {"prompt": Prompt(), "all": All(), "generated": Generated()}
 
@@ -187,7 +190,7 @@ def _term(text: str, match: re.Match[str]) -> Term:
             raise _refuse(text, f"{window!r} is empty")
         return PromptWindow(start, stop) if window[0] == "p" else Generated(start, stop)
     if match["tok"] is not None:
-        if not (token := match["token"].strip()):
+        if not (token := match["token"].strip(BLANKS)):
             raise _refuse(text, f"{match['tok']!r} names no token")
         return Special(token)
     return _WORDS[match["word"]]

@@ -36,6 +36,7 @@ MAX_RANK = 65_536
 MAX_LAYERS = 4_096
 MAX_GROUPS = 64
 MAX_NAME = 200
+_MODULE = re.compile(r"[^\W\d]\w*(\.\w+)*")
 
 GROUP_FIELDS: dict[str, Any] = {
     "r": 4,
@@ -210,9 +211,14 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
 
 def _kind_entry(signature: KindSignature) -> int | dict[str, Any]:
     """What a file says of a kind: the version; of a user's own also the module, for error messages."""
-    if signature.module.partition(".")[0] == __name__.partition(".")[0]:
+    if _is_ours(signature):
         return signature.version
     return {"version": signature.version, "module": signature.module}
+
+
+def _is_ours(signature: KindSignature) -> bool:
+    """Whether the kind is one of the format's, and no module's of its own."""
+    return signature.module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _check_kinds(kinds: object) -> None:
@@ -223,12 +229,14 @@ def _check_kinds(kinds: object) -> None:
         version, module = entry, None
         if isinstance(entry, dict):
             version, module = entry.get("version"), entry.get("module")
-            named = isinstance(module, str) and re.fullmatch(r"[^\W\d][\w.]{0,199}", module)
+            named = isinstance(module, str) and len(module) <= MAX_NAME and _MODULE.fullmatch(module)
             if set(entry) != {"version", "module"} or not named:
                 raise _refuse_kind(name, entry)
         if not _is_int(version):
             raise _refuse_kind(name, entry)
-        kind_signature(name, version=version, module=module)
+        signature = kind_signature(name, version=version, module=module)
+        if module is not None and _is_ours(signature):  # a name that the format took since: not what the file means
+            raise _refuse_kind(name, entry)
 
 
 def _check_defaults(values: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from peft_reft.hub_format.envelope import MAX_MODULES, NOT_MODULES, TASK_TYPES, check_envelope
+from peft_reft.hub_format.envelope import BESIDE_NEVER, MAX_MODULES, NOT_MODULES, TASK_TYPES, check_envelope
 from peft_reft.hub_format.errors import ReftError
-from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME
+from peft_reft.hub_format.manifest import BASE_FIELDS, CONFIG_NAME, MANIFEST_NAME
 from peft_reft.hub_format.manifest import FIELDS as MANIFEST_FIELDS
 from peft_reft.hub_format.schema import (
     ACTIVATIONS,
@@ -35,6 +36,7 @@ from . import folders as f
 SCHEMA: dict[str, Any] = json.loads((files("peft_reft.hub_format") / "schema.json").read_text(encoding="utf-8"))
 PARTS = SCHEMA["$defs"]
 CONFIG = Draft202012Validator(SCHEMA)
+VECTORS = Path(__file__).parents[1] / "data" / "vectors"
 MANIFEST = Draft202012Validator({"$ref": "#/$defs/manifest", "$defs": PARTS})
 
 GOOD: list[dict[str, Any]] = [
@@ -44,6 +46,7 @@ GOOD: list[dict[str, Any]] = [
     {"component": "head_output[3]", "turns": "each", "share_weights": False, "init_weights": False},
     {"interventions": [{"r": 2}, {"intervention": "bias", "layers_to_transform": [1]}]},
     {"subspaces": {"tone": [0, 2], "topic": [2, 4]}},
+    {"subspaces": {"größe.a-b": [0, 2]}, "layers_pattern": "модель.слои"},
     {"positions": "tok(<s>)", "special_tokens": {"tokenizer": "sha256:" + "0a" * 32, "ids": {"<s>": 1}}},
 ]
 BAD: list[dict[str, Any]] = [
@@ -73,6 +76,9 @@ BAD: list[dict[str, Any]] = [
     {"layers_pattern": ""},
     {"layers_pattern": []},
     {"layers_pattern": "(a+)+$"},
+    {"layers_pattern": "a" * 201},
+    {"layers_pattern": [f"layers{n}" for n in range(MAX_GROUPS + 1)]},
+    {"positions": "l1" + " " * 4095},
     {"init_weights": "identity"},
     {"interventions": []},
     {"interventions": {}},
@@ -81,14 +87,18 @@ BAD: list[dict[str, Any]] = [
     {"subspaces": {}},
     {"subspaces": {"a": [0]}},
     {"subspaces": {"a": [-1, 1]}},
+    {"subspaces": {".a": [0, 1]}},
+    {"subspaces": {"a" * 65: [0, 1]}},
     {"special_tokens": {}},
     {"special_tokens": {"tokenizer": "sha256:0", "ids": {}}},
     {"special_tokens": {"tokenizer": "sha256:" + "0a" * 32, "ids": {"<s>": -1}}},
-    {"spec_version": "1.1"},
+    {"spec_version": "1.01"},
     {"spec_version": "2.0"},
     {"spec_version": 1.0},
     {"kinds": {}},
     {"kinds": {"loreft": "1"}},
+    {"kinds": {"loreft": {"version": 1, "module": "a..b"}}},
+    {"kinds": {"loreft": {"version": 1, "module": "1a"}}},
     {"more": 1},
 ]
 BAD_ENVELOPE: list[dict[str, Any]] = [
@@ -98,6 +108,7 @@ BAD_ENVELOPE: list[dict[str, Any]] = [
     {"inference_mode": "yes"},
     {"auto_mapping": []},
     {"revision": 1},
+    {"revision": "a" * 4096},
     {"modules_to_save": "lm_head"},
     {"modules_to_save": ["model.weight"]},
     {"modules_to_save": ["(a+)+$"]},
@@ -105,7 +116,10 @@ BAD_ENVELOPE: list[dict[str, Any]] = [
     {"trainable_token_indices": []},
     {"trainable_token_indices": [-1]},
     {"trainable_token_indices": {"embed_tokens": ["a"]}},
+    {"trainable_token_indices": {"embed-tokens": [1]}},
     {"positions": "f1"},
+    {"kinds": {}},
+    {"tensors": {}},
     {"self": 1},
 ]
 
@@ -127,12 +141,13 @@ def test_it_names_the_same_fields_and_choices() -> None:
     assert group["act_fn"]["enum"] == [None, *ACTIVATIONS]
     assert tuple(group["turns"]["enum"]) == TURNS
     assert all(name in group["component"]["pattern"] for name in COMPONENTS)
-    assert PARTS["version"]["const"] == SPEC_VERSION
+    assert re.fullmatch(PARTS["version"]["pattern"], SPEC_VERSION)
+    assert set(PARTS["manifest"]["properties"]["base_model"]["properties"]) == set(BASE_FIELDS)
     assert set(PARTS["manifest"]["properties"]) == set(PARTS["manifest"]["required"]) == MANIFEST_FIELDS
     assert PARTS["tensors"]["additionalProperties"]["properties"]["dtype"]["enum"] == list(ITEM_BYTES)
     assert SCHEMA["properties"]["task_type"]["enum"] == [None, *TASK_TYPES]
     assert "|".join(NOT_MODULES) in json.dumps(SCHEMA["properties"]["modules_to_save"])
-    assert {entry["required"][0] for entry in SCHEMA["not"]["anyOf"]} == {*FIELDS, "self", "cls"}
+    assert {entry["required"][0] for entry in SCHEMA["not"]["anyOf"]} == BESIDE_NEVER
 
 
 @pytest.mark.parametrize("values", GOOD, ids=str)
@@ -176,3 +191,18 @@ def test_what_is_saved_is_valid(tmp_path: Path) -> None:
     MANIFEST.validate(manifest)
     manifest["files"][0]["path"] = "../adapter_config.json"
     assert not MANIFEST.is_valid(manifest)
+
+
+@pytest.mark.parametrize("folder", sorted((VECTORS / "good").iterdir()), ids=lambda folder: str(folder.name))
+def test_every_good_vector_is_valid(folder: Path) -> None:
+    for path in folder.rglob(CONFIG_NAME):
+        if (content := json.loads(path.read_text(encoding="utf-8")))["peft_type"] == "REFT":
+            CONFIG.validate(content)
+    for path in folder.rglob(MANIFEST_NAME):
+        MANIFEST.validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", ["architecture_list", "stacks_texts", "hidden_size", "base_unknown", "unknown_field"])
+def test_a_manifest_that_the_reader_refuses_is_invalid(name: str) -> None:
+    path = VECTORS / "bad" / f"manifest_{name}" / MANIFEST_NAME
+    assert not MANIFEST.is_valid(json.loads(path.read_text(encoding="utf-8")))

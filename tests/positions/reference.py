@@ -97,7 +97,7 @@ def turns_of(
 
 def claims(spec: str, sequence: Columns, prompt: Columns, special: Columns) -> list[Columns]:
     """For each term of a spec the columns that it claims in one sequence; `special` are those of `tok(…)`."""
-    pieces = re.findall(r"(?:^|[+-])[^+\[(-]+(?:\[[^\]]*\]|\([^)]*\))?", spec.replace(" ", ""))
+    pieces = re.findall(r"(?:^|[+-])[^+\[(-]+(?:\[[^\]]*\]|\([^)]*\))?", "".join(spec.split()))
     taken = [
         column for piece in pieces if piece[0] == "-" for column in _selected(piece[1:], sequence, prompt, special)
     ]

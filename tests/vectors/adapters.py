@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,17 +142,21 @@ def groups_of(reft: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def terms_of(positions: str) -> list[str]:
-    """The terms that edit, as they stand; `-` excludes."""
-    text, terms, depth, sign, piece = positions.replace(" ", "") + "+", [], 0, "+", ""
+    """The terms that edit, their numbers written canonically; `-` excludes."""
+    text, terms, depth, sign, piece = "".join(positions.split()) + "+", [], 0, "+", ""
     for character in text:
         depth += (character in "([") - (character in ")]")
         if depth == 0 and character in "+-":
             if sign == "+":
-                terms.append(piece)
+                terms.append(piece if piece.startswith("tok") else re.sub(r"-?\d+", _plain_number, piece))
             sign, piece = character, ""
         else:
             piece += character
     return terms
+
+
+def _plain_number(match: re.Match[str]) -> str:
+    return str(int(match[0]))
 
 
 def layers_of(group: Mapping[str, Any]) -> list[int]:

@@ -73,7 +73,8 @@ def edit(
         rows: of R, W, b that are on; None for all.
     """
     kind, act = group["intervention"], ACTIVATIONS[group["act_fn"]]
-    t = {name: values if rows is None or name == "points" else values[list(rows)] for name, values in tensors.items()}
+    whole = ("points", "gate_weight", "gate_bias") if rows is not None else tensors
+    t = {name: values if name in whole else values[list(rows or ())] for name, values in tensors.items()}
     if rows is not None and "rotation" in tensors:
         t["rotation"] = rotation(tensors["rotation"])[list(rows)]
     elif "rotation" in t:

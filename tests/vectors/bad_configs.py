@@ -33,6 +33,28 @@ CONFIGS: dict[str, Bad] = {
         "config.kinds",
         CONFIG,
     ),
+    "reft_kinds_module_of_ours": Bad(
+        "a module for a kind of the format",
+        reft(kinds={"loreft": {"version": 1, "module": "someones.kinds"}}),
+        "config.kinds",
+        CONFIG,
+    ),
+    "reft_kinds_module_dots": Bad(
+        "a module's name with an empty part",
+        reft(kinds={"loreft": {"version": 1, "module": "a..b"}}),
+        "config.kinds",
+        CONFIG,
+    ),
+    "reft_tokens_unused": Bad(
+        "an id for a token that no group names",
+        reft(
+            positions="tok(<s>)",
+            interventions=[{"positions": "l1"}],
+            special_tokens={"tokenizer": "sha256:" + "0" * 64, "ids": {"<s>": 1}},
+        ),
+        "config.special_tokens",
+        CONFIG,
+    ),
     "reft_tokens_missing": Bad(
         "ids of other tokens than the positions name",
         reft(positions="tok(<s>)", special_tokens={"tokenizer": "sha256:" + "0" * 64, "ids": {"<x>": 1}}),
@@ -69,6 +91,18 @@ CONFIGS: dict[str, Bad] = {
         "g counts from its start alone", reft(positions="g[-2:]"), "positions.syntax", CONFIG
     ),
     "positions_other_digits": Bad("digits of another script", reft(positions="f٣"), "positions.syntax", CONFIG),
+    "positions_blank": Bad("a no-break space", reft(positions="f2\u00a0+l2"), "positions.syntax", CONFIG),
+    "positions_blank_in_number": Bad(
+        "a blank between minus and digits", reft(positions="p[- 1:]"), "positions.syntax", CONFIG
+    ),
+    "positions_minus_alone": Bad("a minus without digits", reft(positions="p[-:1]"), "positions.syntax", CONFIG),
+    "positions_stop_zero": Bad("a window that stops at 0", reft(positions="p[-2:-0]"), "positions.syntax", CONFIG),
+    "positions_twice_by_zeros": Bad(
+        "a term twice, once with leading zeros", reft(positions="p[1:3]+p[01:3]"), "positions.syntax", CONFIG
+    ),
+    "positions_generated_twice": Bad(
+        "g[:] is `generated`", reft(positions="generated-g[:]"), "positions.syntax", CONFIG
+    ),
     "positions_huge": Bad("a count beyond 2³¹−1", reft(positions="f99999999999"), "positions.syntax", CONFIG),
     "positions_first_excluded": Bad(
         "a spec that starts with an exclusion", reft(positions="-f2"), "positions.syntax", CONFIG
@@ -118,6 +152,8 @@ FIELD_VALUES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "subspaces_overlap": ("two subspaces share a row", {"subspaces": {"a": [0, 2], "b": [1, 2]}}),
     "subspaces_beyond": ("a subspace beyond r", {"subspaces": {"a": [0, 3]}}),
+    "subspaces_dot": ("a name that starts with a dot", {"subspaces": {".a": [0, 1]}}),
+    "layers_pattern_long": ("a name of 201 characters", {"layers_pattern": "a" * 201}),
     "subspaces_name": ("a name with a line feed", {"subspaces": {"a\nb": [0, 1]}}),
 }
 CONFIGS |= {
@@ -135,6 +171,8 @@ ENVELOPES: dict[str, tuple[str, dict[str, Any]]] = {
     "peft_type": ("the config of another tuner", {"peft_type": "LORA"}),
     "positions": ("behaviour beside `reft`", {"positions": "f9"}),
     "rank": ("a rank beside `reft`", {"r": 9}),
+    "kinds": ("kinds beside `reft`", {"kinds": {"loreft": 1}}),
+    "tensors": ("tensors beside `reft`", {"tensors": {}}),
     "self": ("a key `self`", {"self": 1}),
     "task_type": ("a task that PEFT lacks", {"task_type": "MAGIC"}),
     "inference_mode": ("inference_mode = yes", {"inference_mode": "yes"}),

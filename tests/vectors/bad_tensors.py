@@ -101,6 +101,12 @@ TENSORS: dict[str, Bad] = {
         "tensors.unfit",
         WEIGHTS,
     ),
+    "tensor_rank_beyond_head": Bad(
+        "r = 5 in a head of four columns",
+        before(lambda m: m.config["reft"].update(component="head_output[1]"), component="block_output", r=5),
+        "tensors.unfit",
+        WEIGHTS,
+    ),
     "tensor_site_escape": Bad(
         "a site with control characters", renamed(".layers.0.", ".layers.0\x1b[31m."), "tensors.unfit", WEIGHTS
     ),
@@ -205,6 +211,8 @@ MANIFESTS: dict[str, Bad] = {
         "a member of another kind", manifest(lambda c: c["members"][0].update(kind="lora")), "manifest", MANIFEST
     ),
     "manifest_hidden_size": Bad("a hidden size of 0", base_model(hidden_size=0), "manifest", MANIFEST),
+    "manifest_base_unknown": Bad("an unknown item of the base", base_model(tower=1), "manifest", MANIFEST),
+    "manifest_hidden_size_null": Bad("a hidden size of null", base_model(hidden_size=None), "manifest", MANIFEST),
     "manifest_architecture_list": Bad(
         "an architecture that is a list", base_model(architecture=["LlamaForCausalLM"]), "manifest", MANIFEST
     ),

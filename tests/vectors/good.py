@@ -184,6 +184,7 @@ POSITIONS = {
     "prompt": ("the whole prompt and nothing of the completion", "prompt", MIXED),
     "generated": ("what follows the prompt: its first token, then the rest", "g[0:1]+generated", MIXED),
     "exclusion": ("everything but the second half of the prompt", "all-l2-f1", MIXED),
+    "spelling": ("blanks, leading zeros, -0", " f02 +\tp[ -0 : 03 ]-l1\n", PREFILL),
     "padding_right": ("padding is never counted and never edited", "f2+l3", PREFILL),
     "packed": ("each sequence of a packed row by itself", "f1+l1", PACKED),
 }
@@ -311,6 +312,20 @@ GOOD: dict[str, Good] = {
         subspaces={"style": [0, 1], "facts": [2, 4]},
         on=("style", "facts"),
     ),
+    **{
+        f"subspaces_{kind}": single(
+            f"every tensor of r rows of `{kind}` loses those that are off",
+            PREFILL,
+            intervention=kind,
+            r=3,
+            positions="f2",
+            layers_to_transform=[0],
+            subspaces={"one": [0, 1], "rest": [1, 3]},
+            on=("one", "rest"),
+            **({"options": {"add_bias": True}} if kind == "noreft" else {}),
+        )
+        for kind in ("noreft", "sae", "gated")
+    },
     "modules_to_save": single(
         "a head saved in full beside the edits",
         PREFILL,
