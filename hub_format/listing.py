@@ -39,6 +39,7 @@ def list_members(root: Path) -> list[Member]:
         raise ManifestError(
             f"{root.name} holds no {CONFIG_NAME}",
             code="adapter.missing",
+            file=CONFIG_NAME,
             rule="an adapter lies at the root or in a folder of its own name",
             fix="check the name and the revision",
         )
@@ -64,6 +65,7 @@ def check_members(root: Path) -> list[str]:
             raise ManifestError(
                 f"adapter {member.name!r} has a config and no {WEIGHTS_NAME}",
                 code="weights.missing",
+                file=WEIGHTS_NAME,
                 value=member.name,
                 fix="take a revision whose adapter was saved in safetensors",
             )

@@ -20,11 +20,16 @@ from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.migrations import Migration, migrate
 
 from .adapters import BASE
+from .bad_tensors import PICKLE
+from .folder import CONFIG, INDEX, MANIFEST, WEIGHTS
 from .reading import ROOT, expected, folders, tiny_base
 
 SPEC = (files("peft_reft.hub_format") / "SPEC.md").read_text(encoding="utf-8")
 TABLE = SPEC[SPEC.index("## 14. Error codes") :]
-CODES = {code for line in TABLE.splitlines() for code in re.findall(r"`([a-z_.]+)`", line.partition(" | ")[0])}
+ROWS = [line.strip("| ").split(" | ") for line in TABLE.splitlines() if line.startswith("| `")]
+SAYS = {code: (row[2].split(", "), row[3].split(", ")) for row in ROWS for code in re.findall(r"`([a-z_.]+)`", row[0])}
+CODES = set(SAYS)
+FILES = {None: "null", CONFIG: "config", WEIGHTS: "weights", MANIFEST: "manifest", INDEX: "index", PICKLE: "pickle"}
 GOOD = ROOT / "good"
 
 
@@ -122,3 +127,13 @@ def test_every_refusal_of_the_format_has_a_code_of_the_table() -> None:
     floor = Path(str(files("peft_reft.hub_format")))
     found = {code for path in floor.glob("*.py") for code in re.findall(r'code="([a-z_.]+)"', path.read_text())}
     assert {code for code in found if not code.startswith(elsewhere)} - CODES == set()
+
+
+def test_file_and_stage_of_every_vector_are_those_of_the_table() -> None:
+    for name in folders("bad"):
+        said = expected(ROOT / "bad" / name)
+        blamed, stages = SAYS[said["code"]]
+        assert said["stage"] in stages, name
+        assert FILES[said["file"]] in blamed or (blamed == ["it"] and said["file"] is not None), name
+        if len(stages) > 1 and said["file"] != INDEX:
+            assert (said["file"] is None) == (said["stage"] == "base"), name
