@@ -71,6 +71,9 @@ JSON: dict[str, Bad] = {
     ),
     "json_minus_zero": Bad("-0 as an integer", text(CONFIG, '"dropout": 0.0', '"dropout": -0'), "json.number", CONFIG),
     "json_nested": Bad("nested 40 deep", envelope(x=json.loads("[" * 40 + "]" * 40)), "json.depth", CONFIG),
+    "json_nested_33": Bad(
+        "nested 33 deep, the outermost counted", envelope(x=json.loads("[" * 32 + "]" * 32)), "json.depth", CONFIG
+    ),
     "json_list": Bad("a list where an object belongs", raw(MANIFEST, lambda d: b"[]"), "json.object", MANIFEST),
 }
 

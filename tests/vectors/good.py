@@ -45,6 +45,18 @@ NAMED = {
     "attention_mask": [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]],
 }
 
+SUPERVISED = {**PREFILL, "labels": [[4, 5, -100, 7, 8, 9], [-100, 11, 12, -100, -100, -100]]}
+"""A first row without a prompt: its first token is supervised."""
+TOLD_LATE = {**TURNS, "prompt_mask": [[0, 0, 1, 1, 0, 0, 1, 0, 0]]}
+"""Text before the first run of the mask, and labels that say otherwise."""
+PACKED_JUMP = {**PACKED, "position_ids": [[0, 1, 4, 5, 0, 3, 7, 8]]}
+"""Positions that jump up inside a sequence."""
+NAMED_LABELS = {**NAMED, "labels": [[-100, -100, 3, 7, 3, 9], [-100, -100, 12, 13, -100, -100]]}
+"""The named token stands in prompt and completion."""
+LEADING = {"input_ids": TURNS["input_ids"], "attention_mask": TURNS["attention_mask"]}
+TURNS_MASKED = {**LEADING, "prompt_mask": [[0, 1, 1, 0, 0, 1, 0, 0, 0]]}
+"""Text that stands before the first asking token, two turns."""
+
 
 @dataclass(frozen=True)
 class Good:
@@ -186,6 +198,9 @@ POSITIONS = {
     "exclusion": ("everything but the second half of the prompt", "all-l2-f1", MIXED),
     "spelling": ("blanks, leading zeros, -0", " f02 +\tp[ -0 : 03 ]-l1\n", PREFILL),
     "padding_right": ("padding is never counted and never edited", "f2+l3", PREFILL),
+    "no_prompt": ("without a prompt f counts from the sequence's start", "f2+all", SUPERVISED),
+    "told_by_mask": ("a mask wins over labels; its first run is the prompt, not what precedes it", "f1+l1", TOLD_LATE),
+    "packed_jumps": ("a sequence begins where position_ids do not grow, not where they jump", "f1+l1", PACKED_JUMP),
     "packed": ("each sequence of a packed row by itself", "f1+l1", PACKED),
 }
 
@@ -230,6 +245,43 @@ GOOD: dict[str, Good] = {
     ),
     "activation_of_loreft": single("the activation falls on Wh + b alone", PREFILL, r=2, act_fn="relu"),
     **{
+        f"activation_of_{kind}": single(
+            "the activation falls on Wh + b alone", PREFILL, r=2, act_fn="relu", intervention=kind
+        )
+        for kind in ("noreft", "direft_orthogonal", "gated")
+    },
+    "kind_reft_r1_default": single(
+        "the mean over eight where the options say nothing", TURNS, intervention="reft_r1", positions="all"
+    ),
+    "layers_unsorted": single("the order of a list of layers says nothing", PREFILL, r=2, layers_to_transform=[1, 0]),
+    "vocabulary_of_another_size": single(
+        "the size of the vocabulary is not compared",
+        PREFILL,
+        r=2,
+        layers_to_transform=[0],
+        change=lambda made: made.manifest["base_model"].update(vocab_size=99),
+    ),
+    "base_unknown": single(
+        "a base of which only the hidden size is known",
+        PREFILL,
+        r=2,
+        layers_to_transform=[0],
+        change=lambda made: made.manifest.update(base_model={"hidden_size": HIDDEN, "config": None}),
+    ),
+    "layers_pattern_list": single(
+        "names of stacks by their ends, of which one picks none",
+        PREFILL,
+        r=2,
+        layers_pattern=["blocks", "layers"],
+    ),
+    "grown_vocabulary": single(
+        "a grown embedding and head beside the edits, which no field names",
+        PREFILL,
+        r=2,
+        layers_to_transform=[0],
+        beside=saved_head(),
+    ),
+    **{
         f"positions_{name}": single(about, batch, r=2, positions=spec, share_weights=False, layers_to_transform=[0])
         for name, (about, spec, batch) in POSITIONS.items()
     },
@@ -239,6 +291,15 @@ GOOD: dict[str, Good] = {
         r=2,
         share_weights=False,
         positions="tok(<sep>)+l2",
+        layers_to_transform=1,
+        special_tokens={"tokenizer": "sha256:" + "5e" * 32, "ids": {"<sep>": 3}},
+    ),
+    "positions_special_anywhere": single(
+        "a special token of the completion too",
+        NAMED_LABELS,
+        r=2,
+        share_weights=False,
+        positions="f1+tok(<sep>)",
         layers_to_transform=1,
         special_tokens={"tokenizer": "sha256:" + "5e" * 32, "ids": {"<sep>": 3}},
     ),
@@ -256,6 +317,15 @@ GOOD: dict[str, Good] = {
         TOLD,
         r=2,
         positions="f1+l1",
+        turns="each",
+        share_weights=False,
+        layers_to_transform=[0],
+    ),
+    "turns_each_leading": single(
+        "what stands before the first asking token is of the first turn, and of no prompt",
+        TURNS_MASKED,
+        r=2,
+        positions="f1+l1+all",
         turns="each",
         share_weights=False,
         layers_to_transform=[0],
