@@ -13,7 +13,7 @@ from typing import Any
 from .errors import ConfigError, ManifestError
 from .schema import FIELDS
 
-__all__ = ["IF_PRESENT", "check_beside", "check_envelope"]
+__all__ = ["IF_PRESENT", "check_beside", "check_envelope", "check_saved_parts"]
 
 TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 NOT_MODULES = ("default", "reft", "weight", "bias")
@@ -46,6 +46,15 @@ def check_envelope(config: Mapping[str, Any]) -> None:
     _check(config, "auto_mapping", lambda value: isinstance(value, dict), "it is null or an object")
     for name in ("base_model_name_or_path", "peft_version", "revision"):
         _check(config, name, lambda value: isinstance(value, str) and len(value) < 4096, "it is null or a text")
+    check_saved_parts(config)
+
+
+def check_saved_parts(config: Mapping[str, Any]) -> None:
+    """Refuse values of `modules_to_save` and `trainable_token_indices` that a file could not hold.
+
+    Raises:
+        ConfigError: names the field, its value and the rule.
+    """
     rule = f"it is null or a list of at most {MAX_MODULES} module names, none ending on {', '.join(NOT_MODULES)}"
     _check(config, "modules_to_save", _are_modules, rule)
     rule = "it is null, a list of token ids, or an object: module name → list of token ids"
@@ -117,7 +126,7 @@ def _are_modules(value: object) -> bool:
 
 def _are_tokens(value: object) -> bool:
     lists = list(value.values()) if isinstance(value, dict) else [value]
-    if isinstance(value, dict) and not all(_MODULE.fullmatch(name) for name in value):
+    if isinstance(value, dict) and not all(isinstance(name, str) and _MODULE.fullmatch(name) for name in value):
         return False
     return bool(lists) and all(
         isinstance(ids, list)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from peft import PeftConfig
 
-from peft_reft.hub_format.envelope import check_envelope
+from peft_reft.hub_format.envelope import check_envelope, check_saved_parts
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.migrations import migrate
 from peft_reft.hub_format.positions import parse_positions
@@ -122,6 +122,9 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
 
     def groups(self) -> tuple[SiteGroup, ...]:
         """The validated site groups. Called again whenever a model is made, so later changes are checked too."""
+        check_saved_parts(
+            {name: _listed(getattr(self, name)) for name in ("modules_to_save", "trainable_token_indices")}
+        )
         groups = check_fields(self._behaviour())
         for group in groups:
             has_identity = intervention_class(group.intervention).starts_as_identity(group.act_fn)
@@ -212,3 +215,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
 
     def _behaviour(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FIELDS}
+
+
+def _listed(value: Any) -> Any:
+    """A tuple or a set as the list that a file holds of it."""
+    return list(value) if isinstance(value, (tuple, set)) else value

@@ -10,7 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from peft_reft.hub_format.errors import PositionError, SiteError
+from peft_reft.hub_format.errors import ConfigError, PositionError, SiteError
 from peft_reft.hub_format.schema import SiteGroup
 
 from .adapters import Scales, row_adapters
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .runtime.frames import StackPlan, UnitKey
     from .runtime.hooks import Runtime
 
-__all__ = ["CHILD", "UNIT", "Place", "ReftLayer", "UnitSpec"]
+__all__ = ["CHILD", "UNIT", "Place", "ReftLayer", "UnitSpec", "reft_layers"]
 
 CHILD = "reft"
 """Name of the layer among the children of its site."""
@@ -273,3 +273,20 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"active={list(self.active_adapters)}"
+
+
+def reft_layers(model: nn.Module) -> list[ReftLayer]:
+    """The sites of a model, in the order of its modules.
+
+    Raises:
+        ConfigError: what was passed is no module.
+    """
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ConfigError(
+            f"model is a {kind}",
+            value=kind,
+            rule="it is a model with ReFT adapters, a torch.nn.Module",
+            fix="pass what get_peft_model or PeftModel.from_pretrained returned",
+        )
+    return [module for module in model.modules() if isinstance(module, ReftLayer)]

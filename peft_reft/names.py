@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.kinds import kind_signature, known_kinds
 
+from .adapters.per_row import BASE
+
 __all__ = ["check_names_apart"]
 
 _OURS = re.compile(r"reft_\d+|\d+|base_model|model|modules_to_save|original_module")
@@ -29,6 +31,14 @@ def check_names_apart(names: Iterable[str], site: str) -> None:
     tensors = {tensor for kind in known_kinds() for tensor in kind_signature(kind).tensors}
     taken = tensors | set(site.split("."))
     for name in names:
+        if name == BASE:
+            raise ConfigError(
+                f"the adapter name {name!r} is taken",
+                code="name",
+                value=name,
+                rule="in adapter_names it is a row without an adapter, so an adapter of that name would edit no row",
+                fix="choose another name, e.g. 'base_edit'",
+            )
         if name in taken or _OURS.fullmatch(name):
             raise ConfigError(
                 f"the adapter name {name!r} is part of the names of the model's own parameters",

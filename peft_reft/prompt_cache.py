@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import ConfigError, LocationError
 
+from .layer import reft_layers
 from .runtime.caches import cache_of, past_length
 from .runtime.generation import recorded_prefill
 from .runtime.hooks import runtime_of
@@ -49,6 +50,7 @@ def prompt_cache(model: nn.Module, input_ids: Tensor, *, attention_mask: Tensor 
         >>> head = prompt_cache(model, tokenizer(system_prompt, return_tensors="pt").input_ids)  # doctest: +SKIP
         >>> model.generate(**inputs, past_key_values=copy.deepcopy(head))  # doctest: +SKIP
     """
+    reft_layers(model)  # refuses what is no module
     runtime = next((found for module in model.modules() if (found := runtime_of(module)) is not None), None)
     base = model if runtime is None else runtime.model
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False):

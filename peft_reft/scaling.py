@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 
 from torch import nn
 
 from peft_reft.hub_format.errors import ConfigError
 
-from .layer import ReftLayer
+from .layer import reft_layers
 
 __all__ = ["scale_adapter"]
 
@@ -24,19 +24,16 @@ def scale_adapter(model: nn.Module, name: str, factor: float) -> None:
     Raises:
         ConfigError: no ReFT adapter has that name, or the factor is not a finite number.
     """
-    layers: Sequence[ReftLayer] = [module for module in model.modules() if isinstance(module, ReftLayer)]
-    chosen = [layer for layer in layers if name in layer.units]
+    layers = reft_layers(model)
+    chosen = [layer for layer in layers if isinstance(name, str) and name in layer.units]
     if not chosen:
         known = sorted({adapter for layer in layers for adapter in layer.units})
         raise ConfigError(
             f"there is no ReFT adapter {name!r}", value=name, rule=f"known are: {', '.join(known) or 'none'}"
         )
-    if (
-        isinstance(factor, bool)
-        or not isinstance(factor, (int, float))
-        or factor != factor
-        or abs(factor) == float("inf")
-    ):
-        raise ConfigError(f"factor={factor!r} is not a finite number", value=factor)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not abs(factor) <= sys.float_info.max:
+        raise ConfigError(
+            f"factor={str(factor)[:60]} is not a finite number", value=factor, rule="0 is off, 1 as trained"
+        )
     for layer in chosen:
         layer.scaling[name] = float(factor)

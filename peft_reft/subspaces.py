@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from peft_reft.hub_format.errors import ConfigError
 
-from .layer import ReftLayer
+from .layer import reft_layers
 
 __all__ = ["set_subspaces"]
 
@@ -31,25 +31,29 @@ def set_subspaces(model: nn.Module, adapter: str, names: Sequence[str] | None) -
     Example: `set_subspaces(model, "default", ["style"])` before training on the task of that name, and
     `set_subspaces(model, "default", None)` to use all of them.
     """
-    config = getattr(model, "peft_config", {}).get(adapter)
-    layers = [m for m in model.modules() if isinstance(m, ReftLayer) and adapter in m.units]
-    if config is None or not layers:
-        known = sorted({name for m in model.modules() if isinstance(m, ReftLayer) for name in m.units})
+    every = reft_layers(model)
+    layers = [layer for layer in every if isinstance(adapter, str) and adapter in layer.units]
+    config = getattr(model, "peft_config", {}).get(adapter) if layers else None
+    if config is None:
+        known = sorted({name for layer in every for name in layer.units})
         raise ConfigError(
             f"there is no ReFT adapter {adapter!r}", value=adapter, rule=f"known are: {', '.join(known) or 'none'}"
         )
     table = config.subspaces or {}
     rows: list[int] | None = None
     if names is not None:
-        if isinstance(names, str) or not names or (unknown := [name for name in names if name not in table]):
-            shown = names if isinstance(names, str) or not names else unknown
+        listed = isinstance(names, Iterable) and not isinstance(names, (str, bytes, Mapping))
+        given = list(names) if listed else []
+        unknown = [name for name in given if not isinstance(name, str) or name not in table]
+        if not given or unknown:
+            shown = unknown or names
             raise ConfigError(
                 f"subspaces={shown!r} of adapter {adapter!r}",
                 value=shown,
                 rule=f"a list of one or more of: {', '.join(table) or 'none; ReftConfig.subspaces names them'}",
                 fix="pass None for all of them; disable the adapter to switch all of them off",
             )
-        rows = sorted({row for name in names for row in range(*table[name])})
+        rows = sorted({row for name in given for row in range(*table[name])})
     for layer in layers:
         for number in layer.units[adapter]:
             layer.unit((adapter, number)).rows = rows

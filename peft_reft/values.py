@@ -12,7 +12,7 @@ from peft_reft.hub_format.kinds import kind_signature
 
 from .config import ReftConfig
 from .interventions.rotated_interchange import RotatedInterchange
-from .layer import ReftLayer
+from .layer import reft_layers
 
 __all__ = ["set_value"]
 
@@ -34,9 +34,13 @@ def set_value(model: nn.Module, adapter: str, variable: str, value: Any) -> None
 
     Example: `set_value(model, "default", "S1", 7)`, then `model.generate(...)`.
     """
-    config = getattr(model, "peft_config", {}).get(adapter)
-    layers = [module for module in model.modules() if isinstance(module, ReftLayer)]
-    units = [layer.unit((adapter, number)) for layer in layers for number in layer.units.get(adapter, ())]
+    layers = reft_layers(model)
+    config = getattr(model, "peft_config", {}).get(adapter) if isinstance(adapter, str) else None
+    units = (
+        [layer.unit((adapter, number)) for layer in layers for number in layer.units.get(adapter, ())]
+        if config
+        else []
+    )
     if not isinstance(config, ReftConfig) or not units:
         known = sorted({name for layer in layers for name in layer.units})
         raise ConfigError(

@@ -48,6 +48,11 @@ class Edit:
     source: View | None = None
     combine: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.site, Site):
+            kind = type(self.site).__name__
+            raise SiteError(f"an edit at a {kind}", value=kind, rule="an edit is at a Site", fix="Site(layer=…)")
+
 
 def zero(site: Site) -> Edit:
     """Set the coordinates to 0."""

@@ -17,6 +17,17 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, a tuple of arguments, or keywords (as a tokenizer gives them)."""
 
 
+def check_module(model: Any) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        ConfigError: names its type.
+    """
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ConfigError(f"model is a {kind}", value=kind, rule="it is a torch.nn.Module", fix="pass the model first")
+
+
 def named(inputs: Any) -> Mapping[str, Any]:
     """The keywords of the inputs; none for a tensor or a tuple."""
     return inputs if isinstance(inputs, Mapping) else {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from peft_reft.hub_format.errors import CausalModelError, SiteError
 
 from .edits import Edit, coordinates_of, units_of
-from .inputs import Inputs
+from .inputs import Inputs, check_module
 from .passes import run
 from .site import Site
 from .traces import own_cache, same_draws
@@ -65,10 +65,15 @@ def interchange(
             claim the same coordinates.
         CausalModelError: a source for a variable without a site.
     """
+    check_module(model)
     alignment, given = _named_sources(sources, sites)
     known = list(alignment.values())
-    if isinstance(combine, str) and combine not in _COMBINE:
-        raise SiteError(f"combine={combine!r}", value=combine, rule=f"it is one of: {', '.join(_COMBINE)}")
+    if (isinstance(combine, str) and combine not in _COMBINE) or not (isinstance(combine, str) or callable(combine)):
+        raise SiteError(
+            f"combine={combine!r}",
+            value=combine,
+            rule=f"it is a function of two tensors, or one of: {', '.join(_COMBINE)}",
+        )
     function = _COMBINE[combine] if isinstance(combine, str) else combine
     edits = [
         Edit(alignment[name], source=view, combine=function)
@@ -131,6 +136,8 @@ def collect(
         `[batch, …, width]`: with positions `[batch, k, width]`; `[n, width]` where rows have different counts. In a
         space they are float32 at least.
     """
+    if not isinstance(sites, Site):
+        _check_alignment(sites)
     listed = [sites] if isinstance(sites, Site) else list(sites.values())
     _, views = run(model, inputs, edits=edits, reads=listed)
     values = [_coordinates(site, view) for site, view in zip(listed, views, strict=True)]
@@ -147,6 +154,7 @@ def _coordinates(site: Site, view: View) -> Tensor:
 def _named_sources(sources: Any, sites: Site | Alignment) -> tuple[Alignment, Mapping[str, Any]]:
     if isinstance(sites, Site):
         return {"source": sites}, {"source": sources}
+    _check_alignment(sites)
     if not isinstance(sources, Mapping) or (unknown := [name for name in sources if name not in sites]):
         shown = type(sources).__name__ if not isinstance(sources, Mapping) else unknown[0]
         raise CausalModelError(
@@ -156,3 +164,11 @@ def _named_sources(sources: Any, sites: Site | Alignment) -> tuple[Alignment, Ma
             rule=f"with several sites, sources are variable → inputs; variables are: {', '.join(sites)}",
         )
     return sites, sources
+
+
+def _check_alignment(sites: Any) -> None:
+    given = list(sites.values()) if isinstance(sites, Mapping) else [sites]
+    wrong = [type(site).__name__ for site in given if not isinstance(site, Site)]
+    if wrong or not isinstance(sites, Mapping):
+        kind = (wrong or ["Site"])[0]
+        raise SiteError(f"sites hold a {kind}", value=kind, rule="a Site, or variable → Site", fix="Site(layer=…)")

@@ -13,7 +13,7 @@ from peft_reft.hub_format.errors import SiteError
 from peft_reft.sites import hidden_of, with_hidden
 
 from .edits import Edit, apply_edit
-from .inputs import call_model
+from .inputs import call_model, check_module
 from .site import Address, Site
 from .spaces import Rotation
 from .traces import recomputing_nothing
@@ -50,6 +50,7 @@ def run(
         SiteError: a site that the model does not have, that the forward does not reach, or that it reaches several
             times; two edits of the same coordinates.
     """
+    check_module(model)
     found: list[View | None] = [None] * len(reads)
     earlier: dict[tuple[Address, int | None], list[tuple[Edit, View]]] = {}
     stops: list[_Stop] = []

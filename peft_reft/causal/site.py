@@ -103,10 +103,29 @@ class Site:
             value = getattr(self, name)
             if not (value is None or _is_int(value)) or (name == "call" and (value or 0) < 0):
                 raise SiteError(f"{name}={value!r}", value=value, rule="it is an int, and calls count from 0")
+        for name in ("on_input", "joint"):
+            if not isinstance(getattr(self, name), bool):
+                raise SiteError(
+                    f"{name}={getattr(self, name)!r}", value=getattr(self, name), rule="it is True or False"
+                )
+        for name in ("module", "component", "layers_pattern"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) or (value is None and name != "component")):
+                raise SiteError(f"{name}={value!r}", value=value, rule="it is a name, a str")
         if self.units is not None:
             object.__setattr__(self, "units", _units(self.units))
         if self.mask is not None and not isinstance(self.mask, Tensor):
             raise SiteError(f"mask={self.mask!r}", value=self.mask, rule="it is a tensor [width] or [batch, width]")
+        if (
+            self.mask is not None
+            and not self.mask.requires_grad
+            and not bool(((self.mask >= 0) & (self.mask <= 1)).all())
+        ):
+            raise SiteError(
+                "the mask has values outside of 0 to 1",
+                value=self.mask.tolist(),
+                rule="it says of every coordinate how much is exchanged: 0 none of it, 1 all of it",
+            )
         if self.space is not None and not isinstance(self.space, Space):
             raise SiteError(
                 f"space of type {type(self.space).__name__}",

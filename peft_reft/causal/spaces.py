@@ -122,6 +122,10 @@ class Pca(Space):
                 value=list(mean.shape),
                 rule="components are [width, hidden], mean and std [hidden]",
             )
+        if not bool(self.mean.isfinite().all() and (self.std > 0).all() and self.std.isfinite().all()):
+            raise ConfigError(
+                "mean or std of the components", value=self.std.tolist(), rule="μ is finite, σ is finite and above 0"
+            )
         self.keep_rest = keep_rest
 
     @classmethod

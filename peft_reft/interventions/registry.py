@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.kinds import KindSignature, kind_signature, register_kind
 
 if TYPE_CHECKING:
@@ -23,10 +24,20 @@ def register_intervention(name: str, *, version: int = 1) -> Callable[[type[Inte
         version: raised whenever the meaning of saved tensors changes; a file of another version is refused.
 
     Raises:
-        ConfigError: the name stands for another kind already.
+        ConfigError: the name stands for another kind already; a name, version or class that is none.
     """
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= 64:
+        raise ConfigError(
+            f"name={str(name)[:60]!r}", value=name, rule="a kind's name has 1 to 64 printable characters"
+        )
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ConfigError(f"version={version!r} of {name!r}", value=version, rule="it is an int, 1 or more")
 
     def register(cls: type[Intervention]) -> type[Intervention]:
+        if not isinstance(cls, type) or not hasattr(cls, "option_table"):
+            raise ConfigError(
+                f"{str(cls)[:60]!r} is registered as {name!r}", value=cls, rule="a kind is a subclass of Intervention"
+            )
         signature = KindSignature(
             name,
             version,

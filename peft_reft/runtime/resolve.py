@@ -282,6 +282,18 @@ def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tens
             value=shape,
             rule=f"it is a LongTensor [batch, seq] = [{call.batch}, {min(widths)}], 1 on the prompt",
         )
+    if (
+        not torch.compiler.is_compiling()
+        and mask.dtype != torch.bool
+        and bool((other := mask.ne(0) & mask.ne(1)).any())
+    ):
+        wrong = int(mask[other][0])
+        raise LocationError(
+            f"prompt_mask holds {wrong}",
+            value=wrong,
+            rule="it is 1 on the prompt and 0 elsewhere",
+            fix="pass labels as labels; of them the mask is (labels == -100) up to the answer, on real tokens",
+        )
     return _pad(mask.to(call.device, torch.bool), slots)
 
 
