@@ -1,4 +1,4 @@
-"""Arguments of the wrong type or beyond their range: an error that names value and rule, never one from deep inside."""
+"""Arguments of a wrong type or range: an error that names value and rule, never one from deep inside."""
 
 from __future__ import annotations
 
