@@ -130,5 +130,6 @@ def _no_boundary(what: str) -> PromptBoundaryError:
         code="positions.no_labels",
         rule="a prompt ends before the first label that is not -100, or where prompt_mask or prompt_lengths say",
         fix="give the examples labels, prompt_mask or prompt_lengths, or pass prompt_length; say prompt='all' if each "
-        "row holds a prompt and nothing else",
+        "row holds a prompt and nothing else; for conversations with answers, a chat template that marks them with "
+        "{% generation %} … {% endgeneration %} says it too",
     )

@@ -16,7 +16,8 @@ PAGE = render.PAGE.read_text(encoding="utf-8")
 RESULTS = json.loads((render.FOLDER / render.RESULTS).read_text(encoding="utf-8"))
 
 
-def test_the_code_of_the_page_runs() -> None:
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     assert len(blocks) >= 9
     space: dict[str, Any] = {"__name__": "page"}

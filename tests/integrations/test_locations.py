@@ -48,7 +48,7 @@ def located(example: Any, positions: str | None = None, **options: Any) -> Any:
 
 
 PROMPTS = [20, 20, 29, 22, 32]
-"""Tokens of the five prompts whose positions NOTES_ON_REFT.txt prints."""
+"""Tokens of the five prompts of pyreft's example, whose positions are known."""
 L1 = [[19], [19], [28], [21], [31]]
 F3_L5 = [
     [0, 1, 2, 15, 16, 17, 18, 19],
