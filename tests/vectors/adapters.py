@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from positions.reference import edited_tokens, split_row
 
-from .arithmetic import edit, numbers
+from .arithmetic import edit, nearly_equal, numbers
 from .folder import Adapter, Packed, pack, sha256
 
-__all__ = ["BASE", "FIELDS", "HIDDEN", "Unit", "adapter", "case", "expected_adapter", "units_of"]
+__all__ = ["BASE", "FIELDS", "HIDDEN", "Unit", "adapter", "case", "case_of_all", "expected_adapter", "units_of"]
 
 HIDDEN, BLOCKS, HEADS, STACK = 8, 2, 2, "model.layers"
 BASE: dict[str, Any] = {
@@ -112,6 +112,8 @@ SHAPES: dict[str, dict[str, str]] = {
         "decoder": "rh",
     },
 }
+NEARLY_EQUAL = "rank_nearly_equal_rows"
+"""The seed whose rotations are as close to a loss of rank as the format allows."""
 Array = NDArray[np.float64]
 
 
@@ -200,6 +202,8 @@ def values_of(seed: str, reft: Mapping[str, Any]) -> dict[str, Array]:
                 continue
             full = f"{unit.prefix}{name}"
             values[full] = numbers(f"{seed}/{full}", *(sizes[word] for word in shape))
+            if seed == NEARLY_EQUAL and name == "rotation":
+                values[full] = nearly_equal(2**-18)(values[full])
     return values
 
 
@@ -259,13 +263,21 @@ def expected_adapter(made: Adapter, folder: str) -> dict[str, Any]:
 
 
 def case(
-    seed: str, reft: Mapping[str, Any], batch: Mapping[str, Any], *, subspaces: Sequence[str] | None = None
+    seed: str,
+    reft: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    *,
+    subspaces: Sequence[str] | None = None,
+    hidden_of: str | None = None,
 ) -> dict[str, Any]:
-    """Hidden states at every place that is edited, the tokens that each term claims, and the hidden states after."""
+    """Hidden states at every place that is edited, the tokens that each term claims, and the hidden states after.
+
+    `hidden_of` is the seed of the hidden states, where it is not the adapter's.
+    """
     groups, units, values = groups_of(reft), units_of(reft), values_of(seed, reft)
     mask = batch["attention_mask"]
     count, length = len(mask), len(mask[0])
-    hidden = numbers(f"{seed}/hidden", count, length, HIDDEN)
+    hidden = numbers(f"{hidden_of or seed}/hidden", count, length, HIDDEN)
     claimed = [[sorted(map(list, term)) for term in _claimed(group, reft, batch)] for group in groups]
     sequences = _sequences(batch)
     edited: dict[str, Array] = {}
@@ -294,6 +306,25 @@ def case(
             name: [[[round(v, 6) + 0.0 for v in token] for token in row] for row in value.tolist()]
             for name, value in sorted(edited.items())
         },
+    }
+
+
+def case_of_all(seed: str, edits: Mapping[str, Mapping[str, Any]], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """All ReFTs of a bundle at once (name → object `reft`): their edits are added."""
+    cases = {name: case(f"{seed}/{name}", reft, batch, hidden_of=seed) for name, reft in edits.items()}
+    hidden = numbers(f"{seed}/hidden", len(batch["attention_mask"]), len(batch["attention_mask"][0]), HIDDEN)
+    places = sorted({place for one in cases.values() for place in one["edited"]})
+    edited = {
+        place: hidden
+        + sum(np.array(one["edited"][place]) - hidden for one in cases.values() if place in one["edited"])
+        for place in places
+    }
+    return {
+        "batch": dict(batch),
+        "subspaces": None,
+        "claimed": {name: one["claimed"] for name, one in cases.items()},
+        "hidden": hidden.tolist(),
+        "edited": {place: (np.round(value, 6) + 0.0).tolist() for place, value in edited.items()},
     }
 
 

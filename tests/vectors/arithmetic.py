@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["edit", "numbers", "rotation"]
+__all__ = ["edit", "nearly_equal", "numbers", "rotation"]
 
 Array = NDArray[np.float64]
 
@@ -32,6 +32,17 @@ def rotation(raw: Array) -> Array:
             row = row - (row @ done) * done
         rows.append(row / math.sqrt(row @ row))
     return np.array(rows)
+
+
+def nearly_equal(step: float) -> Callable[[Array], Array]:
+    """Two rows [1, 0, …] and [1, step, 0, …] in place of two others: the condition is about 2 / step."""
+
+    def rows(values: Array) -> Array:
+        made = np.zeros_like(values)
+        made[:, 0], made[1, 1] = 1.0, step
+        return made
+
+    return rows
 
 
 def _each(function: Callable[[float], float]) -> Callable[[Array], Array]:

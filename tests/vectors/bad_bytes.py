@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .adapters import HIDDEN
-from .arithmetic import numbers
+from .arithmetic import nearly_equal, numbers
 from .changes import (
     Bad,
     before,
@@ -127,6 +127,15 @@ VALUES: dict[str, Bad] = {
         WEIGHTS,
     ),
     "rank_zero_matrix": Bad("a rotation of zeros", tensor("rotation", filled(0.0)), "load.rank", WEIGHTS, "base"),
+    "rank_nearly_equal_rows": Bad(
+        "a condition of two million", tensor("rotation", nearly_equal(2**-20)), "load.rank", WEIGHTS, "base"
+    ),
+    "rank_huge_values": Bad(
+        "singular values of 10¹⁶", tensor("rotation", lambda v: v * 1e16), "load.rank", WEIGHTS, "base"
+    ),
+    "rank_tiny_values": Bad(
+        "singular values of 10⁻¹⁷", tensor("rotation", lambda v: v * 1e-17), "load.rank", WEIGHTS, "base"
+    ),
     "rank_equal_rows": Bad(
         "two equal rows", tensor("rotation", lambda v: np.stack([v[0], v[0]])), "load.rank", WEIGHTS, "base"
     ),

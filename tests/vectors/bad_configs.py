@@ -133,6 +133,14 @@ FIELD_VALUES: dict[str, tuple[str, dict[str, Any]]] = {
             "kinds": {"rotated_interchange": 1},
         },
     ),
+    "interchange_equal": (
+        "two values that are equal",
+        {
+            "intervention": "rotated_interchange",
+            "options": {"values": [1, True], "value": 1},
+            "kinds": {"rotated_interchange": 1},
+        },
+    ),
     "layers_empty": ("an empty list of layers", {"layers_to_transform": []}),
     "layers_twice": ("a layer twice", {"layers_to_transform": [0, 0]}),
     "layers_text": ("a layer that is a text", {"layers_to_transform": ["0"]}),
@@ -186,4 +194,31 @@ ENVELOPES: dict[str, tuple[str, dict[str, Any]]] = {
 CONFIGS |= {
     f"envelope_{name}": Bad(about, envelope(**values), "config.envelope", CONFIG)
     for name, (about, values) in ENVELOPES.items()
+}
+
+CONFIGS |= {
+    "order_envelope_before_reft": Bad(
+        "an envelope and an object `reft` that are wrong",
+        config(lambda c: (c.update(task_type="MAGIC"), c["reft"].update(r=0))),
+        "config.envelope",
+        CONFIG,
+    ),
+    "order_version_before_fields": Bad(
+        "another version than the manifest's, and an unknown field",
+        reft(spec_version="1.7", tile=3),
+        "config.version",
+        CONFIG,
+    ),
+    "order_unknown_before_missing": Bad(
+        "an unknown field and a missing one",
+        config(lambda c: (c["reft"].pop("turns"), c["reft"].update(turn="each"))),
+        "config.unknown",
+        CONFIG,
+    ),
+    "order_kinds_before_values": Bad(
+        "another version of a kind, and a rank of 0", reft(kinds={"loreft": 2}, r=0), "kind.version", CONFIG
+    ),
+    "order_values_before_kinds_in_use": Bad(
+        "a rank of 0, and a kind that is not in use", reft(kinds={"loreft": 1, "bias": 1}, r=0), "config.value", CONFIG
+    ),
 }

@@ -53,6 +53,10 @@ def member(**values: Any) -> Make:
     return index(bundle, lambda content: content["members"][1].update(values))
 
 
+def with_base(*, component: str, **values: Any) -> Make:
+    return before(lambda m: m.manifest["base_model"].update(values), component=component)
+
+
 BUNDLES: dict[str, Bad] = {
     "bundle_no_index": Bad("a bundle without its index", without(bundle, INDEX), "bundle.index", INDEX),
     "bundle_other_bytes": Bad(
@@ -121,6 +125,32 @@ ON_BASE: dict[str, Bad] = {
     ),
     "base_config": Bad(
         "made for other numbers of heads", base_model(config="sha256:" + "0" * 64), "base.config", None, "base"
+    ),
+    "base_hidden_size": Bad(
+        "made for another hidden size, which a head's tensors do not show",
+        with_base(component="head_output[1]", hidden_size=16),
+        "base.hidden_size",
+        None,
+        "base",
+    ),
+    "base_stack_more": Bad(
+        "made for a base with a second stack",
+        base_model(stacks={"model.layers": 2, "model.more": 1}),
+        "base.layers",
+        None,
+        "base",
+    ),
+    "order_identity_before_sites": Bad(
+        "another base, and a layer that this one lacks",
+        before(
+            lambda m: (
+                m.manifest["base_model"].update(model_type="mistral"),
+                m.config["reft"].update(layers_to_transform=[9]),
+            )
+        ),
+        "base.model_type",
+        None,
+        "base",
     ),
     "tokens_beyond": Bad(
         "a trained token that the vocabulary lacks",

@@ -141,6 +141,33 @@ TENSORS: dict[str, Bad] = {
     "tensor_missing_tokens": Bad(
         "trained tokens without their rows", envelope(trainable_token_indices=[4]), "tensors.missing", WEIGHTS
     ),
+    "order_finite_before_places": Bad(
+        "NaN, and a tensor that nothing brings",
+        before(
+            lambda m: m.tensors.update(
+                {"base_model.model.model.norm.weight": pack(filled(float("nan"))(numbers("x", HIDDEN)))}
+            )
+        ),
+        "tensors.finite",
+        WEIGHTS,
+    ),
+    "order_edits_before_beside": Bad(
+        "a bias is missing, and a tensor that nothing brings",
+        before(
+            lambda m: (
+                m.tensors.pop(f"{SITE}bias"),
+                m.tensors.update({"base_model.model.model.norm.weight": pack(numbers("x", HIDDEN))}),
+            )
+        ),
+        "tensors.unfit",
+        WEIGHTS,
+    ),
+    "order_values_before_tensors": Bad(
+        "a value that is none, and a bias is missing",
+        before(lambda m: (m.tensors.pop(f"{SITE}bias"), m.config["reft"].update(turns="last"))),
+        "config.value",
+        CONFIG,
+    ),
     "site_nowhere": Bad(
         "a site that no model of this kind has", renamed(".layers.0.", ".blocks.0."), "load.fit", None, "base"
     ),
@@ -211,6 +238,24 @@ MANIFESTS: dict[str, Bad] = {
         "a member of another kind", manifest(lambda c: c["members"][0].update(kind="lora")), "manifest", MANIFEST
     ),
     "manifest_hidden_size": Bad("a hidden size of 0", base_model(hidden_size=0), "manifest", MANIFEST),
+    "order_version_before_manifest": Bad(
+        "another major version, and an unknown field",
+        manifest(lambda c: c.update(spec_version="2.0", x=1)),
+        "config.version",
+        MANIFEST,
+    ),
+    "order_fields_before_features": Bad(
+        "an unknown field, and a required feature",
+        manifest(lambda c: c.update(required_features=["tiles"], x=1)),
+        "manifest",
+        MANIFEST,
+    ),
+    "order_features_before_files": Bad(
+        "a required feature, and a digest in capitals",
+        manifest(lambda c: (c.update(required_features=["tiles"]), c["files"][0].update(sha256="A" * 64))),
+        "manifest.feature",
+        MANIFEST,
+    ),
     "manifest_base_unknown": Bad("an unknown item of the base", base_model(tower=1), "manifest", MANIFEST),
     "manifest_hidden_size_null": Bad("a hidden size of null", base_model(hidden_size=None), "manifest", MANIFEST),
     "manifest_architecture_list": Bad(

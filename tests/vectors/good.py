@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .adapters import HIDDEN, adapter, case, expected_adapter
+from .adapters import HIDDEN, adapter, case, case_of_all, expected_adapter
 from .arithmetic import numbers
 from .folder import INDEX, Adapter, dump, pack, safetensors_file, sha256
 
@@ -130,19 +130,20 @@ def bundle_files(members: Mapping[tuple[str, str], Files]) -> Files:
     return files
 
 
-def bundle(about: str, loras: tuple[str, ...], edits: Mapping[str, Mapping[str, Any]]) -> Good:
-    """LoRAs and ReFTs in one folder; the cases are of all edits at once."""
+def bundle(about: str, loras: tuple[str, ...], edits: Mapping[str, Mapping[str, Any]], **of_lora: Any) -> Good:
+    """LoRAs and ReFTs in one folder; the cases are of each ReFT by itself, and of all at once."""
 
     def make(name: str) -> tuple[Files, dict[str, Any]]:
         made = {edit: adapter(f"{name}/{edit}", **fields) for edit, fields in edits.items()}
-        members = {(lora, "lora"): lora_files(f"{name}/{lora}") for lora in loras}
+        members = {(lora, "lora"): lora_files(f"{name}/{lora}", **of_lora) for lora in loras}
         members |= {(edit, "reft"): one.written() for edit, one in made.items()}
         expected: dict[str, Any] = {
             lora: {"kind": "lora", "folder": "." if lora == "default" else lora} for lora in loras
         }
         expected |= {edit: expected_adapter(one, f"reft/{edit}") for edit, one in made.items()}
         cases = {edit: [case(f"{name}/{edit}", one.config["reft"], MIXED)] for edit, one in made.items()}
-        return bundle_files(members), {"adapters": expected, "cases_of": cases}
+        together = case_of_all(name, {edit: one.config["reft"] for edit, one in made.items()}, MIXED)
+        return bundle_files(members), {"adapters": expected, "cases_of": cases, "case_of_all": together}
 
     return Good(about, make)
 
@@ -161,10 +162,16 @@ def higher_minor(made: Adapter) -> None:
 
 def grown_envelope(made: Adapter) -> None:
     made.config |= {"eva_config": None, "a_field_of_a_later_peft": {"x": [1, 2]}}
+    made.config["nested"] = json.loads("[" * 31 + "]" * 31)  # 32 deep with the config itself: as deep as allowed
 
 
 def saved_head() -> dict[str, Any]:
     return {"base_model.model.lm_head.weight": pack(numbers("lm_head", 16, HIDDEN))}
+
+
+def saved_mlp() -> dict[str, Any]:
+    at = "base_model.model.model.layers.1.mlp."
+    return {f"{at}{name}_proj.weight": pack(numbers(name, 8, HIDDEN)) for name in ("gate", "up", "down")}
 
 
 def trained_tokens() -> dict[str, Any]:
@@ -252,6 +259,27 @@ GOOD: dict[str, Good] = {
     },
     "kind_reft_r1_default": single(
         "the mean over eight where the options say nothing", TURNS, intervention="reft_r1", positions="all"
+    ),
+    "rank_nearly_equal_rows": single(
+        "rotations of a condition of half a million", PREFILL, r=2, positions="f2", layers_to_transform=[0]
+    ),
+    "modules_to_save_by_end": single(
+        "a module named by the end of its path",
+        PREFILL,
+        r=2,
+        layers_to_transform=[0],
+        component="attention_output",
+        envelope={"modules_to_save": ["1.mlp"]},
+        beside=saved_mlp(),
+    ),
+    "turns_each_unasked": single(
+        "where the first token is supervised none asks: one turn without a prompt",
+        SUPERVISED,
+        r=2,
+        positions="f2+all",
+        turns="each",
+        share_weights=False,
+        layers_to_transform=[0],
     ),
     "layers_unsorted": single("the order of a list of layers says nothing", PREFILL, r=2, layers_to_transform=[1, 0]),
     "vocabulary_of_another_size": single(
@@ -427,6 +455,13 @@ GOOD: dict[str, Good] = {
     ),
     "dropout": single("dropout is of training alone", PREFILL, r=2, layers_to_transform=[0], dropout=0.5),
     "bundle": bundle("a LoRA at the root and a ReFT", ("default",), {"edit": {"r": 2, "positions": "f2+l1"}}),
+    "bundle_ranks": bundle(
+        "a LoRA whose rank_pattern is what its tensors have",
+        ("default",),
+        {"edit": {"intervention": "bias"}, "second": {"r": 2}},
+        r=1,
+        rank_pattern={"q_proj": 2},
+    ),
     "bundle_of_four": bundle(
         "two LoRAs and two ReFTs",
         ("default", "other"),

@@ -26,7 +26,7 @@ FOREIGN = (RecursionError, TypeError, ValueError, KeyError, OSError)
 PEFT_FIRST = {"json_no_utf8", "json_byte_order_mark", "json_trailing_comma", "json_comment", "json_control_character"}
 PEFT_FIRST |= {"json_many_digits", "envelope_peft_type"}
 """PEFT parses the config for its `peft_type` before it knows whose it is; these it refuses in its own words."""
-OF_THE_MANIFEST = {"version_manifest_only", "version_number"}
+OF_THE_MANIFEST = {"version_manifest_only", "version_number", "order_version_before_manifest"}
 OTHER_TUNER = {"envelope_peft_type"}
 """PEFT asks another tuner, no code of ours runs; LoRA ignores `reft` and finds none of its tensors."""
 

@@ -104,6 +104,19 @@ def test_a_bundle_loads_whole_and_each_of_its_edits_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUNDLES)
+def test_the_edits_of_a_bundle_add(name: str) -> None:
+    folder = ROOT / "good" / name
+    case = expected(folder)["case_of_all"]
+
+    def load(base: nn.Module) -> nn.Module:
+        model = MixedReftModel.from_pretrained(base, str(folder))
+        model.set_adapter(["default", *case["claimed"]])
+        return model
+
+    assert_edits(case, observe(tiny_base(), case, load))
+
+
+@pytest.mark.parametrize("name", BUNDLES)
 def test_stock_peft_reads_the_lora_at_the_root(name: str) -> None:
     model = PeftModel.from_pretrained(tiny_base(), str(ROOT / "good" / name))
     assert model.peft_config["default"].peft_type == "LORA"
