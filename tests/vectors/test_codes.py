@@ -98,6 +98,7 @@ TESTED_ELSEWHERE = {
     "save.busy": "saving/test_writing.py",
     "save.interrupted": "saving/test_killed.py",
     "save.place": "saving/test_writing.py",
+    "site.tower": "runtime/test_vision.py",
 }
 """Code → the file of the tests that name it."""
 
