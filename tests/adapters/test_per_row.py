@@ -123,9 +123,9 @@ def test_kinds_that_are_not_stacked_give_each_row_its_own(kind: Kind) -> None:
 def test_adapters_of_several_structures_share_a_batch() -> None:
     model = several(positions="f2+l2")
     add(model, "wide", seed=11, r=7, positions="all")
-    add(model, "bias", seed=12, intervention="bias", positions="l1", layers_to_transform=[1])
+    add(model, "vector", seed=12, intervention="bias", positions="l1", layers_to_transform=[1])
     model.eval()
-    names = ["wide", "bias", "__base__", "a2", "wide"]
+    names = ["wide", "vector", "__base__", "a2", "wide"]
     check(model, names)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from contract.tiny import BLOCKS, base_model, reft_model, token_ids
 from peft_reft import ReftConfig
-from peft_reft.hub_format.errors import AdapterLoadError
+from peft_reft.hub_format.errors import AdapterLoadError, ConfigError
 
 
 def config(**fields: Any) -> ReftConfig:
@@ -66,8 +66,10 @@ def test_pefts_prefixes_choose_exactly_the_tensors_of_an_adapter() -> None:
 
 
 def test_an_adapter_may_be_called_like_a_module_of_the_base() -> None:
-    """Its name is taken out of a key once, where it stands for the adapter."""
-    model = get_peft_model(base_model("llama"), config(), adapter_name="layers")
+    """Where nothing is trained; its name is taken out of a key once, where it stands for the adapter."""
+    with pytest.raises(ConfigError, match="'layers' is part of the names"):
+        get_peft_model(base_model("llama"), config(), adapter_name="layers")
+    model = get_peft_model(base_model("llama"), config(inference_mode=True), adapter_name="layers")
     tensors = get_peft_model_state_dict(model, adapter_name="layers")
     assert all(name.startswith("base_model.model.model.layers.") for name in tensors)
     other = get_peft_model(base_model("llama"), config(), adapter_name="other")

@@ -70,6 +70,8 @@ def of_values(data: bytes, source: random.Random) -> bytes:
     root = json.loads(data)
     for _ in range(source.randint(1, 3)):
         places = list(_places(root))
+        if not places:  # nothing is left to change
+            break
         holder, key = source.choice(places)
         if not _there(holder, key):
             continue
