@@ -71,6 +71,9 @@ BUNDLES: dict[str, Bad] = {
         "a key of rank_pattern is a pattern", lora(rank_pattern={"(a+)+$": 2}), "bundle.pattern", CONFIG
     ),
     "bundle_rank": Bad("a LoRA of rank 65,536, its tensors of rank 2", lora(r=65_536), "tensors.unfit", WEIGHTS),
+    "bundle_rank_pattern": Bad(
+        "a rank_pattern of 9, the tensors of rank 2", lora(rank_pattern={"q_proj": 9}), "tensors.unfit", WEIGHTS
+    ),
     "bundle_nan": Bad("NaN in a LoRA", nan_lora, "tensors.finite", WEIGHTS),
     "bundle_self": Bad("a key `self` in the LoRA's config", lora(self=1), "bundle.member", CONFIG, "base"),
     "bundle_bias": Bad("a LoRA's bias = some", lora(bias="some"), "bundle.member", CONFIG, "base"),
@@ -188,6 +191,12 @@ ON_BASE: dict[str, Bad] = {
     "layer_beyond": Bad("layer 9 of two", reft(layers_to_transform=[9]), "site.layer", None, "base"),
     "layer_twice": Bad(
         "a layer twice, once from the end", reft(layers_to_transform=[0, -2]), "site.layer", None, "base"
+    ),
+    "stack_part_of_a_name": Bad(
+        "the end of a name, but no whole part", reft(layers_pattern="ayers"), "site.stack", None, "base"
+    ),
+    "stack_none_of_two": Bad(
+        "two stacks that the model lacks", reft(layers_pattern=["h", "blocks"]), "site.stack", None, "base"
     ),
     "stack_nowhere": Bad("a stack that the model lacks", reft(layers_pattern="nowhere"), "site.stack", None, "base"),
     "head_beyond": Bad(

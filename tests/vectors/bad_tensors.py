@@ -126,6 +126,19 @@ TENSORS: dict[str, Bad] = {
         "tensors.extra",
         WEIGHTS,
     ),
+    "tensor_extra_inside_a_name": Bad(
+        "a module that holds the name of a saved one, and does not end with it",
+        before(
+            lambda m: (
+                m.config.update(modules_to_save=["ml"]),
+                m.tensors.update(
+                    {"base_model.model.model.layers.1.mlp.up_proj.weight": pack(numbers("x", 8, HIDDEN))}
+                ),
+            )
+        ),
+        "tensors.extra",
+        WEIGHTS,
+    ),
     "tensor_extra_unprefixed": Bad(
         "a tensor outside of base_model.model", more_tensors("lm_head.weight", 16, 8), "tensors.extra", WEIGHTS
     ),

@@ -206,6 +206,8 @@ POSITIONS = {
     "spelling": ("blanks, leading zeros, -0", " f02 +\tp[ -0 : 03 ]-l1\n", PREFILL),
     "padding_right": ("padding is never counted and never edited", "f2+l3", PREFILL),
     "no_prompt": ("without a prompt f counts from the sequence's start", "f2+all", SUPERVISED),
+    "no_prompt_generated": ("without a prompt all tokens follow it", "g[1:3]+generated", SUPERVISED),
+    "told_by_mask_generated": ("what precedes the mask's first run does not follow it", "generated", TOLD_LATE),
     "told_by_mask": ("a mask wins over labels; its first run is the prompt, not what precedes it", "f1+l1", TOLD_LATE),
     "packed_jumps": ("a sequence begins where position_ids do not grow, not where they jump", "f1+l1", PACKED_JUMP),
     "packed": ("each sequence of a packed row by itself", "f1+l1", PACKED),
@@ -456,11 +458,12 @@ GOOD: dict[str, Good] = {
     "dropout": single("dropout is of training alone", PREFILL, r=2, layers_to_transform=[0], dropout=0.5),
     "bundle": bundle("a LoRA at the root and a ReFT", ("default",), {"edit": {"r": 2, "positions": "f2+l1"}}),
     "bundle_ranks": bundle(
-        "a LoRA whose rank_pattern is what its tensors have",
+        "a LoRA whose rank_pattern is what its tensors have, and whose list of modules is compared, not run",
         ("default",),
         {"edit": {"intervention": "bias"}, "second": {"r": 2}},
         r=1,
         rank_pattern={"q_proj": 2},
+        target_modules=["q_proj", "(a+)+$"],
     ),
     "bundle_of_four": bundle(
         "two LoRAs and two ReFTs",
