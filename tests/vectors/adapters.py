@@ -269,16 +269,19 @@ def case(
     *,
     subspaces: Sequence[str] | None = None,
     hidden_of: str | None = None,
+    completes: bool = True,
 ) -> dict[str, Any]:
     """Hidden states at every place that is edited, the tokens that each term claims, and the hidden states after.
 
-    `hidden_of` is the seed of the hidden states, where it is not the adapter's.
+    `hidden_of` is the seed of the hidden states, where it is not the adapter's; `completes`: whether the task has a
+    completion, or labels say nothing.
     """
     groups, units, values = groups_of(reft), units_of(reft), values_of(seed, reft)
     mask = batch["attention_mask"]
     count, length = len(mask), len(mask[0])
     hidden = numbers(f"{hidden_of or seed}/hidden", count, length, HIDDEN)
-    claimed = [[sorted(map(list, term)) for term in _claimed(group, reft, batch)] for group in groups]
+    heeded = batch if completes else {key: rows for key, rows in batch.items() if key != "labels"}
+    claimed = [[sorted(map(list, term)) for term in _claimed(group, reft, heeded)] for group in groups]
     sequences = _sequences(batch)
     edited: dict[str, Array] = {}
     rows = None if subspaces is None else sorted(r for name in subspaces for r in range(*reft["subspaces"][name]))

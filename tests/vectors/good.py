@@ -80,7 +80,8 @@ def single(
         if change is not None:
             change(made)
         reft = made.config["reft"]
-        cases = [case(name, reft, batch) for batch in batches]
+        completes = made.config["task_type"] != "FEATURE_EXTRACTION"
+        cases = [case(name, reft, batch, completes=completes) for batch in batches]
         cases += [case(name, reft, batches[0], subspaces=[chosen]) for chosen in on]
         files = made.written()
         return files, {"adapters": {"default": expected_adapter(made, ".")}, "cases": cases}
@@ -282,6 +283,22 @@ GOOD: dict[str, Good] = {
         turns="each",
         share_weights=False,
         layers_to_transform=[0],
+    ),
+    "task_of_no_name": single(
+        "where no task is named, a base that generates has completions",
+        MIXED,
+        r=2,
+        positions="l1",
+        layers_to_transform=[0],
+        envelope={"task_type": None},
+    ),
+    "task_without_completion": single(
+        "where the task has no completion labels say nothing of a prompt",
+        MIXED,
+        r=2,
+        positions="f1+l1",
+        layers_to_transform=[0],
+        envelope={"task_type": "FEATURE_EXTRACTION"},
     ),
     "layers_unsorted": single("the order of a list of layers says nothing", PREFILL, r=2, layers_to_transform=[1, 0]),
     "vocabulary_of_another_size": single(

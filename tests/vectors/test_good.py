@@ -130,8 +130,12 @@ def beside_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+OTHER_TASKS = {"task_of_no_name", "task_without_completion"}
+"""Vectors of which PEFT's own AutoPeftModelForCausalLM says that they are for another class, or for none."""
+
+
 def test_auto_peft_reads_every_vector_but_one(beside_its_base: Path) -> None:
-    for name in ALONE:
+    for name in sorted({*ALONE} - OTHER_TASKS):
         shutil.copytree(ROOT / "good" / name, beside_its_base / name)
         if name == "higher_minor":  # AutoPeft asks the config alone, which says no features
             with pytest.raises(ReftError) as caught:
