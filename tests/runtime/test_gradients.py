@@ -227,9 +227,9 @@ def test_all_layers_are_orthonormalised_in_one_call(
 ) -> None:
     model, seen = reft_model("llama", **config), []
 
-    def spy(raw: Tensor) -> Tensor:
+    def spy(raw: Tensor, **settings: bool) -> Tensor:
         seen.append(tuple(raw.shape))
-        return orthonormal_rows(raw)
+        return orthonormal_rows(raw, **settings)
 
     monkeypatch.setattr(peft_reft.runtime.hooks, "orthonormal_rows", spy)
     monkeypatch.setattr("peft_reft.interventions.base.orthonormal_rows", spy)
@@ -244,9 +244,9 @@ def test_all_layers_are_orthonormalised_in_one_call(
 def test_generation_of_an_encoder_decoder_orthonormalises_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = reft_model("t5", positions="all"), []
 
-    def spy(raw: Tensor) -> Tensor:
+    def spy(raw: Tensor, **settings: bool) -> Tensor:
         seen.append(tuple(raw.shape))
-        return orthonormal_rows(raw)
+        return orthonormal_rows(raw, **settings)
 
     monkeypatch.setattr(peft_reft.runtime.hooks, "orthonormal_rows", spy)
     monkeypatch.setattr("peft_reft.interventions.base.orthonormal_rows", spy)
