@@ -184,7 +184,7 @@ def kind_signature(name: str, *, version: int | None = None, module: str | None 
     signature = _KINDS.get(name) if isinstance(name, str) else None
     if signature is None:
         raise UnsupportedVersionError(
-            f"intervention={name!r} is not a registered intervention",
+            f"intervention={_short(name)} is not a registered intervention",
             code="kind.unknown",
             value=name,
             rule=f"known are: {', '.join(known_kinds())}",

@@ -115,6 +115,12 @@ def test_another_version_is_refused(folder: Path) -> None:
         ReftConfig(peft_type="REFT", reft=stored)
 
 
+def test_what_is_no_name_is_shown_in_short() -> None:
+    with pytest.raises(UnsupportedVersionError, match="not a registered intervention") as caught:
+        ReftConfig(intervention={"tensors": ["x"] * 1000})
+    assert len(str(caught.value)) < 500
+
+
 def test_a_name_stands_for_one_kind() -> None:
     from peft_reft.interventions.bias import Bias
 
