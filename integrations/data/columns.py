@@ -106,6 +106,13 @@ def merge_locations(values: Sequence[Any], slots: Sequence[Slots], like: Tensor)
         LocationError: not `[terms, k]` integers, unequal terms, or an index outside of the example.
     """
     if isinstance(values[0], Mapping):
+        names = [sorted(map(str, value)) if isinstance(value, Mapping) else None for value in values]
+        if not values[0] or any(each != names[0] for each in names):
+            raise LocationError(
+                f"the intervention_locations of a batch's examples are of the adapters {names}",
+                value=names,
+                rule="all examples name the same adapters, one or more",
+            )
         return {name: merge_locations([value[name] for value in values], slots, like) for name in values[0]}
     tables = [_table(value, slot) for value, slot in zip(values, slots, strict=True)]
     if len({table.shape[0] for table in tables}) != 1:
@@ -128,15 +135,36 @@ def _has(example: Mapping[str, Any], name: str) -> bool:
 
 def _mask(columns: Mapping[str, Sequence[Any]], number: int, slot: Slots) -> Tensor:
     if "prompt_mask" in columns:
-        return torch.as_tensor(columns["prompt_mask"][number])
-    length = int(columns["prompt_lengths"][number])
-    if not 0 <= length <= slot.length:
+        mask = _integers(columns["prompt_mask"][number], "prompt_mask", "one 0 or 1 per real token, 1 for the prompt")
+        if bool(((mask != 0) & (mask != 1)).any()):
+            wrong = int(mask[(mask != 0) & (mask != 1)].reshape(-1)[0])
+            raise LocationError(
+                f"the prompt_mask of an example holds {wrong}",
+                value=wrong,
+                rule="it is 1 on the prompt and 0 elsewhere",
+                fix="labels are no mask: the prompt is where they are -100 before the first that is not",
+            )
+        return mask
+    value = columns["prompt_lengths"][number]
+    length = _integers(value, "prompt_lengths", "one number of real tokens")
+    if length.dim() or length.dtype == torch.bool or not 0 <= int(length) <= slot.length:
         raise LocationError(
-            f"prompt_lengths says {length}",
-            value=length,
+            f"prompt_lengths says {repr(value)[:80]}",
+            value=value,
             rule=f"it counts real tokens, and the example has {slot.length}",
         )
-    return (torch.arange(slot.length) < length).long()
+    return (torch.arange(slot.length) < int(length)).long()
+
+
+def _integers(value: Any, name: str, rule: str) -> Tensor:
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise LocationError(f"the {name} of an example is {repr(value)[:80]}", value=value, rule=rule) from error
+    if found.is_floating_point() or found.is_complex():
+        shown = repr(value)[:80]
+        raise LocationError(f"the {name} of an example is {shown} ({found.dtype})", value=value, rule=rule)
+    return found
 
 
 def _table(value: Any, slot: Slots) -> Tensor:
@@ -144,8 +172,10 @@ def _table(value: Any, slot: Slots) -> Tensor:
     if isinstance(value, (list, tuple)) and all(isinstance(term, (list, tuple)) for term in value):
         widest = max(map(len, value), default=0)
         value = [[*term, *[-1] * (widest - len(term))] for term in value]
-    table = torch.as_tensor(value)
-    if table.dim() != 2 or table.is_floating_point():
+    table = _integers(
+        value, "intervention_locations", "integers [terms, k], counted from its first real token, −1 for none"
+    )
+    if table.dim() != 2 or table.dtype == torch.bool:
         raise LocationError(
             f"the intervention_locations of an example have shape {list(table.shape)} and dtype {table.dtype}",
             value=list(table.shape),

@@ -114,3 +114,37 @@ def test_columns_that_do_not_fit_are_refused(columns: list[dict[str, Any]], mess
     decoder = ReftDataCollator(COLLATORS["right"](), stack="decoder")
     with pytest.raises(LocationError):
         decoder([stated("pppa", **column) for column in columns])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("prompt_mask", [1.5, 0, 0]),
+        ("prompt_mask", [2, 1, 0]),
+        ("prompt_mask", [-100, -100, 7]),
+        ("prompt_mask", "110"),
+        ("prompt_mask", [[1], [1, 0]]),
+        ("prompt_lengths", 1.5),
+        ("prompt_lengths", True),
+        ("prompt_lengths", -1),
+        ("prompt_lengths", 4),
+        ("prompt_lengths", 10**400),
+        ("prompt_lengths", "1"),
+        ("prompt_lengths", [1]),
+        ("intervention_locations", {}),
+        ("intervention_locations", [[0.5]]),
+        ("intervention_locations", [[True]]),
+        ("intervention_locations", "f1"),
+        ("intervention_locations", [["a"]]),
+    ],
+)
+def test_a_column_of_another_kind_is_refused_by_name(column: str, value: Any) -> None:
+    examples = [stated("ppa", **{column: value})]
+    with pytest.raises(LocationError, match=f"{column}.*Rule"):
+        ReftDataCollator(COLLATORS["padded"]())(examples)
+
+
+def test_examples_that_name_other_adapters_are_refused() -> None:
+    examples = [stated("ppa", intervention_locations={name: [[0]]}) for name in ("a", "b")]
+    with pytest.raises(LocationError, match="same adapters"):
+        ReftDataCollator(COLLATORS["padded"]())(examples)
