@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .runtime.frames import StackPlan, UnitKey
     from .runtime.hooks import Runtime
 
-__all__ = ["CHILD", "UNIT", "Place", "ReftLayer", "UnitSpec", "reft_layers"]
+__all__ = ["CHILD", "UNIT", "Place", "ReftLayer", "UnitSpec", "layers_of", "reft_layers", "unknown_adapter"]
 
 CHILD = "reft"
 """Name of the layer among the children of its site."""
@@ -290,3 +290,31 @@ def reft_layers(model: nn.Module) -> list[ReftLayer]:
             fix="pass what get_peft_model or PeftModel.from_pretrained returned",
         )
     return [module for module in model.modules() if isinstance(module, ReftLayer)]
+
+
+def layers_of(model: nn.Module, adapter: str, *, code: str | None = None) -> list[ReftLayer]:
+    """The sites of one adapter, one or more.
+
+    Args:
+        model: a model with ReFT adapters, wrapped by PEFT or not.
+        adapter: its name.
+        code: of the error, if not that of its class.
+
+    Raises:
+        ConfigError: no ReFT adapter has that name, or what was passed is no module.
+    """
+    layers = [layer for layer in reft_layers(model) if isinstance(adapter, str) and adapter in layer.units]
+    if not layers:
+        raise unknown_adapter(model, adapter, code=code)
+    return layers
+
+
+def unknown_adapter(model: nn.Module, adapter: object, *, code: str | None = None) -> ConfigError:
+    """The refusal of a name that no ReFT adapter of a model has."""
+    known = sorted({name for layer in reft_layers(model) for name in layer.units})
+    return ConfigError(
+        f"there is no ReFT adapter {adapter!r}",
+        code=code,
+        value=adapter,
+        rule=f"known are: {', '.join(known) or 'none'}",
+    )

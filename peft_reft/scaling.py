@@ -8,7 +8,7 @@ from torch import nn
 
 from peft_reft.hub_format.errors import ConfigError
 
-from .layer import reft_layers
+from .layer import layers_of
 
 __all__ = ["scale_adapter"]
 
@@ -24,16 +24,10 @@ def scale_adapter(model: nn.Module, name: str, factor: float) -> None:
     Raises:
         ConfigError: no ReFT adapter has that name, or the factor is not a finite number.
     """
-    layers = reft_layers(model)
-    chosen = [layer for layer in layers if isinstance(name, str) and name in layer.units]
-    if not chosen:
-        known = sorted({adapter for layer in layers for adapter in layer.units})
-        raise ConfigError(
-            f"there is no ReFT adapter {name!r}", value=name, rule=f"known are: {', '.join(known) or 'none'}"
-        )
+    layers = layers_of(model, name)
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not abs(factor) <= sys.float_info.max:
         raise ConfigError(
             f"factor={str(factor)[:60]} is not a finite number", value=factor, rule="0 is off, 1 as trained"
         )
-    for layer in chosen:
+    for layer in layers:
         layer.scaling[name] = float(factor)

@@ -8,7 +8,7 @@ from torch import nn
 
 from peft_reft.hub_format.errors import ConfigError
 
-from .layer import reft_layers
+from .layer import layers_of, unknown_adapter
 
 __all__ = ["set_subspaces"]
 
@@ -31,14 +31,10 @@ def set_subspaces(model: nn.Module, adapter: str, names: Sequence[str] | None) -
     Example: `set_subspaces(model, "default", ["style"])` before training on the task of that name, and
     `set_subspaces(model, "default", None)` to use all of them.
     """
-    every = reft_layers(model)
-    layers = [layer for layer in every if isinstance(adapter, str) and adapter in layer.units]
-    config = getattr(model, "peft_config", {}).get(adapter) if layers else None
+    layers = layers_of(model, adapter)
+    config = getattr(model, "peft_config", {}).get(adapter)
     if config is None:
-        known = sorted({name for layer in every for name in layer.units})
-        raise ConfigError(
-            f"there is no ReFT adapter {adapter!r}", value=adapter, rule=f"known are: {', '.join(known) or 'none'}"
-        )
+        raise unknown_adapter(model, adapter)
     table = config.subspaces or {}
     rows: list[int] | None = None
     if names is not None:

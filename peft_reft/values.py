@@ -12,7 +12,7 @@ from peft_reft.hub_format.kinds import kind_signature
 
 from .config import ReftConfig
 from .interventions.rotated_interchange import RotatedInterchange
-from .layer import reft_layers
+from .layer import layers_of, unknown_adapter
 
 __all__ = ["set_value"]
 
@@ -34,18 +34,11 @@ def set_value(model: nn.Module, adapter: str, variable: str, value: Any) -> None
 
     Example: `set_value(model, "default", "S1", 7)`, then `model.generate(...)`.
     """
-    layers = reft_layers(model)
-    config = getattr(model, "peft_config", {}).get(adapter) if isinstance(adapter, str) else None
-    units = (
-        [layer.unit((adapter, number)) for layer in layers for number in layer.units.get(adapter, ())]
-        if config
-        else []
-    )
-    if not isinstance(config, ReftConfig) or not units:
-        known = sorted({name for layer in layers for name in layer.units})
-        raise ConfigError(
-            f"there is no ReFT adapter {adapter!r}", value=adapter, rule=f"known are: {', '.join(known) or 'none'}"
-        )
+    layers = layers_of(model, adapter)
+    config = getattr(model, "peft_config", {}).get(adapter)
+    if not isinstance(config, ReftConfig):
+        raise unknown_adapter(model, adapter)
+    units = [layer.unit((adapter, number)) for layer in layers for number in layer.units[adapter]]
     found = [unit for unit in units if isinstance(unit, RotatedInterchange)]
     chosen = [unit for unit in found if unit.options["variable"] == variable]
     if not chosen:

@@ -16,7 +16,7 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.identity import check_base
 from peft_reft.interventions import Intervention
-from peft_reft.layer import ReftLayer
+from peft_reft.layer import ReftLayer, layers_of
 from peft_reft.loading import MODEL_PREFIX, check_state_dict
 from peft_reft.runtime.adapters import AdapterView
 
@@ -44,7 +44,7 @@ def prepare_for_hotswap(model: nn.Module, *, target_rank: int, adapter_name: str
             "it replaces parameters, which a graph has taken",
             "call it before torch.compile",
         )
-    units = list(_units(_layers(model, adapter_name), adapter_name))
+    units = list(_units(layers_of(model, adapter_name, code="hotswap"), adapter_name))
     for unit in units:
         _check_pads(unit, target_rank, "target_rank")
     for unit in units:
@@ -73,7 +73,7 @@ def hotswap_adapter(
         ReftError: the folder is not what its manifest says, or its tensors do not fit.
     """
     model = getattr(model, "_orig_mod", model)
-    layers = _layers(model, adapter_name)
+    layers = layers_of(model, adapter_name, code="hotswap")
     runtime = layers[0].runtime
     configs: dict[str, Any] = model.peft_config  # type: ignore[assignment]  # an attribute of PEFT's models
     config = ReftConfig.from_pretrained(model_name_or_path, **kwargs)
@@ -120,17 +120,6 @@ def _write(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], r
                     held[: len(value)] = value.to(held.device, held.dtype)
                 else:
                     held.copy_(value)
-
-
-def _layers(model: nn.Module, adapter_name: str) -> list[ReftLayer]:
-    every = [module for module in model.modules() if isinstance(module, ReftLayer)]
-    chosen = [layer for layer in every if adapter_name in layer.units]
-    if not chosen:
-        known = sorted({name for layer in every for name in layer.units})
-        raise _refuse(
-            f"there is no ReFT adapter {adapter_name!r}", adapter_name, f"known are: {', '.join(known) or 'none'}"
-        )
-    return chosen
 
 
 def _units(layers: list[ReftLayer], adapter_name: str) -> Iterator[Intervention]:
