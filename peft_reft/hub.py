@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, Manifest
 from peft_reft.hub_format.push import PushOptions, describe, push_folder
 from peft_reft.hub_format.remote import fetch_folder, fetch_listing
+from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
 from peft_reft.hub_format.writer import write_adapter_files, write_atomic
@@ -24,7 +25,7 @@ from peft_reft.hub_format.writer import write_adapter_files, write_atomic
 from .config import ReftConfig
 from .saving import producer
 
-__all__ = ["edits_alone", "list_adapters", "names_to_add", "pull", "push_to_hub", "remove_local_base"]
+__all__ = ["list_adapters", "pull", "push_stage", "push_to_hub"]
 
 
 def list_adapters(
@@ -120,23 +121,43 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "saved")
         model.save_pretrained(str(folder))
-        base = remove_local_base(folder)
-        members = list_members(folder)
-        names = {name: name for name in edits}
-        if add:
-            names = names_to_add(edits, add)
-            folder, members = edits_alone(folder, Path(temporary, "added"), names)
-        facts = CardFacts(
-            repo_id=repo_id,
-            base_model=base,
-            members=members,
-            edits=[describe(names[name], config.groups()) for name, config in edits.items()],
-            language_model=any(str(config.task_type).endswith("CAUSAL_LM") for config in edits.values()),
-        )
-        return push_folder(folder, facts, options, add=bool(add), replace_weights=add is False)
+        described = {name: (config.groups(), config.task_type) for name, config in edits.items()}
+        return push_stage(folder, repo_id, described, options, add=add)
 
 
-def names_to_add(edits: Mapping[str, object], add: bool | str) -> dict[str, str]:
+def push_stage(
+    stage: Path,
+    repo_id: str,
+    edits: Mapping[str, tuple[Sequence[SiteGroup], Any]],
+    options: PushOptions,
+    *,
+    add: bool | str | None,
+) -> str:
+    """Push adapters that stand saved in a folder of the push's own; see `push_to_hub`.
+
+    Args:
+        stage: the folder, in a temporary one. It is changed: no path of a local base is left in it.
+        repo_id: e.g. `"me/my-reft"`.
+        edits: of its ReFTs, name → site groups and task type.
+        options: of the commit.
+        add: as in `push_to_hub`.
+    """
+    base, members = _remove_local_base(stage), list_members(stage)
+    names = {name: name for name in edits}
+    if add:
+        names = _names_to_add(edits, add)
+        stage, members = _edits_alone(stage, stage.with_name("added"), names)
+    facts = CardFacts(
+        repo_id=repo_id,
+        base_model=base,
+        members=members,
+        edits=[describe(names[name], groups) for name, (groups, _) in edits.items()],
+        language_model=any(str(task).endswith("CAUSAL_LM") for _, task in edits.values()),
+    )
+    return push_folder(stage, facts, options, add=bool(add), replace_weights=add is False)
+
+
+def _names_to_add(edits: Mapping[str, object], add: bool | str) -> dict[str, str]:
     """Own name → name in the repository of the ReFTs that a push adds; see `push_to_hub` for `add`."""
     if not isinstance(add, str):
         return {name: name for name in edits}
@@ -150,7 +171,7 @@ def names_to_add(edits: Mapping[str, object], add: bool | str) -> dict[str, str]
     return dict.fromkeys(edits, add)
 
 
-def edits_alone(saved: Path, target: Path, names: Mapping[str, str]) -> tuple[Path, list[Member]]:
+def _edits_alone(saved: Path, target: Path, names: Mapping[str, str]) -> tuple[Path, list[Member]]:
     """A folder with `reft/<name>/` of the saved ReFTs and nothing else."""
     for own, name in names.items():
         places = (saved / REFT_FOLDER / own, saved / own, saved)
@@ -161,7 +182,7 @@ def edits_alone(saved: Path, target: Path, names: Mapping[str, str]) -> tuple[Pa
     return target, [Member.at(name, "reft") for name in names.values()]
 
 
-def remove_local_base(folder: Path) -> str | None:
+def _remove_local_base(folder: Path) -> str | None:
     """Take local base paths out of every config; returns the base's Hub id where there is one."""
     base = None
     members = read_index(folder)  # before the configs change, which its digests describe

@@ -7,16 +7,15 @@ import tempfile
 from pathlib import Path
 
 from peft_reft.hub_format.bundle import Member
-from peft_reft.hub_format.card import CardFacts
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME
-from peft_reft.hub_format.push import PushOptions, describe, push_folder
+from peft_reft.hub_format.push import PushOptions
 from peft_reft.hub_format.reader import check_link
 from peft_reft.hub_format.schema import check_fields, from_object
 from peft_reft.hub_format.strict_json import load_json
 
-from .hub import edits_alone, names_to_add, remove_local_base
+from .hub import push_stage
 
 __all__ = ["push_saved"]
 
@@ -74,20 +73,13 @@ def push_saved(
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             check_link(root / name)
             shutil.copyfile(root / name, stage / name)
-        base = remove_local_base(stage)
-        edits = {member.name: load_json(stage / member.folder / CONFIG_NAME) for member in members if _is_edit(member)}
-        own = {name: name for name in edits}
-        if add:
-            own = names_to_add(edits, add)
-            stage, members = edits_alone(stage, Path(temporary, "added"), own)
-        facts = CardFacts(
-            repo_id=repo_id,
-            base_model=base,
-            members=members,
-            edits=[describe(own[name], check_fields(from_object(config["reft"]))) for name, config in edits.items()],
-            language_model=any(str(config.get("task_type")).endswith("CAUSAL_LM") for config in edits.values()),
-        )
-        return push_folder(stage, facts, options, add=bool(add), replace_weights=add is False)
+        edits = [member for member in members if _is_edit(member)]
+        configs = {member.name: load_json(stage / member.folder / CONFIG_NAME) for member in edits}
+        described = {
+            name: (check_fields(from_object(config["reft"])), config.get("task_type"))
+            for name, config in configs.items()
+        }
+        return push_stage(stage, repo_id, described, options, add=add)
 
 
 def _is_edit(member: Member) -> bool:
