@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.runtime.hooks import runtime_of
 
@@ -20,15 +21,9 @@ __all__ = ["answers_to", "undisturbed"]
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module's mode and the random numbers are what they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = _device(model)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+    device = device_of(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model):
+        yield
 
 
 def answers_to(
@@ -60,7 +55,7 @@ def answers_to(
     predictions: list[str] = []
     for start in range(0, len(questions), batch_size):
         chosen = questions[start : start + batch_size]
-        inputs = _left_padded(chosen, pad, _device(model), needs_mask=needs_mask)
+        inputs = _left_padded(chosen, pad, device_of(model), needs_mask=needs_mask)
         out = model.generate(**inputs, **{"pad_token_id": pad, **generation})  # type: ignore[operator]
         if out.shape[0] != len(chosen):
             raise ConfigError(
@@ -103,7 +98,3 @@ def _edits_every_turn(model: nn.Module) -> bool:
 
 def _texts(tokenizer: Any, ids: Any) -> list[str]:
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import CausalModelError
 
 from .dataset import Encode, InterchangeDataset, exchanged_of
 from .distribution import Distribution
-from .frozen import device_of, evaluating, moved
+from .frozen import moved
 from .inputs import call_model
 from .interchange import Alignment, interchange
 from .model import CausalModel, Values

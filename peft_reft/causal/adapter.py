@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
+from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import CausalModelError, ConfigError
 from peft_reft.interventions.rotated_interchange import RotatedInterchange
 from peft_reft.layer import ReftLayer
@@ -20,7 +21,7 @@ from peft_reft.model import ReftModel
 from .answers import Answers
 from .dataset import Encode
 from .distribution import Distribution
-from .frozen import device_of, evaluating, moved
+from .frozen import moved
 from .interchange import Alignment, collect
 from .model import CausalModel, Values
 from .placement import Placement, placement_of, rows_of

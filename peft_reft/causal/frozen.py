@@ -1,4 +1,4 @@
-"""The network of a search: in eval mode, without gradients of its own, on a device of its own."""
+"""The network of a search, without gradients of its own, and inputs where it is."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["device_of", "evaluating", "frozen", "moved"]
+from peft_reft.evaluating import evaluating
 
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode of every module within; afterwards each is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+__all__ = ["frozen", "moved"]
 
 
 @contextmanager
@@ -36,13 +26,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter in wanted:
                 parameter.requires_grad_(True)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's inputs go: the device of its first parameter or buffer."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def moved(inputs: Any, device: torch.device) -> Any:

@@ -10,12 +10,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import CausalModelError
 
 from .accuracy import Decode, decoded
 from .dataset import Encode, InterchangeDataset
 from .edits import Edit
-from .frozen import device_of, evaluating, moved
+from .frozen import moved
 from .interchange import source_views
 from .model import CausalModel
 from .pairs import Pair

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import CausalModelError
 
 from .accuracy import Accuracy, Decode, interchange_accuracy
@@ -17,7 +18,7 @@ from .adapter import to_adapter
 from .dataset import Encode, InterchangeCollator, InterchangeDataset
 from .edits import Edit
 from .fitting import fit
-from .frozen import device_of, evaluating, frozen, moved
+from .frozen import frozen, moved
 from .interchange import collect, interchange, source_views
 from .losses import Loss
 from .model import CausalModel, Values
