@@ -45,8 +45,8 @@ def _named(columns: Tensor) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One case folder."""
+class Recorded:
+    """One case folder: what a peer was told, and what it computed."""
 
     folder: Path
 
@@ -60,6 +60,10 @@ class Case:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         return load_file(self.folder / "tensors.safetensors")
+
+
+class Case(Recorded):
+    """A case of pyreft or adapters."""
 
     @property
     def from_pyreft(self) -> bool:

@@ -5,17 +5,12 @@ The small ones in `tests/data` always run; all of them run where the whole set l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -35,27 +30,13 @@ from peft_reft.causal import (
     zero,
 )
 
-from .golden import COPIED, FULL
+from .golden import COPIED, FULL, Recorded
 
 TOLERANCE = 2e-5
 NAMED = ("block_output", "block_input", "attention_output", "mlp_output")
 
 
-@dataclass(frozen=True)
-class Case:
-    folder: Path
-
-    def __str__(self) -> str:
-        return self.folder.name
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        return json.loads((self.folder / "manifest.json").read_text())  # type: ignore[no-any-return]
-
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "tensors.safetensors")
-
+class Case(Recorded):
     @property
     def kind(self) -> str:
         return self.manifest["interventions"][0]["type"].removesuffix("Intervention")  # type: ignore[no-any-return]
