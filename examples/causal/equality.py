@@ -92,7 +92,7 @@ def trained(seed: int, steps: int = 1500) -> Reader:
     """
     for start in (seed, seed + 1000, seed + 2000):
         network = _trained_once(start, steps)
-        if not steps or right(network) == 1.0:
+        if not steps or _all_right(network):
             break
     return network
 
@@ -103,7 +103,6 @@ def _trained_once(seed: int, steps: int) -> Reader:
         network = Reader()
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    every = torch.cartesian_prod(*[torch.arange(OBJECTS)] * 4)
     end = steps
     for step in range(steps):
         if step >= end:
@@ -113,7 +112,7 @@ def _trained_once(seed: int, steps: int) -> Reader:
         cross_entropy(network(_asked(drawn)), _equal(drawn)).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        if end == steps and step % 50 == 49 and _all_right(network, every):
+        if end == steps and step % 50 == 49 and _all_right(network):
             end = min(steps, step + 1 + _SETTLE)
         if end < steps:
             optimiser.param_groups[0]["lr"] = 3e-3 * max(end - step - 1, 1) / _SETTLE
@@ -187,9 +186,10 @@ def _equal(values: Tensor) -> Tensor:
     return ((values[:, 0] == values[:, 1]) == (values[:, 2] == values[:, 3])).long()
 
 
-def _all_right(network: Reader, values: Tensor) -> bool:
+def _all_right(network: Reader) -> bool:
+    every = torch.cartesian_prod(*[torch.arange(OBJECTS)] * 4)
     with torch.no_grad():
-        return bool((network(_asked(values)).argmax(-1) == _equal(values)).all())
+        return bool((network(_asked(every)).argmax(-1) == _equal(every)).all())
 
 
 _SETTLE = 150

@@ -48,7 +48,7 @@ def fit(
             value=restarts,
             rule="validation and decode go together, and decide between starts",
         )
-    best: tuple[float, list[float], dict[str, Any]] | None = None
+    best: tuple[float, list[float], dict[str, Any]] = (float("-inf"), [], {})
     for start in range(restarts + 1):
         if start:
             search.reset(seed + start * _APART)
@@ -56,11 +56,10 @@ def fit(
         if validation is None or decode is None:
             return losses
         reached = _reached(search, validation, decode)
-        if best is None or reached > best[0]:
+        if reached > best[0]:
             best = reached, losses, {name: value.clone() for name, value in search.state_dict().items()}
         if reached >= enough:
             break
-    assert best is not None
     search.load_state_dict(best[2])
     return best[1]
 
