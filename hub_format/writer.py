@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from .schema import check_fields, from_object
 from .strict_json import dump_json
 from .tensors import TensorInfo, read_tensor_table
 
-__all__ = ["write_adapter_files", "write_atomic"]
+__all__ = ["producer", "write_adapter_files", "write_atomic"]
+
+
+def producer() -> dict[str, str]:
+    """Name and version of this library, as a manifest records it."""
+    try:
+        return {"name": "peft-reft", "version": version("peft-reft")}
+    except PackageNotFoundError:  # run from a copy that was never installed
+        return {"name": "peft-reft", "version": "unknown"}
 
 
 def write_adapter_files(

@@ -4,18 +4,18 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.peft_types import register_peft_method
 
 from .adapters.hotswap import hotswap_adapter, prepare_for_hotswap
+from .adapters.scaling import scale_adapter
+from .adapters.subspaces import set_subspaces
+from .adapters.values import set_value
 from .config import ReftConfig
-from .convert import convert
-from .hub import list_adapters, pull, push_to_hub
+from .generation.prompt_cache import prompt_cache
 from .interventions import Intervention, register_intervention
 from .mixed import MixedReftModel
 from .model import ReftModel
-from .prompt_cache import prompt_cache
 from .register import REFT
-from .save import save_pretrained
-from .scaling import scale_adapter
-from .subspaces import set_subspaces
-from .values import set_value
+from .storage.convert import convert
+from .storage.hub import list_adapters, pull, push_to_hub
+from .storage.save import save_pretrained
 
 if REFT not in PEFT_TYPE_TO_CONFIG_MAPPING:
     register_peft_method(name="reft", config_cls=ReftConfig, model_cls=ReftModel, prefix="reft_")

@@ -5,21 +5,22 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from peft import PeftConfig
 
+from peft_reft.hub_format.digests import pickled_tensors
 from peft_reft.hub_format.envelope import check_envelope, check_saved_parts
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.migrations import migrate
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.schema import FIELDS, SPEC_VERSION, SiteGroup, check_fields, from_object, to_object
+from peft_reft.hub_format.source import check_source
+from peft_reft.hub_format.writer import producer, write_adapter_files
 
-from .base_tokenizer import TokenizerSource
 from .interventions import intervention_class
+from .positions.binding import bound_tokens
 from .register import REFT
-from .saving import check_source, save_config
-from .special_tokens import bound_tokens
 
 __all__ = ["ReftConfig"]
 
@@ -36,6 +37,13 @@ ENVELOPE = (
 )
 _MANIFEST_VERSION: ContextVar[str | None] = ContextVar("manifest_version", default=None)
 """The version of the manifest that was checked, while PEFT makes a config from the file beside it."""
+
+
+class Fingerprinted(Protocol):
+    """The tokenizer that lies beside a base model."""
+
+    def fingerprint(self) -> str | None:
+        """`sha256:` of its vocabulary; None where it cannot be read."""
 
 
 @dataclass
@@ -113,7 +121,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         self.recorded_tensors: dict[str, Any] | None = None
         self.target_modules: tuple[str, ...] = ()  # PEFT reads it; set to the sites when a model is made
         self.base_identity: dict[str, Any] | None = None
-        self.base_tokenizer: TokenizerSource | None = None  # read when the adapter is saved
+        self.base_tokenizer: Fingerprinted | None = None  # read when the adapter is saved
         self.recorded_base: dict[str, Any] | None = None  # what the manifest says; compared when a model is made
         if reft is not None:
             self._take_stored(reft)
@@ -168,7 +176,14 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         """
         if Path(save_directory).is_file():
             raise ConfigError(f"{save_directory} is a file, not a folder", value=save_directory)
-        save_config(self, Path(save_directory), auto_mapping=kwargs.pop("auto_mapping_dict", None))
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = {name: sorted(value) if isinstance(value, set) else value for name, value in self.to_dict().items()}
+        if (mapping := kwargs.pop("auto_mapping_dict", None)) is not None:
+            stored["auto_mapping"] = mapping
+        write_adapter_files(
+            folder, stored, base_model=self._base(), producer=producer(), pickled_tensors=pickled_tensors(folder)
+        )
 
     @classmethod
     def from_pretrained(
@@ -212,6 +227,14 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         for name, value in from_object(stored, manifest_version=_MANIFEST_VERSION.get()).items():
             setattr(self, name, value)
         self.recorded_tensors = migrate(stored, "reft").get("tensors")
+
+    def _base(self) -> dict[str, Any]:
+        """Identity of the base, with the tokenizer beside it; where that is out of reach, the one recorded."""
+        if self.base_identity is None:
+            return {}
+        found = None if self.base_tokenizer is None else self.base_tokenizer.fingerprint()
+        fingerprint = found or (self.recorded_base or {}).get("tokenizer")
+        return {**self.base_identity, **({"tokenizer": fingerprint} if fingerprint else {})}
 
     def _behaviour(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FIELDS}

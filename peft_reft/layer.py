@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from peft_reft.hub_format.errors import ConfigError, PositionError, SiteError
+from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.schema import SiteGroup
 
-from .adapters import Scales, row_adapters
 from .interventions import Intervention, intervention_class
 from .interventions.base import Init
+from .runtime import Runtime
 from .runtime.activity import LiveUnit
-from .runtime.edit import Edit, apply_edits
-from .runtime.frames import current_frame
-from .sites import Tap, hidden_of, with_hidden, with_slice
+from .runtime.devices import site_device
+from .runtime.scales import Scales
+from .runtime.site_edit import CHILD, edit_input, edit_output
+from .runtime.views import AdapterView
+from .sites import Site, Tap
 
-if TYPE_CHECKING:
-    from .runtime.frames import StackPlan, UnitKey
-    from .runtime.hooks import Runtime
+__all__ = [
+    "CHILD",
+    "UNIT",
+    "Place",
+    "ReftLayer",
+    "UnitSpec",
+    "layers_of",
+    "reft_layers",
+    "units_at",
+    "unknown_adapter",
+]
 
-__all__ = ["CHILD", "UNIT", "Place", "ReftLayer", "UnitSpec", "layers_of", "reft_layers", "unknown_adapter"]
-
-CHILD = "reft"
-"""Name of the layer among the children of its site."""
 UNIT = "reft_"
 Place = tuple[str, int]
 """An adapter's name, and the number of a unit of it."""
@@ -42,6 +48,16 @@ class UnitSpec:
     group: SiteGroup
     tap: Tap
     hidden_size: int
+
+
+def units_at(site: Site, groups: tuple[SiteGroup, ...], hidden_size: int) -> list[UnitSpec]:
+    """The interventions that an adapter of these groups has at a site."""
+    view = AdapterView("", groups)
+    return [
+        UnitSpec(view.first_unit(number) + offset, groups[number], tap, tap.width or hidden_size)
+        for number, tap in zip(site.groups, site.taps, strict=True)
+        for offset in range(groups[number].units)
+    ]
 
 
 class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's types are not followed
@@ -63,6 +79,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         super().__init__()
         self.path = path
         self.stack = stack
+        self.state = runtime.state
+        self.running = runtime.state.running
+        self.rotations = runtime.rotations
         self.runtime = runtime
         self.adapter_layer_names: tuple[str, ...] = ()
         self.units: dict[str, tuple[int, ...]] = {}
@@ -71,6 +90,13 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
+        self._reads_input = False  # sites that edit outputs only are spared that hook
+
+    def attach(self, site: nn.Module) -> None:
+        """Become the site's child, and edit what it gives out."""
+        site.add_module(CHILD, self)
+        self.state.layers[self.path] = self
+        self.runtime.keep(site.register_forward_hook(edit_output))
 
     def update_layer(
         self,
@@ -97,12 +123,13 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                 device=device,
             )
             self.taps[adapter_name, spec.number] = spec.tap
-            if spec.tap.on_input:
-                self.runtime.hook_input(self)
+            if spec.tap.on_input and not self._reads_input:
+                self._reads_input = True
+                self.runtime.keep(self._site().register_forward_pre_hook(edit_input, with_kwargs=True))
         self.units[adapter_name] = tuple(spec.number for spec in units)
         self.scaling[adapter_name] = 1.0
         self._place_scale(adapter_name)
-        self.runtime.changed(self)
+        self.state.changed(self)
 
     def unit(self, key: Place) -> Intervention:
         """The intervention of (adapter, unit)."""
@@ -113,7 +140,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
 
     def live(self) -> tuple[LiveUnit, ...]:
         """Everything that edits here now."""
-        return self.runtime.activity().units.get(self.path, ())
+        return self.state.activity().units.get(self.path, ())
 
     def active_keys(self) -> list[Place]:
         """(adapter, unit) of everything that edits here now."""
@@ -130,84 +157,6 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
     def edits_by(self, name: str) -> bool:
         """Whether an adapter has an intervention here, and adapters are not disabled."""
         return not self._disable_adapters and bool(self.units.get(name))
-
-    def edit_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Forward hook of the site's module: its output with the active edits applied."""
-        units = self._units_at_work(on_input=False)
-        if not units:
-            return None
-        edited = self._edit(hidden_of(output), units)
-        return None if edited is None else with_hidden(output, edited)
-
-    def edit_input(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Forward pre-hook of the site's module: its first input with the active edits applied."""
-        units = self._units_at_work(on_input=True)
-        if not units:
-            return None
-        name = None if args else next(iter(kwargs))
-        edited = self._edit(args[0] if name is None else kwargs[name], units)
-        if edited is None:
-            return None
-        return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
-
-    def _units_at_work(self, *, on_input: bool) -> list[LiveUnit]:
-        """What edits the module's input or output in this call. Decoding edits nothing, whatever the adapters are."""
-        frame = current_frame(self.runtime)
-        if frame is not None and frame.plans.get(self.stack) is None:
-            return []
-        return [one for one in self.live() if one.tap.on_input is on_input]
-
-    def _edit(self, hidden: Tensor, units: Sequence[LiveUnit]) -> Tensor | None:
-        """h with the edits of some units applied, or None where nothing is edited in this call."""
-        frame = current_frame(self.runtime)
-        if frame is None:
-            raise PositionError(
-                f"{self.path} ran outside of its model's forward, so its positions are not known",
-                code="positions.outside",
-                rule="positions are worked out once, where the model's forward starts",
-                fix="call the whole model; for gradient checkpointing use the model's own "
-                "(`gradient_checkpointing_enable`), which leaves hooks outside the recomputation",
-            )
-        plan = frame.plans.get(self.stack)
-        if plan is None:
-            return None
-        flat = hidden.dim() == 2  # OPT's feed-forward part
-        if flat:
-            hidden = hidden.reshape(*plan.shape, -1)
-        self._check_shape(hidden, plan)
-        rotations = self.runtime.rotations(frame)
-        chosen_rows = row_adapters(self.runtime)
-        stack = None if chosen_rows is None else chosen_rows.stack
-        for tap in dict.fromkeys(one.tap for one in units):
-            members = [one for one in units if one.tap == tap]
-            chosen = [one.key for one in members]
-            if stack is not None:
-                edits = [Edit(stack.unit(self.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen]
-            else:
-                edits = [self._at_work(one, rotations.get((self.path, one.key)), plan, chosen) for one in members]
-            part = apply_edits(hidden[..., tap.start : tap.stop], plan.rows(chosen), edits)
-            hidden = part if tap.width is None else with_slice(hidden, tap, part)
-        return hidden.flatten(0, 1) if flat else hidden
-
-    def _check_shape(self, hidden: Tensor, plan: StackPlan) -> None:
-        if not torch.compiler.is_compiling() and hidden.shape[:2] != plan.shape:
-            raise SiteError(
-                f"{self.path} gave hidden states of shape {list(hidden.shape)}",
-                code="site.shape",
-                rule=f"[batch, seq, hidden] = [{plan.batch}, {plan.length}, …], as the model was called",
-            )
-
-    def _at_work(self, one: LiveUnit, rotation: Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]) -> Edit:
-        """One unit with what it needs in this call; a compiled graph reads no name and no factor as a number."""
-        compiling = torch.compiler.is_compiling()
-        unit = one.module if compiling else self.unit((one.name, one.key[1]))
-        return Edit(
-            unit,
-            rotation,
-            one.factor if compiling else self.scaling[one.name],
-            plan.sequences(chosen) if unit.across_tokens else None,
-            wide=unit.broadcasts and not self.training,
-        )
 
     # BaseTunerLayer looks for a wrapped layer; an edit wraps nothing, it stands beside.
 
@@ -228,12 +177,12 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapters; see PEFT's `BaseTunerLayer.set_adapter`."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self.runtime.changed(self)
+        self.state.changed(self)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch all adapters on or off; see PEFT's `BaseTunerLayer.enable_adapters`."""
         super().enable_adapters(enabled)
-        self.runtime.changed(self)
+        self.state.changed(self)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove one adapter's interventions; another becomes active where this one was."""
@@ -241,14 +190,24 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         for number in self.units.pop(adapter_name, ()):
             self.taps.pop((adapter_name, number), None)
         self.scaling.drop(adapter_name)
-        self.runtime.changed(self)
+        self.state.changed(self)
+
+    def train(self, mode: bool = True) -> ReftLayer:
+        """As in `nn.Module`; that somebody chose a mode is told to the runtime, once for all sites."""
+        super().train(mode)
+        if self is next(iter(self.state.layers.values()), None):
+            self.runtime.mode_changed()
+        return self
+
+    def _site(self) -> nn.Module:
+        return self.state.model.get_submodule(self.path)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Called by `to` and its like."""
         applied = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self.units:
             self._place_scale(name)
-        self.runtime.changed(self)
+        self.state.changed(self)
         return applied
 
     def _place_scale(self, adapter_name: str) -> None:
@@ -259,7 +218,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
             break
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        target = device or self.runtime.device_of(self.path)
+        target = device or site_device(self._site())
         if target is None:
             return
         for name in self.adapter_layer_names:
@@ -268,7 +227,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                 units[adapter_name].to(target)
         if self.units.get(adapter_name):
             self._place_scale(adapter_name)
-            self.runtime.changed(self)
+            self.state.changed(self)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""

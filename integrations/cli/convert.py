@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from peft_reft import convert as convert_folder
-from peft_reft.convert import Target
+from peft_reft.storage.convert import Target
 
 from .report import JsonOption, Report
 

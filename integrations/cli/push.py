@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from peft_reft.hub_folder import push_saved
+from peft_reft.storage.hub_folder import push_saved
 
 from .report import JsonOption, Report, TokenOption
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
 from peft_reft.positions import prompt_runs
 from peft_reft.runtime.inputs import CallInputs, call_inputs
-from peft_reft.runtime.resolve import Situation, call_layout
+from peft_reft.runtime.resolve import call_layout
+from peft_reft.runtime.situation import Situation
 
 __all__ = ["StackName", "prompt_mask_of", "real_tokens"]
 

@@ -11,8 +11,8 @@ from peft_reft.hub_format.errors import ConfigError, PositionError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import unbound_tokens
 from peft_reft.model import COMPLETION_TASKS
-from peft_reft.runtime.adapters import AdapterView
-from peft_reft.special_tokens import special_ids
+from peft_reft.positions.binding import special_ids
+from peft_reft.runtime.views import AdapterView
 
 from .example_columns import WholeRow, is_batch, rows_of
 from .rows import read_row

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import ConfigError, LocationError, PromptBoundaryError
 from peft_reft.positions import Layout
-from peft_reft.runtime.adapters import AdapterView
 from peft_reft.runtime.inputs import CallInputs, Explicit, call_inputs
-from peft_reft.runtime.resolve import Situation, call_layout, unit_masks
+from peft_reft.runtime.resolve import call_layout, unit_masks
+from peft_reft.runtime.situation import Situation
+from peft_reft.runtime.views import AdapterView
 
 from .example_columns import WholeRow, extent, labels_of, refuse_packed, stated_prompt, vector
 

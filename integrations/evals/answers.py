@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.runtime.hooks import runtime_of
+from peft_reft.runtime import state_of
+from peft_reft.runtime.evaluating import device_of, evaluating
 
 from .questions import Question
 
@@ -92,8 +92,8 @@ def _left_padded(
 
 def _edits_every_turn(model: nn.Module) -> bool:
     """Whether an active adapter counts turn by turn: `generate` then has to be told that a question is one turn."""
-    runtimes = [runtime for runtime in map(runtime_of, model.modules()) if runtime is not None]
-    return any(runtime.views[name].needs_turns for runtime in runtimes for name in runtime.active())
+    states = [state for state in map(state_of, model.modules()) if state is not None]
+    return any(state.views[name].needs_turns for state in states for name in state.active())
 
 
 def _texts(tokenizer: Any, ids: Any) -> list[str]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from peft_reft.hub_format.errors import ConfigError, PromptBoundaryError
 from peft_reft.positions import Layout
 from peft_reft.runtime.inputs import Explicit, call_inputs
-from peft_reft.runtime.resolve import Situation, call_layout
+from peft_reft.runtime.resolve import call_layout
+from peft_reft.runtime.situation import Situation
 
 __all__ = ["Question", "question_of_row", "questions_of_batch"]
 

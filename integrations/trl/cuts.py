@@ -10,7 +10,7 @@ from torch import nn
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.positions import Positions
-from peft_reft.runtime.hooks import Runtime, runtime_of
+from peft_reft.runtime import ModelState, state_of
 from peft_reft.runtime.inputs import EXPLICIT
 
 __all__ = ["active_specs", "has_reft", "refuse_lost_columns"]
@@ -18,7 +18,7 @@ __all__ = ["active_specs", "has_reft", "refuse_lost_columns"]
 
 def has_reft(model: Any) -> bool:
     """Whether a model has ReFT adapters, active or not."""
-    return bool(_runtimes(model))
+    return bool(_states(model))
 
 
 def active_specs(model: Any, config: Any) -> list[tuple[str, Positions]]:
@@ -31,9 +31,9 @@ def active_specs(model: Any, config: Any) -> list[tuple[str, Positions]]:
     specs = []
     if isinstance(config, ReftConfig):
         specs += [("default", group.positions) for group in config.groups()]
-    for runtime in _runtimes(model):
-        names = dict.fromkeys(name for layer in runtime.layers.values() for name, _ in layer.active_keys())
-        specs += [(name, group.positions) for name in names for group in runtime.views[name].groups]
+    for state in _states(model):
+        names = dict.fromkeys(name for layer in state.layers.values() for name, _ in layer.active_keys())
+        specs += [(name, group.positions) for name in names for group in state.views[name].groups]
     return specs
 
 
@@ -68,7 +68,7 @@ def refuse_lost_columns(dataset: Any, args: Any, *, packing: bool) -> None:
             )
 
 
-def _runtimes(model: Any) -> list[Runtime]:
+def _states(model: Any) -> list[ModelState]:
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    found = (runtime_of(module) for module in modules)
-    return [runtime for runtime in found if runtime is not None]
+    found = (state_of(module) for module in modules)
+    return [state for state in found if state is not None]

@@ -9,7 +9,7 @@ from typing import Any
 from trl import GRPOTrainer, RLOOTrainer
 
 from peft_reft import ReftConfig
-from peft_reft.runtime.trainer_refusals import refuse_vllm
+from peft_reft.training.refusals import refuse_vllm
 
 from .cuts import has_reft
 

@@ -12,7 +12,7 @@ from trl import SFTTrainer
 from peft_reft.integrations.data import ReftDataCollator
 from peft_reft.integrations.evals import GenerationMetric
 from peft_reft.runtime.inputs import EXPLICIT
-from peft_reft.runtime.trainer_refusals import refuse_cut_rows
+from peft_reft.training.refusals import refuse_cut_rows
 
 from .cuts import active_specs, has_reft, refuse_lost_columns
 

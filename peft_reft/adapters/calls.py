@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from .hiding import base_modules
-from .per_row import BASE, RowAdapters, adapters_per_row
+from peft_reft.runtime.row_choice import BASE, RowAdapters, adapters_per_row
+from peft_reft.runtime.state import ModelState
 
-if TYPE_CHECKING:
-    from peft_reft.runtime.hooks import Runtime
+from .hiding import base_modules
+from .stacking import stacks_of
 
 __all__ = ["rows_in_use"]
 
 
 @contextmanager
 def rows_in_use(
-    model: nn.Module, runtime: Runtime, rows: tuple[tuple[str, ...], ...], locations: Any = None
+    model: nn.Module, state: ModelState, rows: tuple[tuple[str, ...], ...], locations: Any = None
 ) -> Iterator[None]:
     """Run a call in which every row has its own adapters, modules saved in full included.
 
     Args:
         model: the base model.
-        runtime: of the model.
+        state: of the model.
         rows: for each row the names of its ReFT adapters.
         locations: `intervention_locations` of the call; a dict speaks of adapters by name, which a stack does not.
     """
-    stack = None if isinstance(locations, Mapping) else runtime.stacks_of_adapters.for_rows(rows)
+    stack = None if isinstance(locations, Mapping) else stacks_of(state).for_rows(rows)
     with ExitStack() as opened:
-        for module in base_modules(model, runtime):
+        for module in base_modules(model, state):
             if isinstance(module, AuxiliaryTrainingWrapper):
                 handle = module.register_forward_pre_hook(_naming(rows), with_kwargs=True)
                 opened.callback(handle.remove)
-        opened.enter_context(adapters_per_row(runtime, RowAdapters(rows, stack)))
+        opened.enter_context(adapters_per_row(state.running, RowAdapters(rows, stack)))
         yield
 
 

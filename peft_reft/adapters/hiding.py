@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from peft_reft.runtime.hooks import Runtime
+from peft_reft.runtime.state import ModelState
 
 __all__ = ["base_modules", "others_hidden"]
 
 
 @contextmanager
-def others_hidden(runtime: Runtime, adapter_name: str) -> Iterator[None]:
+def others_hidden(state: ModelState, adapter_name: str) -> Iterator[None]:
     """Take the units of all other adapters out of the module tree for a while.
 
     PEFT's injection walks the whole tree several times (peft/tuners/tuners_utils.py, `inject_adapter`), to find the
@@ -23,10 +22,10 @@ def others_hidden(runtime: Runtime, adapter_name: str) -> Iterator[None]:
     costs the same whether it is the second or the thousandth.
     """
     hidden: list[tuple[Any, dict[str, nn.Module | None]]] = []
-    held = runtime.changes_held
-    runtime.changes_held = True
+    held = state.changes_held
+    state.changes_held = True
     try:
-        for layer in runtime.layers.values():
+        for layer in state.layers.values():
             for units in layer.children():  # a dict of modules each
                 hidden.append((units, units._modules))
                 own = units._modules.get(adapter_name)
@@ -35,13 +34,13 @@ def others_hidden(runtime: Runtime, adapter_name: str) -> Iterator[None]:
     finally:
         for units, modules in hidden:
             units._modules = {**modules, **units._modules}
-        runtime.changes_held = held
-        runtime.changed()
+        state.changes_held = held
+        state.changed()
 
 
-def base_modules(model: nn.Module, runtime: Runtime) -> Iterator[nn.Module]:
+def base_modules(model: nn.Module, state: ModelState) -> Iterator[nn.Module]:
     """Every module of a model but its adapters' units, however many these are."""
-    layers = set(map(id, runtime.layers.values()))
+    layers = set(map(id, state.layers.values()))
 
     def walk(module: nn.Module) -> Iterator[nn.Module]:
         yield module

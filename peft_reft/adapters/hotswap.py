@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.schema import SiteGroup
-from peft_reft.identity import check_base
 from peft_reft.interventions import Intervention
 from peft_reft.layer import ReftLayer, layers_of
-from peft_reft.loading import MODEL_PREFIX, check_state_dict
-from peft_reft.runtime.adapters import AdapterView
+from peft_reft.runtime.views import AdapterView
+from peft_reft.storage.identity import check_base
+from peft_reft.storage.loading import MODEL_PREFIX, check_state_dict
+
+from .stacking import stacks_of
 
 __all__ = ["hotswap_adapter", "prepare_for_hotswap"]
 
@@ -74,12 +76,12 @@ def hotswap_adapter(
     """
     model = getattr(model, "_orig_mod", model)
     layers = layers_of(model, adapter_name, code="hotswap")
-    runtime = layers[0].runtime
+    state = layers[0].state
     configs: dict[str, Any] = model.peft_config  # type: ignore[assignment]  # an attribute of PEFT's models
     config = ReftConfig.from_pretrained(model_name_or_path, **kwargs)
     _check_alike(configs[adapter_name], config)
     if config.recorded_base is not None:
-        check_base(config.recorded_base, runtime.model)
+        check_base(config.recorded_base, state.model)
     ranks = [group.r for group in config.groups() for _ in range(group.units)]
     for layer in layers:
         for number in layer.units[adapter_name]:
@@ -94,15 +96,15 @@ def hotswap_adapter(
     check_state_dict(model, config, adapter_name, stored, tensors, ranks=ranks)
     _write(model, adapter_name, tensors, ranks)
     for number, group in enumerate(config.groups()):
-        _set_dropout(layers, adapter_name, runtime.views[adapter_name].first_unit(number), group)
+        _set_dropout(layers, adapter_name, state.views[adapter_name].first_unit(number), group)
     for layer in layers:
         layer.scaling[adapter_name] = 1.0
     configs[adapter_name] = _in_place_of(configs[adapter_name], config)
     ids = (config.special_tokens or {}).get("ids", {})
-    runtime.views[adapter_name] = AdapterView(adapter_name, config.groups(), ids)
-    runtime.unverified.pop(adapter_name, None)
-    runtime.stacks_of_adapters.drop(adapter_name)
-    runtime.changed()
+    state.views[adapter_name] = AdapterView(adapter_name, config.groups(), ids)
+    state.unverified.pop(adapter_name, None)
+    stacks_of(state).drop(adapter_name)
+    state.changed()
 
 
 @torch.no_grad()

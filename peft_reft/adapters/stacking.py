@@ -10,17 +10,15 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from peft_reft.interventions import Intervention, orthonormal_rows
+from peft_reft.runtime.state import ModelState
 
-if TYPE_CHECKING:
-    from peft_reft.runtime.hooks import Runtime
-
-__all__ = ["AdapterStack", "StackStore", "StackedUnit", "Stacks", "Structure"]
+__all__ = ["AdapterStack", "StackStore", "StackedUnit", "Stacks", "Structure", "stacks_of"]
 
 Place = tuple[str, int]
 """A site's path, and the number of a unit there."""
@@ -137,15 +135,23 @@ def _versions(tensors: Sequence[Tensor]) -> list[int]:
     return [tensor._version for tensor in tensors] + [tensors[0].data_ptr()]
 
 
+def stacks_of(state: ModelState) -> Stacks:
+    """What has been stacked on a model; nothing, where nobody has asked before."""
+    if "stacks" not in state.kept:
+        state.kept["stacks"] = Stacks(state)
+    found: Stacks = state.kept["stacks"]
+    return found
+
+
 class Stacks:
     """What has been stacked on one model.
 
     Args:
-        runtime: of the model.
+        state: of the model.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
+    def __init__(self, state: ModelState) -> None:
+        self.state = state
         self.stores: dict[Structure, StackStore] = {}
         self.structures: dict[str, tuple[Any, Structure | None]] = {}
 
@@ -157,7 +163,7 @@ class Stacks:
         structure = self._structure(names[0])
         if structure is None or any(self._structure(name) != structure for name in names):
             return None
-        layers = self.runtime.layers
+        layers = self.state.layers
         places = structure.places
         units = {name: [layers[path].unit((name, number)) for path, number, _ in places] for name in names}
         if not all(unit.stackable for chosen in units.values() for unit in chosen):
@@ -183,10 +189,10 @@ class Stacks:
                 del self.stores[structure]
 
     def _structure(self, name: str) -> Structure | None:
-        view = self.runtime.views[name]
+        view = self.state.views[name]
         known = self.structures.get(name)
         if known is None or known[0] is not view:
-            known = self.structures[name] = (view, _structure_of(self.runtime, name))
+            known = self.structures[name] = (view, _structure_of(self.state, name))
         return known[1]
 
 
@@ -201,12 +207,12 @@ class Structure:
     kind: tuple[Any, ...]
 
 
-def _structure_of(runtime: Runtime, name: str) -> Structure | None:
+def _structure_of(state: ModelState, name: str) -> Structure | None:
     """The structure of an adapter; None where its units differ among themselves or cannot be stacked."""
-    view = runtime.views[name]
+    view = state.views[name]
     groups = tuple((str(group.positions), group.turns, group.share_weights) for group in view.groups)
     places, kinds = [], set()
-    for path, layer in runtime.layers.items():
+    for path, layer in state.layers.items():
         for number in layer.units.get(name, ()):
             unit = layer.unit((name, number))
             if not type(unit).__dict__.get("broadcasts", False):  # not inherited: a subclass has another formula
@@ -219,7 +225,7 @@ def _structure_of(runtime: Runtime, name: str) -> Structure | None:
     if len(kinds) != 1:
         return None
     ids = tuple(sorted(view.token_ids.items()))
-    return Structure(groups, ids, runtime.has_completion[name], tuple(places), kinds.pop())
+    return Structure(groups, ids, state.has_completion[name], tuple(places), kinds.pop())
 
 
 def _with_tensors(unit: Intervention, tensors: Mapping[str, Tensor]) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from peft_reft.config import ReftConfig
 from peft_reft.hub_format.errors import ConfigError, MergeError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.interventions import Intervention, intervention_class
-
-if TYPE_CHECKING:
-    from peft_reft.runtime.hooks import Runtime
+from peft_reft.runtime.state import ModelState
 
 __all__ = ["WeightedSum", "weighted_sum"]
 
@@ -47,21 +45,21 @@ class WeightedSum:
     config: ReftConfig
     parts: tuple[Part, ...]
 
-    def fill(self, runtime: Runtime, name: str) -> None:
+    def fill(self, state: ModelState, name: str) -> None:
         """Write the parameters into the adapter `name`, which was made from the config."""
-        view = runtime.views[name]
+        view = state.views[name]
         with torch.no_grad():
             for number, part in enumerate(self.parts):
                 for (path, offset), tensors in part.tensors.items():
-                    unit = runtime.layers[path].unit((name, view.first_unit(number) + offset))
-                    unit.train(runtime.model.training)  # it was made after the model's `eval()`, if that was called
+                    unit = state.layers[path].unit((name, view.first_unit(number) + offset))
+                    unit.train(state.model.training)  # it was made after the model's `eval()`, if that was called
                     held = unit.named_tensors()
                     for key, value in tensors.items():
                         held[key].copy_(value)
 
 
 def weighted_sum(
-    runtime: Runtime,
+    state: ModelState,
     configs: Mapping[str, Any],
     adapters: Sequence[str],
     weights: Sequence[float],
@@ -71,7 +69,7 @@ def weighted_sum(
     """The sum of the adapters' edits as they are now, a factor of `scale_adapter` included.
 
     Args:
-        runtime: of the model.
+        state: of the model.
         configs: adapter name → its config.
         adapters: names.
         weights: a finite factor for each.
@@ -87,8 +85,8 @@ def weighted_sum(
     tokens = _special_tokens(configs, adapters)
     parts: list[Part] = []
     for name, weight in zip(adapters, weights, strict=True):
-        for part in _parts_of(runtime, name, float(weight)):
-            _add(parts, part, runtime)
+        for part in _parts_of(state, name, float(weight)):
+            _add(parts, part, state)
     groups = [_fields(part.group) for part in parts]
     behaviour: dict[str, Any] = groups[0] if len(groups) == 1 else {"interventions": groups}
     mode = configs[adapters[0]].inference_mode  # PEFT sets it on the active adapters too when one is added
@@ -96,14 +94,14 @@ def weighted_sum(
     return WeightedSum(config, tuple(parts))
 
 
-def _parts_of(runtime: Runtime, name: str, weight: float) -> Iterator[Part]:
+def _parts_of(state: ModelState, name: str, weight: float) -> Iterator[Part]:
     """An adapter's groups, its factor folded into their tensors."""
-    view = runtime.views[name]
+    view = state.views[name]
     for number, group in enumerate(view.groups):
         first = view.first_unit(number)
         scaled = {
             (path, unit - first): _scaled(layer.unit((name, unit)), weight * layer.scaling[name], name)
-            for path, layer in runtime.layers.items()
+            for path, layer in state.layers.items()
             for unit in layer.units.get(name, ())
             if first <= unit < first + group.units
         }
@@ -142,7 +140,7 @@ def _scaled(unit: Intervention, factor: float, name: str) -> tuple[str, Mapping[
     return unit.kind, exact.named_tensors()
 
 
-def _add(parts: list[Part], part: Part, runtime: Runtime) -> None:
+def _add(parts: list[Part], part: Part, state: ModelState) -> None:
     """Join a part to one that edits the same tokens of the same sites, or let it stand by itself."""
     for number, other in enumerate(parts):
         if replace(other.group, r=1) != replace(part.group, r=1) or set(other.tensors) != set(part.tensors):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import CausalModelError
+from peft_reft.runtime.evaluating import device_of, evaluating
 
 from .dataset import Encode, InterchangeDataset, exchanged_of
 from .distribution import Distribution

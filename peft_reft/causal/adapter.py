@@ -12,11 +12,11 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
-from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import CausalModelError, ConfigError
 from peft_reft.interventions.rotated_interchange import RotatedInterchange
 from peft_reft.layer import ReftLayer
 from peft_reft.model import ReftModel
+from peft_reft.runtime.evaluating import device_of, evaluating
 
 from .answers import Answers
 from .dataset import Encode

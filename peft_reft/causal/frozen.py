@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_reft.evaluating import evaluating
+from peft_reft.runtime.evaluating import evaluating
 
 __all__ = ["frozen", "moved"]
 

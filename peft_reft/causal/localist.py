@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import CausalModelError
+from peft_reft.runtime.evaluating import device_of, evaluating
 
 from .accuracy import Decode, decoded
 from .dataset import Encode, InterchangeDataset

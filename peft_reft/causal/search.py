@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from peft_reft.evaluating import device_of, evaluating
 from peft_reft.hub_format.errors import CausalModelError
+from peft_reft.runtime.evaluating import device_of, evaluating
 
 from .accuracy import Accuracy, Decode, interchange_accuracy
 from .adapter import to_adapter

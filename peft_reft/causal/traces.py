@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from peft_reft.evaluating import device_of
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.runtime.evaluating import device_of
 
 __all__ = ["own_cache", "recomputing_nothing", "same_draws"]
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from accelerate.state import AcceleratorState
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
@@ -25,13 +24,22 @@ from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import load_json
 from peft_reft.hub_format.tensors import read_tensor_table
 from peft_reft.hub_format.weight_member import check_weight_member
-from peft_reft.save import stage_adapter
+from peft_reft.storage.save import stage_adapter
 
-if TYPE_CHECKING:
-    from .model import MixedReftModel
+from .parts import TwoParts
 
-__all__ = ["Bundle", "check_trainer", "load_adapter", "load_members", "made_by_peft", "open_bundle", "save_bundle"]
+__all__ = [
+    "Bundle",
+    "filled",
+    "load_adapter",
+    "load_members",
+    "made_by_peft",
+    "open_bundle",
+    "save_bundle",
+]
 
+
+Mixed = TypeVar("Mixed", bound=TwoParts)
 
 ENVELOPE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config")
 """Fields of a weight adapter's config that say nothing of what it computes."""
@@ -83,7 +91,7 @@ def made_by_peft(members: str) -> Iterator[None]:
 
 
 def save_bundle(
-    model: MixedReftModel, save_directory: str, *, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any
+    model: TwoParts, save_directory: str, *, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any
 ) -> None:
     """Write every adapter of the model as a bundle. All processes call it; the main one writes."""
     root = Path(save_directory)
@@ -125,24 +133,7 @@ def save_bundle(
         write_index(stage, members)
 
 
-def check_trainer() -> None:
-    """Refuse FSDP's sharded checkpoints: of a PEFT model accelerate puts one adapter into them, never a second part.
-
-    Raises:
-        ConfigError: accelerate was set up for them in this process.
-    """
-    plugin = AcceleratorState._shared_state.get("fsdp_plugin")
-    kind = str(getattr(getattr(plugin, "state_dict_type", None), "name", ""))
-    if kind in ("SHARDED_STATE_DICT", "LOCAL_STATE_DICT"):
-        raise ConfigError(
-            f"a MixedReftModel is trained under FSDP with fsdp_state_dict_type={kind}",
-            value=kind,
-            rule="accelerate writes one adapter's shards into such a checkpoint, and resuming would lose the edits",
-            fix="set fsdp_state_dict_type: FULL_STATE_DICT",
-        )
-
-
-def _saved(model: MixedReftModel) -> dict[str, PeftConfig]:
+def _saved(model: TwoParts) -> dict[str, PeftConfig]:
     """The adapters that belong to a bundle: all but the copies that a reference is made of."""
     return {name: config for name, config in model.peft_config.items() if name not in model.references.names}
 
@@ -177,7 +168,7 @@ def open_bundle(source: str, *, allow_patterns: bool = False, **kwargs: Any) -> 
     return Bundle(root, tuple(members))
 
 
-def load_members(model: MixedReftModel, bundle: Bundle, *, is_trainable: bool) -> None:
+def load_members(model: TwoParts, bundle: Bundle, *, is_trainable: bool) -> None:
     """Load the weights of every member into the model's adapter of the same name."""
     for member in bundle.members:
         _load_member(model, member.name, bundle.root / member.folder)
@@ -186,7 +177,16 @@ def load_members(model: MixedReftModel, bundle: Bundle, *, is_trainable: bool) -
             tuner.set_requires_grad(member.name)
 
 
-def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable: bool, **kwargs: Any) -> Any:
+def filled(model: Mixed, bundle: Bundle, *, is_trainable: bool) -> Mixed:
+    """Load every member into a model that was just made for them, and leave it as `from_pretrained` does."""
+    load_members(model, bundle, is_trainable=is_trainable)
+    if not is_trainable:
+        model.set_adapter([member.name for member in bundle.members], inference_mode=True)
+        model.eval()
+    return model
+
+
+def load_adapter(model: TwoParts, source: str, name: str, *, is_trainable: bool, **kwargs: Any) -> Any:
     """See `MixedReftModel.load_adapter`."""
     folder = Path(source, kwargs.get("subfolder") or "")
     if folder.is_dir():
@@ -225,7 +225,7 @@ def load_adapter(model: MixedReftModel, source: str, name: str, *, is_trainable:
     return PeftModel.load_adapter(model, source, name, is_trainable=is_trainable, **kwargs)
 
 
-def _load_edit(model: MixedReftModel, source: str, name: str, *, is_trainable: bool) -> Any:
+def _load_edit(model: TwoParts, source: str, name: str, *, is_trainable: bool) -> Any:
     check_name(name)
     if name not in model.peft_config:
         config = ReftConfig.from_pretrained(source)
@@ -239,7 +239,7 @@ def _load_edit(model: MixedReftModel, source: str, name: str, *, is_trainable: b
     return result
 
 
-def _load_member(model: MixedReftModel, name: str, folder: Path) -> Any:
+def _load_member(model: TwoParts, name: str, folder: Path) -> Any:
     config = model.peft_config[name]
     if isinstance(config, ReftConfig):
         stored = ReftConfig.from_pretrained(str(folder))
@@ -259,7 +259,7 @@ def _load_member(model: MixedReftModel, name: str, folder: Path) -> Any:
     return set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
-def _check_weight_config(model: MixedReftModel, name: str, folder: Path) -> None:
+def _check_weight_config(model: TwoParts, name: str, folder: Path) -> None:
     own, stored = model.peft_config[name].to_dict(), load_json(folder / CONFIG_NAME)
     for field in sorted(own):
         plain = sorted(own[field]) if isinstance(own[field], set) else own[field]
@@ -272,7 +272,7 @@ def _check_weight_config(model: MixedReftModel, name: str, folder: Path) -> None
             )
 
 
-def _check_weights(model: MixedReftModel, name: str, weights: Mapping[str, Tensor]) -> None:
+def _check_weights(model: TwoParts, name: str, weights: Mapping[str, Tensor]) -> None:
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     odd = sorted(set(expected) ^ set(weights)) or [
         key for key in expected if tuple(expected[key].shape) != tuple(weights[key].shape)

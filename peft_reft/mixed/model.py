@@ -7,18 +7,19 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-from peft import PeftConfig, PeftModel, PeftModelForCausalLM
+from peft import PeftConfig, PeftModelForCausalLM
 from torch import nn
 
-from peft_reft.adapters import BASE, split_rows
 from peft_reft.adapters.calls import rows_in_use
+from peft_reft.adapters.names import check_free, check_known
+from peft_reft.adapters.per_row import split_rows
 from peft_reft.config import ReftConfig
-from peft_reft.hub_format.bundle import check_name
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.model import ReftModel
-from peft_reft.runtime.hooks import runtime_of
+from peft_reft.runtime import state_of
+from peft_reft.storage.hub import push_to_hub
 
-from . import checkpoint
+from . import checkpoint, checks
 from .reference import References, add_reference, restore
 
 __all__ = ["MixedReftModel"]
@@ -58,13 +59,8 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         Raises:
             ConfigError: a part is missing, or a name is not allowed.
         """
-        _check_configs(configs)
-        if isinstance(model, PeftModel):
-            raise ConfigError(
-                f"the base is a {type(model).__name__}",
-                rule="a mixed model is made on a bare model",
-                fix="pass model.unload(), or model.get_base_model() of a model without adapters",
-            )
+        checks.check_configs(configs)
+        checks.check_bare(model)
         weights = {name: config for name, config in configs.items() if not isinstance(config, ReftConfig)}
         first = weights.pop("default")
         for config in configs.values():
@@ -110,24 +106,18 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         configs = bundle.configs(is_trainable=is_trainable, allow_other_base=allow_other_base)
         with checkpoint.made_by_peft(", ".join(configs)):
             mixed = cls.from_configs(model, configs, autocast_adapter_dtype=autocast_adapter_dtype)
-        checkpoint.load_members(mixed, bundle, is_trainable=is_trainable)
-        if not is_trainable:
-            mixed.set_adapter(list(configs), inference_mode=True)
-            mixed.eval()
-        return mixed
+        return checkpoint.filled(mixed, bundle, is_trainable=is_trainable)
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
         """Name → config of every adapter of both parts; a new dict, changing it changes nothing."""
         weights = super().peft_config
-        edits = self.__dict__.get("edits")
-        return {**weights, **(edits.peft_config if edits is not None else {})}
+        return {**weights, **({} if self.edits is None else self.edits.peft_config)}
 
     @property
     def active_adapters(self) -> list[str]:
         """Names of the active adapters, weight adapters first."""
-        edits = self.__dict__.get("edits")
-        return [*self.base_model.active_adapters, *(edits.active_adapters if edits is not None else [])]
+        return [*self.base_model.active_adapters, *([] if self.edits is None else self.edits.active_adapters)]
 
     def add_adapter(
         self,
@@ -143,22 +133,18 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         this name switches all of them on, and a following `set_adapter(model.active_adapter)` brings back what was
         active and trained before. References are not saved.
         """
-        _check_part(adapter_name, peft_config)
-        if adapter_name in self.peft_config:
-            raise ConfigError(
-                f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name"
-            )
+        checks.check_part(adapter_name, peft_config)
+        check_free(adapter_name, self.peft_config)
         active = self.active_adapters
         if any(peft_config is config for config in super().peft_config.values()):
             self.references.members[adapter_name] = add_reference(self, adapter_name, peft_config, low_cpu_mem_usage)
-            tuner = self.base_model
         elif isinstance(peft_config, ReftConfig):
-            self._add_edit(adapter_name, peft_config, low_cpu_mem_usage)
-            tuner = self.edits
+            self.add_edit(adapter_name, peft_config, low_cpu_mem_usage)
         else:
-            self._add_weights(adapter_name, peft_config, low_cpu_mem_usage)
-            tuner = self.base_model
-        tuner._cast_adapter_dtype(adapter_name=adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+            self.add_weights(adapter_name, peft_config, low_cpu_mem_usage)
+        self._tuner_of(adapter_name)._cast_adapter_dtype(
+            adapter_name=adapter_name, autocast_adapter_dtype=autocast_adapter_dtype
+        )
         self.set_adapter(active)
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
@@ -168,20 +154,9 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             adapter_name: a name or a list of names; an empty list leaves the base alone.
             inference_mode: whether the active adapters stay frozen.
         """
-        if not isinstance(adapter_name, (str, list, tuple)):
-            raise ConfigError(f"adapter_name={adapter_name!r} is not allowed", rule="it is a name or a list of names")
-        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
-        before = None
-        if isinstance(adapter_name, str) and adapter_name in self.references.members:
-            names = self.references.enter(self, adapter_name)
-        elif (before := self.references.leave()) is not None and adapter_name == self.active_adapter:
-            names = before[0]
-        else:
-            before = None
+        names, before = self.references.chosen(self, adapter_name)
         known = self.peft_config
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"there is no adapter {name!r}", value=name, rule=f"known are: {', '.join(known)}")
+        check_known(names, known)
         edited = [name for name in names if isinstance(known[name], ReftConfig)]
         self.base_model.set_adapter([name for name in names if name not in edited], inference_mode=inference_mode)
         if self.edits is not None:
@@ -192,7 +167,7 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
     def train(self, mode: bool = True) -> MixedReftModel:
         """As in `nn.Module`; training is refused where its checkpoints would hold the first weight adapter alone."""
         if mode:
-            checkpoint.check_trainer()
+            checks.check_trainer()
         super().train(mode)
         return self
 
@@ -203,23 +178,16 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             adapter_names: a name or several; active or not.
             requires_grad: whether they are trained.
         """
-        known = self.peft_config
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            if name not in known:
-                raise ConfigError(f"there is no adapter {name!r}", value=name, rule=f"known are: {', '.join(known)}")
-            tuner = self._edit_tuner() if isinstance(known[name], ReftConfig) else self.base_model
-            tuner.set_requires_grad(name, requires_grad)
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        check_known(names, self.peft_config)
+        for name in names:
+            self._tuner_of(name).set_requires_grad(name, requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter of either part; the weight adapter `"default"` stays, a bundle needs it."""
-        if adapter_name not in self.peft_config:
-            raise ConfigError(f"there is no adapter {adapter_name!r}", value=adapter_name)
-        if adapter_name == "default":
-            raise ConfigError(
-                "the adapter 'default' cannot be deleted", rule="it stands at the root of a saved bundle"
-            )
-        tuner = self.edits if isinstance(self.peft_config[adapter_name], ReftConfig) else self.base_model
-        tuner.delete_adapter(adapter_name)
+        check_known([adapter_name], self.peft_config)
+        checks.check_deletable(adapter_name)
+        self._tuner_of(adapter_name).delete_adapter(adapter_name)
         for copied in self.references.drop(adapter_name):
             self.edits.delete_adapter(copied)
 
@@ -232,20 +200,10 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             ConfigError: the adapters are of both parts, or the name is taken.
         """
         known = self.peft_config
-        if adapter_name in known:
-            raise ConfigError(
-                f"there is an adapter {adapter_name!r} already", value=adapter_name, fix="choose another name"
-            )
-        edits = [name for name in adapters if isinstance(known.get(name), ReftConfig)]
-        if edits and len(edits) < len(adapters):
-            raise ConfigError(
-                f"adapters={list(adapters)!r} are of both parts",
-                value=list(adapters),
-                rule="a sum is one of weight adapters, or one of ReFT adapters",
-            )
+        check_free(adapter_name, known)
+        edits = checks.check_one_part(adapters, known)
         active = self.active_adapters
-        tuner = self._edit_tuner() if edits else self.base_model
-        tuner.add_weighted_adapter(adapters, weights, adapter_name, **kwargs)
+        (self.edits if edits else self.base_model).add_weighted_adapter(adapters, weights, adapter_name, **kwargs)
         self.base_model.model.peft_config = self.peft_config
         self.set_adapter(active)
 
@@ -274,8 +232,6 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Push the bundle as one commit with a card; see `peft_reft.push_to_hub`."""
-        from peft_reft.hub import push_to_hub
-
         return push_to_hub(self, repo_id, **kwargs)
 
     def unload(self) -> nn.Module:
@@ -288,15 +244,15 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Every call comes by here: `adapter_names` gives each row its weight adapter, its edits, or both."""
-        names, runtime = kwargs.pop("adapter_names", None), runtime_of(self.base_model.model)
-        if names is None or runtime is None:
+        names, state = kwargs.pop("adapter_names", None), state_of(self.base_model.model)
+        if names is None or state is None:
             with super()._enable_peft_forward_hooks(*args, adapter_names=names, **kwargs):
                 yield
             return
         rows = split_rows(names, list(self.peft_config), training=self.training)
-        weights, edits = _by_part(rows, set(super().peft_config))
+        weights, edits = checks.by_part(rows, set(super().peft_config))
         with (
-            rows_in_use(self.base_model.model, runtime, edits, kwargs.get("intervention_locations")),
+            rows_in_use(self.base_model.model, state, edits, kwargs.get("intervention_locations")),
             super()._enable_peft_forward_hooks(*args, adapter_names=weights, **kwargs),
         ):
             yield
@@ -309,99 +265,36 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         """Refused while there are ReFT adapters: edits cannot be merged into weights."""
         self._edit_tuner().merge_and_unload()
 
+    def _tuner_of(self, name: str) -> Any:
+        return self.edits if isinstance(self.peft_config[name], ReftConfig) else self.base_model
+
     def _edit_tuner(self) -> ReftModel:
         if self.edits is None:
             raise ConfigError("the model has no ReFT adapter yet", fix="use PEFT's own model for a LoRA alone")
         edits: ReftModel = self.edits
         return edits
 
-    def _add_edit(self, name: str, config: ReftConfig, low_cpu_mem_usage: bool) -> None:
+    def add_edit(self, name: str, config: ReftConfig, low_cpu_mem_usage: bool) -> None:
+        """Add a ReFT; what is active stays so. For users it is `add_adapter`."""
         base = self.base_model.model
         if self.edits is None:
             base.__dict__.pop("peft_config", None)  # the weight tuner's: a new tuner would add itself to it
             self.__dict__["edits"] = ReftModel(base, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            base.peft_config = self.peft_config
         else:
-            self.edits.peft_config[name] = config
-            try:
-                self.edits.inject_adapter(base, name, low_cpu_mem_usage=low_cpu_mem_usage)
-            except Exception:
-                del self.edits.peft_config[name]
-                raise
-        base.peft_config = self.peft_config
+            self._inject(self.edits, name, config, low_cpu_mem_usage)
 
-    def _add_weights(self, name: str, config: PeftConfig, low_cpu_mem_usage: bool) -> None:
-        if config.peft_type != self.peft_type:
-            raise ConfigError(
-                f"adapter {name!r} is a {config.peft_type}",
-                value=config.peft_type,
-                rule=f"the weight adapters of one model are of one type, here {self.peft_type}",
-            )
-        self.base_model.peft_config[name] = config
+    def add_weights(self, name: str, config: PeftConfig, low_cpu_mem_usage: bool) -> None:
+        """Add a weight adapter; what is active stays so. For users it is `add_adapter`."""
+        checks.check_same_type(name, config, self.peft_type)
+        self._inject(self.base_model, name, config, low_cpu_mem_usage)
+
+    def _inject(self, tuner: Any, name: str, config: PeftConfig, low_cpu_mem_usage: bool) -> None:
+        base = self.base_model.model
+        tuner.peft_config[name] = config
         try:
-            self.base_model.inject_adapter(self.base_model.model, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            tuner.inject_adapter(base, name, low_cpu_mem_usage=low_cpu_mem_usage)
         except Exception:
-            del self.base_model.peft_config[name]
+            del tuner.peft_config[name]
             raise
-        self.base_model.model.peft_config = self.peft_config
-
-
-def _by_part(rows: Sequence[Sequence[str]], weights: set[str]) -> tuple[list[str], tuple[tuple[str, ...], ...]]:
-    """The weight adapter of every row, and its edits."""
-    chosen = []
-    for row in rows:
-        heavy = [name for name in row if name in weights]
-        if len(heavy) > 1:
-            raise ConfigError(
-                f"adapter_names gives one row {', '.join(map(repr, heavy))}",
-                value=heavy,
-                rule="a row has at most one weight adapter, and any number of ReFT adapters",
-            )
-        chosen.append(heavy[0] if heavy else BASE)
-    return chosen, tuple(tuple(name for name in row if name not in weights) for row in rows)
-
-
-def _check_part(name: str, config: object) -> None:
-    check_name(name)
-    if not isinstance(config, PeftConfig) or config.is_prompt_learning or config.is_adaption_prompt:
-        raise ConfigError(
-            f"adapter {name!r} has a {type(config).__name__}",
-            value=type(config).__name__,
-            rule="each part is the config of a weight adapter such as a LoRA, or a ReftConfig",
-        )
-    if str(getattr(config.peft_type, "value", config.peft_type)) == "ADALORA":
-        raise ConfigError(
-            f"adapter {name!r} is an ADALORA",
-            value="ADALORA",
-            rule="its tuner calls the base's forward past the hooks that work out the edits' positions",
-            fix="use a LoraConfig, with rank_pattern where layers are to have ranks of their own",
-        )
-    if str(getattr(config.task_type, "value", config.task_type)) not in ("None", "CAUSAL_LM"):
-        raise ConfigError(
-            f"adapter {name!r} has task_type={config.task_type!r}",
-            value=config.task_type,
-            rule="a MixedReftModel is a causal language model",
-            fix="leave task_type out, or set it to 'CAUSAL_LM'",
-        )
-    for field in ("modules_to_save", "trainable_token_indices"):
-        if getattr(config, field, None):
-            raise ConfigError(
-                f"adapter {name!r} sets {field}",
-                value=getattr(config, field),
-                rule=f"a mixed model has no {field} in this version: its two parts would own the same modules",
-            )
-
-
-def _check_configs(configs: Mapping[str, PeftConfig]) -> None:
-    if not isinstance(configs, Mapping):
-        raise ConfigError(f"configs is a {type(configs).__name__}", rule="it is a dict: adapter name → config")
-    for name, config in configs.items():
-        _check_part(name, config)
-    edits = [name for name, config in configs.items() if isinstance(config, ReftConfig)]
-    if "default" in edits or "default" not in configs or not edits:
-        raise ConfigError(
-            f"configs={{{', '.join(f'{name!r}: {type(config).__name__}' for name, config in configs.items())}}}",
-            value=list(configs),
-            rule="'default' is a weight adapter such as a LoRA, which stands at the root where stock PEFT reads it, "
-            "and at least one other adapter is a ReFT",
-            fix="e.g. {'default': LoraConfig(...), 'edit': ReftConfig(...)}; for a ReFT alone use get_peft_model",
-        )
+        base.peft_config = self.peft_config

@@ -9,9 +9,8 @@ edits that were active go with it, there and back.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftConfig
@@ -19,12 +18,10 @@ from torch import nn
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.runtime.hooks import runtime_of
+from peft_reft.model import ReftModel
+from peft_reft.runtime import state_of
 
-if TYPE_CHECKING:
-    from peft_reft.model import ReftModel
-
-    from .model import MixedReftModel
+from .parts import TwoParts
 
 __all__ = ["References", "add_reference", "restore"]
 
@@ -46,7 +43,7 @@ class References:
         """Every adapter that is a copy: a bundle leaves them out."""
         return frozenset(name for members in self.members.values() for name in members)
 
-    def enter(self, model: MixedReftModel, name: str) -> list[str]:
+    def enter(self, model: TwoParts, name: str) -> list[str]:
         """The adapters of a reference; what is active now comes back by `leave`."""
         if self.before is None:
             trained = frozenset(key for key, value in model.named_parameters() if value.requires_grad)
@@ -58,6 +55,20 @@ class References:
         before, self.before = self.before, None
         return before
 
+    def chosen(
+        self, model: TwoParts, asked: str | Sequence[str]
+    ) -> tuple[list[str], tuple[list[str], frozenset[str]] | None]:
+        """What `set_adapter(asked)` is to make active, and what it is to restore after a reference."""
+        if not isinstance(asked, (str, list, tuple)):
+            raise ConfigError(f"adapter_name={asked!r} is not allowed", rule="it is a name or a list of names")
+        names = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
+        if isinstance(asked, str) and asked in self.members:
+            return self.enter(model, asked), None
+        before = self.leave()
+        if before is not None and asked == model.active_adapter:
+            return before[0], before
+        return names, None
+
     def drop(self, name: str) -> list[str]:
         """Forget a reference, or a copy that went with one; the copies of edits that have lost their reference."""
         for members in self.members.values():
@@ -66,7 +77,7 @@ class References:
         return [member for member in self.members.pop(name, []) if member != name]
 
 
-def add_reference(model: MixedReftModel, name: str, config: PeftConfig, low_cpu_mem_usage: bool) -> list[str]:
+def add_reference(model: TwoParts, name: str, config: PeftConfig, low_cpu_mem_usage: bool) -> list[str]:
     """Add a weight adapter and, with it, a copy of every edit that is active now.
 
     Args:
@@ -98,17 +109,17 @@ def add_reference(model: MixedReftModel, name: str, config: PeftConfig, low_cpu_
             rule=f"the copies of the edits that go with {name!r} take this name",
             fix="delete it first",
         )
-    model._add_weights(name, config, low_cpu_mem_usage)
+    model.add_weights(name, config, low_cpu_mem_usage)
     for edit, twin in copies.items():
-        model._add_edit(twin, copy.deepcopy(known[edit]), low_cpu_mem_usage=False)
+        model.add_edit(twin, copy.deepcopy(known[edit]), low_cpu_mem_usage=False)
         _copy_edit(model.edits, edit, twin)
     return [name, *copies.values()]
 
 
 @torch.no_grad()
 def _copy_edit(edits: ReftModel, source: str, target: str) -> None:
-    runtime = runtime_of(edits.model)
-    for layer in () if runtime is None else runtime.layers.values():
+    state = state_of(edits.model)
+    for layer in () if state is None else state.layers.values():
         layer.follow(target, source)
         for number in layer.units.get(source, ()):
             values = layer.unit((source, number)).state_dict(keep_vars=True)

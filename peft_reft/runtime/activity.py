@@ -7,20 +7,44 @@ all adapters of one shape, whatever they are called; so units are keyed by their
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from peft_reft.sites import Tap
 
-from .adapters import AdapterView
+from .scales import Scales
+from .situation import UnitKey
+from .views import AdapterView
 
-if TYPE_CHECKING:
-    from .frames import UnitKey
-    from .hooks import Runtime
+__all__ = ["Activity", "LiveUnit", "SiteLayer", "StackActivity", "activity_of"]
 
-__all__ = ["Activity", "LiveUnit", "StackActivity", "activity_of"]
+
+class SiteLayer(Protocol):
+    """The interventions of all adapters at one site, as the runtime sees them.
+
+    Attributes:
+        path: of the site's module.
+        stack: path of the stack that it belongs to.
+        units: adapter → the numbers of its units here.
+        taps: (adapter, unit) → what it edits.
+        scaling: adapter → the factor of its edits.
+        active_adapters: in their order.
+    """
+
+    path: str
+    stack: str
+    units: dict[str, tuple[int, ...]]
+    taps: dict[tuple[str, int], Tap]
+    scaling: Scales
+    active_adapters: list[str]
+
+    def unit(self, key: tuple[str, int]) -> Any:
+        """The intervention of (adapter, unit)."""
+
+    def edits_by(self, name: str) -> bool:
+        """Whether an adapter has an intervention here, and adapters are not disabled."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +85,47 @@ class StackActivity:
 
 @dataclass(frozen=True)
 class Activity:
-    """What edits a model: path of a stack → its adapters, path of a site → its units."""
+    """What edits a model.
+
+    Attributes:
+        stacks: path of a stack → its adapters.
+        units: path of a site → its units.
+        generates: whether tokens after the prompt can be edited.
+        from_end: whether the edited tokens depend on where the prompt ends.
+    """
 
     stacks: Mapping[str, StackActivity]
     units: Mapping[str, tuple[LiveUnit, ...]]
+    generates: bool = field(init=False)
+    from_end: bool = field(init=False)
 
-    @property
-    def generates(self) -> bool:
-        """Whether tokens after the prompt can be edited."""
-        return any(stack.generates for stack in self.stacks.values())
-
-    @property
-    def from_end(self) -> bool:
-        """Whether the edited tokens depend on where the prompt ends."""
-        return any(stack.from_end for stack in self.stacks.values())
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "generates", any(stack.generates for stack in self.stacks.values()))
+        object.__setattr__(self, "from_end", any(stack.from_end for stack in self.stacks.values()))
 
 
-def activity_of(runtime: Runtime, names: Iterable[str] | None = None) -> Activity:
+def activity_of(
+    stacks: Iterable[str],
+    layers: Mapping[str, SiteLayer],
+    views: Mapping[str, AdapterView],
+    has_completion: Mapping[str, bool],
+    names: Iterable[str] | None = None,
+) -> Activity:
     """What edits a model now.
 
     Args:
-        runtime: of the model.
+        stacks: paths of its stacks.
+        layers: path → site.
+        views: adapter → its groups.
+        has_completion: adapter → whether its task has tokens after the prompt.
         names: of the adapters that are to edit; without them the active ones of every site.
     """
     chosen = None if names is None else tuple(names)
     by_site: dict[str, list[str]] = {}
-    by_stack: dict[str, dict[str, int]] = {path: {} for path in runtime.stacks}
-    for path, layer in runtime.layers.items():
+    by_stack: dict[str, dict[str, int]] = {path: {} for path in stacks}
+    for path, layer in layers.items():
         wanted = layer.active_adapters if chosen is None else chosen
-        editing = [name for name in dict.fromkeys(wanted) if name in runtime.views and layer.edits_by(name)]
+        editing = [name for name in dict.fromkeys(wanted) if name in views and layer.edits_by(name)]
         if editing:
             by_site[path] = editing
             places = by_stack[layer.stack]
@@ -108,16 +144,15 @@ def activity_of(runtime: Runtime, names: Iterable[str] | None = None) -> Activit
             for number in layer.units[name]
         )
         for path, editing in by_site.items()
-        for layer in (runtime.layers[path],)
+        for layer in (layers[path],)
     }
-    return Activity({path: _stack(runtime, names) for path, names in by_stack.items()}, units)
-
-
-def _stack(runtime: Runtime, names: Iterable[str]) -> StackActivity:
-    views = tuple(runtime.views[name] for name in names)
-    return StackActivity(
-        views,
-        generates=any(view.touches_generated for view in views),
-        from_end=any(view.needs_prompt_end for view in views),
-        has_completion=any(runtime.has_completion[view.name] for view in views),
-    )
+    of_stacks = {
+        path: StackActivity(
+            tuple(views[name] for name in editing),
+            generates=any(views[name].touches_generated for name in editing),
+            from_end=any(views[name].needs_prompt_end for name in editing),
+            has_completion=any(has_completion[name] for name in editing),
+        )
+        for path, editing in by_stack.items()
+    }
+    return Activity(of_stacks, units)

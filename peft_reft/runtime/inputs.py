@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError
 
-from .caches import cache_of, past_length
+from .past import cache_of, past_length
 
-__all__ = ["EXPLICIT", "CallInputs", "Explicit", "bind_call", "call_inputs"]
+__all__ = ["EXPLICIT", "NOTHING", "CallInputs", "Explicit", "call_inputs"]
 
 EXPLICIT = ("prompt_mask", "prompt_lengths", "intervention_locations")
 """Keywords of `forward` and `generate` by which a caller states positions; the model itself never sees them."""
@@ -31,6 +30,8 @@ class Explicit:
     @classmethod
     def take(cls, kwargs: dict[str, Any]) -> tuple[Explicit, dict[str, Any]]:
         """Split the explicit keywords off a call's keywords."""
+        if not any(name in kwargs for name in EXPLICIT):
+            return NOTHING, kwargs
         rest = {name: value for name, value in kwargs.items() if name not in EXPLICIT}
         mask, lengths, locations = (kwargs.get(name) for name in EXPLICIT)
         if mask is not None and lengths is not None:
@@ -75,6 +76,10 @@ class Explicit:
         return locations
 
 
+NOTHING = Explicit()
+"""Nothing is stated."""
+
+
 @dataclass(frozen=True)
 class CallInputs:
     """One stack's view of a call.
@@ -113,18 +118,6 @@ class CallInputs:
         """Absolute slots that matter: the cached ones, this forward's, and the rest of a prompt known to be longer."""
         end, width = self.past + self.length, prompt_width or 0
         return end if end >= width else width  # no max(): inductor cannot write one of a symbolic size
-
-
-def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a call by name, positional ones included."""
-    if not args:
-        return dict(kwargs)
-    names = [
-        name
-        for name, parameter in inspect.signature(module.forward).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) -> CallInputs | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .inputs import CallInputs
-
-if TYPE_CHECKING:
-    from .resolve import Situation
+from .situation import Situation
 
 __all__ = ["real_slots"]
 

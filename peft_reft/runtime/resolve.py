@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from peft_reft.hub_format.errors import LocationError, PositionError, PromptBoundaryError
-from peft_reft.hub_format.positions import All
+from peft_reft.hub_format.errors import LocationError, PositionError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import tokens_of
 from peft_reft.positions import (
@@ -26,48 +25,14 @@ from peft_reft.positions import (
     term_width,
     without_filler,
 )
-from peft_reft.positions.layout import count_in_sequence
 
-from .adapters import AdapterView
-from .inputs import CallInputs, Explicit
+from .checks import check_boundary, check_lengths, check_marks, check_prompts, check_terms
+from .inputs import CallInputs
 from .masks import real_slots
+from .situation import Situation, UnitMask
+from .views import AdapterView
 
-__all__ = ["Situation", "UnitMask", "call_layout", "columns_of", "slot_masks", "unit_masks"]
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What is known about a call beside its tensors.
-
-    Attributes:
-        role: of the stack: `"only"`, `"encoder"`, `"decoder"`.
-        has_completion: whether the task has tokens after the prompt.
-        trains_with_labels: the base is in training mode and its forward takes labels.
-        encoder_edited: whether an adapter edits the encoder, which then gets the bare explicit tensors.
-        explicit: what the caller states.
-        prompt_width: slots of the prompt, where `generate` says it; else None.
-        prompt_real: bool `[batch, prompt_width]`, the prompt's real slots, where `generate` was told them.
-    """
-
-    role: str = "only"
-    has_completion: bool = True
-    trains_with_labels: bool = False
-    encoder_edited: bool = False
-    explicit: Explicit = field(default_factory=Explicit)
-    prompt_width: int | None = None
-    prompt_real: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class UnitMask:
-    """Tokens that one unit edits in this forward: bool `[batch, length]`, and its bound per row where known.
-
-    `start`, long `[batch, length]`, is where each token's sequence starts.
-    """
-
-    mask: Tensor
-    width: int | None
-    start: Tensor
+__all__ = ["call_layout", "columns_of", "slot_masks", "unit_masks"]
 
 
 def unit_masks(
@@ -95,15 +60,15 @@ def slot_masks(
     check = not torch.compiler.is_compiling()
     explicit = situation.explicit
     for adapter in adapters:
-        _check_boundary(call, adapter, situation)
+        check_boundary(call, adapter, situation)
     layout = call_layout(call, situation)
     found: dict[tuple[int, int], UnitMask] = {}
     for place, adapter in enumerate(adapters):
         locations = explicit.locations_for(adapter.name, situation.role, encoder_edited=situation.encoder_edited)
         if locations is not None:
-            _check_terms(locations, adapter)
+            check_terms(locations, adapter)
         elif check and adapter.needs_prompt:
-            _check_prompts(layout, adapter)
+            check_prompts(layout, adapter)
         for number, group in enumerate(adapter.groups):
             first = adapter.first_unit(number)
             if locations is None:
@@ -148,11 +113,11 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
     if takes_bare and explicit.prompt_mask is not None:
         marks = _explicit_mask(explicit.prompt_mask, call, situation)
         real = without_filler(real, start, marks) if packed else real
-        _check_marks(marks, real)
+        check_marks(marks, real)
         return Layout(real, start, prompt_from_mask(real, start, marks), packed, sequences, marks & real)
     if takes_bare and explicit.prompt_lengths is not None:
         lengths = _explicit_lengths(explicit.prompt_lengths, call)
-        _check_lengths(lengths, real[:, : situation.prompt_width], start)
+        check_lengths(lengths, real[:, : situation.prompt_width], start)
         return Layout(real, start, prompt_from_lengths(real, start, lengths), packed, sequences)
     columns = torch.arange(slots, device=real.device)
     if situation.prompt_width is not None:
@@ -185,89 +150,6 @@ def _supervised(call: CallInputs, situation: Situation) -> Tensor | None:
     if not isinstance(labels, Tensor) or labels.shape != (call.batch, call.length):
         return None
     return _pad(labels != -100, call.slots(situation.prompt_width), left=True)
-
-
-def _check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation) -> None:
-    """Refuse calls in which it cannot be told where the prompt ends."""
-    explicit = situation.explicit
-    if (
-        explicit.prompt_mask is not None
-        or explicit.prompt_lengths is not None
-        or explicit.locations_for(adapter.name, situation.role, encoder_edited=situation.encoder_edited) is not None
-        or situation.role == "encoder"
-        or not situation.has_completion
-    ):
-        return
-    if adapter.needs_turns and (call.labels is None or situation.prompt_width is not None):
-        raise PromptBoundaryError(
-            f"adapter {adapter.name!r} edits every turn (turns='each'), and nothing says where the turns are",
-            code="positions.turns",
-            rule="without labels a conversation of several turns looks like one prompt",
-            fix="pass prompt_mask [batch, seq]: 1 on what an answer follows, 0 on earlier answers and padding",
-        )
-    if situation.prompt_width is not None:
-        return
-    if call.labels is not None and call.past == 0:
-        _check_label_shape(call, adapter)
-        return
-    if situation.trains_with_labels and adapter.needs_prompt_end:
-        raise PromptBoundaryError(
-            f"adapter {adapter.name!r} edits positions that depend on the prompt's end, and a forward in training "
-            "mode got neither labels nor explicit positions",
-            code="positions.no_labels",
-            rule="in training the prompt ends before the first label that is not -100",
-            fix="pass labels, prompt_mask or prompt_lengths (ReftDataCollator adds prompt_mask), or call model.eval() "
-            "if this is a prefill",
-        )
-    if call.past and call.length > 1 and _prompt_only(adapter):
-        raise PromptBoundaryError(
-            f"{call.length} tokens continue a cache of {call.past}: they may be prompt or completion",
-            code="positions.continuation",
-            rule="only a single token on top of a cache is taken for a generated one",
-            fix="pass prompt_lengths or a prompt_mask over the cached and the new columns, or use generate",
-        )
-
-
-def _check_label_shape(call: CallInputs, adapter: AdapterView) -> None:
-    shape = list(call.labels.shape) if isinstance(call.labels, Tensor) else type(call.labels).__name__
-    if shape != [call.batch, call.length] and adapter.needs_prompt_end:
-        raise PromptBoundaryError(
-            f"labels are {shape}, the tokens [{call.batch}, {call.length}]",
-            code="positions.labels",
-            value=shape,
-            rule="the prompt ends before the first supervised label, so labels have one entry per token",
-            fix="pass labels [batch, seq], or say the prompt with prompt_mask or prompt_lengths",
-        )
-
-
-def _prompt_only(adapter: AdapterView) -> bool:
-    return any(not isinstance(term, All) for group in adapter.groups for term in group.positions.terms)
-
-
-def _check_prompts(layout: Layout, adapter: AdapterView) -> None:
-    has_prompt = count_in_sequence(layout.prompt, layout.start) > 0
-    if bool((layout.real & ~has_prompt).any()):
-        specs = ", ".join(repr(str(group.positions)) for group in adapter.groups)
-        raise PromptBoundaryError(
-            f"positions {specs} need a prompt, and a sequence of this batch has none",
-            code="positions.no_prompt",
-            rule="the prompt is what stands before the first supervised label; in a packed row one token counts as "
-            "none",
-            fix="mask the prompt's labels with -100 (completion-only loss), use positions without 'l', 'p' and "
-            "'prompt', or pass prompt_mask; a fragment of a split document has no prompt",
-        )
-
-
-def _check_terms(locations: Any, adapter: AdapterView) -> None:
-    if isinstance(locations, Tensor) and locations.dim() == 3 and locations.shape[1] == adapter.units:
-        return
-    shape = list(locations.shape) if isinstance(locations, Tensor) else type(locations).__name__
-    raise LocationError(
-        f"intervention_locations of adapter {adapter.name!r} is {shape}",
-        value=shape,
-        rule=f"it is a LongTensor [batch, terms, k], and this adapter has {adapter.units} term(s): one per tied "
-        "group, one per term of the positions otherwise",
-    )
 
 
 def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tensor:
@@ -304,36 +186,6 @@ def _explicit_lengths(lengths: Tensor, call: CallInputs) -> Tensor:
             f"prompt_lengths is {shape}", value=shape, rule=f"it is a LongTensor [batch] = [{call.batch}]"
         )
     return lengths.to(call.device)
-
-
-def _check_marks(marks: Tensor, real: Tensor) -> None:
-    if not torch.compiler.is_compiling() and bool((marks & ~real).any()):
-        raise LocationError(
-            "prompt_mask marks padding",
-            rule="only real tokens are prompt",
-            fix="set it to 0 wherever attention_mask is 0",
-        )
-
-
-def _check_lengths(lengths: Tensor, real: Tensor, start: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        return
-    start = start[:, : real.shape[1]]
-    if bool((real & (start != real.long().argmax(1, keepdim=True))).any()):
-        raise LocationError(
-            "prompt_lengths says one length per row, and a row holds several sequences",
-            rule="each sequence of a packed row has its own prompt",
-            fix="pass prompt_mask, 1 on the prompt of every sequence",
-        )
-    wrong = (lengths < 0) | (lengths > real.sum(1))
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise LocationError(
-            f"prompt_lengths[{row}] is {int(lengths[row])}",
-            value=int(lengths[row]),
-            rule=f"it counts real tokens, and the row has {int(real[row].sum())}",
-            fix="count from the row's first real token, padding excluded",
-        )
 
 
 def _padded_ids(call: CallInputs, layout: Layout, adapter: AdapterView) -> Tensor:

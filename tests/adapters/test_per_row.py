@@ -14,9 +14,10 @@ from torch.testing import assert_close
 
 from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import MixedReftModel, ReftConfig, scale_adapter
+from peft_reft.adapters.stacking import stacks_of
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.interventions import Intervention, orthonormal_rows
-from peft_reft.runtime.hooks import runtime_of
+from peft_reft.runtime import state_of
 
 LENGTHS = (9, 4, 7, 9, 6)
 
@@ -172,7 +173,7 @@ def test_an_adapter_made_anew_is_seen_and_the_old_ones_place_is_used_again() -> 
     model = several(positions="f2+l2")
     ids, mask = padded()
     logits(model, ids, mask, adapter_names=NAMES)
-    (store,) = runtime_of(model.base_model.model).stacks_of_adapters.stores.values()
+    (store,) = stacks_of(state_of(model.base_model.model)).stores.values()
     slot = store.slots["a1"]
     model.delete_adapter("a1")
     assert "a1" not in store.slots
@@ -189,7 +190,7 @@ def test_the_last_adapter_of_a_structure_takes_its_stack_along() -> None:
     model.eval()
     ids, mask = padded()
     logits(model, ids, mask, adapter_names=["a1", "a2", "a3", "default", "__base__"])
-    stacks = runtime_of(model.base_model.model).stacks_of_adapters
+    stacks = stacks_of(state_of(model.base_model.model))
     assert len(stacks.stores) == 1
     for name in ("a1", "a2", "a3", "default"):
         model.delete_adapter(name)

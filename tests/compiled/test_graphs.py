@@ -12,9 +12,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
+from contract.open_frames import open_frames
 from contract.tiny import token_ids
 from peft_reft import ReftConfig, scale_adapter
-from peft_reft.runtime.frames import frame_stack
 
 from .counting import CompileCounter, base, batch, fresh_compiler, labelled, reft
 
@@ -61,7 +61,7 @@ def check_prefill(name: str, kind: str, positions: str, forms: dict[str, dict[st
         expected, found = model(**given), compiled(**given)
         real = given["attention_mask"].bool()
         assert_close(found.logits[real], expected.logits[real], msg=lambda text, form=form: f"{form}: {text}")
-    assert frame_stack() == []
+    assert open_frames(model) == []
 
 
 @pytest.mark.parametrize(("name", "kind", "positions"), [("llama", "loreft", "f2+l2"), ("qwen3", "direft", "all")])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from peft_reft.runtime import frames
+from peft_reft.runtime import plan
 
 from .batches import PADDING, padded_batch
 from .checks import (
@@ -170,7 +170,7 @@ def test_edits_are_the_same_where_values_are_not_looked_at(
     check: Callable[..., None], arguments: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a device that must not be synchronised: rows come from the width that the spec bounds."""
-    monkeypatch.setattr(frames, "_may_read_values", lambda device, width: False)
+    monkeypatch.setattr(plan, "_may_read_values", lambda device, width: False)
     check(*arguments)
 
 

@@ -25,9 +25,10 @@ from contract.tiny import reft_model
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import ConfigError, LocationError, PromptBoundaryError
 from peft_reft.integrations import ReftDataCollator
-from peft_reft.runtime.adapters import AdapterView
 from peft_reft.runtime.inputs import Explicit, call_inputs
-from peft_reft.runtime.resolve import Situation, unit_masks
+from peft_reft.runtime.resolve import unit_masks
+from peft_reft.runtime.situation import Situation
+from peft_reft.runtime.views import AdapterView
 
 from .tiny_sft import tokenizer
 

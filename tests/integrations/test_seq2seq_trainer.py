@@ -24,9 +24,9 @@ from transformers import (
 
 from contract.recording import differing, inputs_of
 from contract.test_mutants import labels_ignored, padding_ignored, shifted
+from peft_reft.generation import generate
 from peft_reft.hub_format.errors import LocationError
 from peft_reft.integrations import ReftDataCollator
-from peft_reft.runtime import generation
 
 from .tiny_sft import encoded, losses, reft, tokenizer, trainable
 
@@ -287,6 +287,6 @@ def test_the_collator_of_an_edited_decoder_goes_with_generation(tmp_path: Path) 
     assert found[-1] < found[0]
     assert predictions(trainer) == stepwise(trainer.model, "decoder.block")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "_own_columns", lambda explicit, *rest: explicit)
+        patch.setattr(generate, "_own_columns", lambda explicit, *rest: explicit)
         with pytest.raises(LocationError, match="prompt_mask is"):
             trainer.evaluate()

@@ -26,7 +26,8 @@ from peft_reft.integrations import ReftDataCollator, ReftSFTTrainer
 from peft_reft.integrations.evals import answers, metric
 from peft_reft.integrations.trl import sft
 from peft_reft.positions import Layout
-from peft_reft.runtime import hooks, resolve
+from peft_reft.runtime import resolve
+from peft_reft.training import boundary
 
 from .reading import LAYOUTS, edited_tokens, expected_tokens
 from .test_evals import (
@@ -159,14 +160,14 @@ def turns_forgotten(patch: Patch) -> None:
 
 def cut_rows_accepted(patch: Patch) -> None:
     """The trainer takes every packing strategy."""
-    for module in (sft, hooks, peft_reft.model):
+    for module in (sft, boundary, peft_reft.model):
         patch.setattr(module, "refuse_cut_rows", lambda *args: None)
 
 
 def collator_not_wrapped(patch: Patch) -> None:
     """Batches carry no prompt mask, and the trainer is not asked for their labels."""
     patch.setattr(sft, "has_reft", lambda model: False)
-    patch.setattr(hooks, "running_trainer", lambda: None)
+    patch.setattr(boundary, "running_trainer", lambda: None)
 
 
 def mask_of_everything(patch: Patch) -> None:

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-import peft_reft.runtime.hooks
-import peft_reft.runtime.trainers
+import peft_reft.training.boundary
+import peft_reft.training.running
 
 from .preferences import POLICIES, dpo_trainer, edits_of_passes, ends_of_prompts
 from .reading import LAYOUTS, expected_tokens
@@ -193,28 +193,28 @@ def test_another_forward_during_an_evaluation_is_a_prefill(tmp_path: Path) -> No
 
 
 def not_asked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(peft_reft.runtime.hooks, "running_trainer", lambda: None)
+    patch.setattr(peft_reft.training.boundary, "running_trainer", lambda: None)
 
 
 def any_batch(patch: pytest.MonkeyPatch) -> None:
     """The first batch that is found is the forward's."""
-    patch.setattr(peft_reft.runtime.trainers, "_same", lambda value, ids: isinstance(value, Tensor))
+    patch.setattr(peft_reft.training.running, "_same", lambda value, ids: isinstance(value, Tensor))
 
 
 def masks_ignored(patch: pytest.MonkeyPatch) -> None:
     """Labels are looked for, a completion mask is not."""
-    original = peft_reft.runtime.trainers._batches
+    original = peft_reft.training.running._batches
 
     def batches(scope: Mapping[str, Any], ids: Tensor) -> Iterator[tuple[Mapping[str, Any], str]]:
         for batch, prefix in original(scope, ids):
             yield {name: value for name, value in batch.items() if not name.endswith("completion_mask")}, prefix
 
-    patch.setattr(peft_reft.runtime.trainers, "_batches", batches)
+    patch.setattr(peft_reft.training.running, "_batches", batches)
 
 
 def variables_ignored(patch: pytest.MonkeyPatch) -> None:
     """Labels that were taken out of a batch are not looked for."""
-    patch.setattr(peft_reft.runtime.trainers, "_supervises", lambda labels, ids: False)
+    patch.setattr(peft_reft.training.running, "_supervises", lambda labels, ids: False)
 
 
 MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[..., None], tuple[str, ...]]] = [

@@ -9,9 +9,10 @@ import torch
 
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import PromptBoundaryError
-from peft_reft.runtime.adapters import AdapterView
 from peft_reft.runtime.inputs import CallInputs, Explicit
-from peft_reft.runtime.resolve import Situation, unit_masks
+from peft_reft.runtime.resolve import unit_masks
+from peft_reft.runtime.situation import Situation
+from peft_reft.runtime.views import AdapterView
 
 from .reference import edited_tokens
 

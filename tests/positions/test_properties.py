@@ -17,7 +17,7 @@ from peft_reft.interventions import intervention_class
 from peft_reft.positions import location_masks, plan_rows
 from peft_reft.runtime import Edit, apply_edits
 from peft_reft.runtime.inputs import CallInputs, Explicit
-from peft_reft.runtime.resolve import Situation
+from peft_reft.runtime.situation import Situation
 
 from .reference import edited_tokens, prompt_of, split_row
 from .test_cases import TOKEN, TOKEN_ID, resolved

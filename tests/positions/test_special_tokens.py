@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from contract.recording import edited_by, edited_while_generating
 from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig
-from peft_reft.base_tokenizer import tokenizer_fingerprint
 from peft_reft.hub_format.errors import ConfigError, PositionError, ReftError
+from peft_reft.positions.binding import tokenizer_fingerprint
 
 START, END = 2, 3
 

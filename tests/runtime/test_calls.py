@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
+from contract.open_frames import open_frames
 from contract.tiny import reft_model, token_ids
 from peft_reft.hub_format.errors import PositionError, PromptBoundaryError
-from peft_reft.runtime.frames import frame_stack
 
 NAMES = ("llama", "gpt2", "t5", "bert")
 
@@ -124,11 +124,10 @@ def test_an_error_leaves_nothing_that_a_later_call_sees(error: type[BaseExceptio
             with pytest.raises(error, match="on purpose"):
                 calls[entry](token_ids(1, 7))
         mend()
-        if error is RuntimeError:
-            assert frame_stack() == []
+        assert open_frames(model) == []
         assert torch.equal(backbone(input_ids=other)[0], states)
         assert torch.equal(model(input_ids=other).logits, logits)
-    assert frame_stack() == []
+    assert open_frames(model) == []
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -156,17 +155,17 @@ def test_a_generation_after_an_interrupted_one(place: str) -> None:
         model.generate(input_ids=ids, max_new_tokens=3)
     mend()
     assert torch.equal(model.generate(input_ids=ids, max_new_tokens=3, do_sample=False), wanted)
-    assert frame_stack() == []
+    assert open_frames(model) == []
 
 
 def test_a_refused_call_leaves_no_frame() -> None:
     model = reft_model("llama", positions="l2").train()
     with pytest.raises(PromptBoundaryError):
         model(input_ids=token_ids(1, 5))
-    assert frame_stack() == []
+    assert open_frames(model) == []
     model.eval()
     model(input_ids=token_ids(1, 5))
-    assert frame_stack() == []
+    assert open_frames(model) == []
 
 
 def test_a_block_called_by_itself_is_refused() -> None:
@@ -217,7 +216,7 @@ def test_a_copy_is_independent(copied: Callable[[PeftModel], PeftModel]) -> None
         assert torch.equal(model(input_ids=ids).logits, before)
         with model.disable_adapter():
             assert torch.equal(base(input_ids=ids).logits, model(input_ids=ids).logits)
-    assert frame_stack() == []
+    assert open_frames(model) == []
 
 
 def test_a_forward_inside_a_forward_of_another_model() -> None:
@@ -232,4 +231,4 @@ def test_a_forward_inside_a_forward_of_another_model() -> None:
         assert torch.equal(outer(input_ids=ids).logits, wanted)
         handle.remove()
         assert torch.equal(seen[0], wanted_inner)
-    assert frame_stack() == []
+    assert open_frames(outer) == open_frames(inner) == []

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from contract.open_frames import open_frames
 from contract.tiny import reft_model, token_ids
-from peft_reft.runtime.frames import frame_stack
 
 IDS = token_ids(2, 8)
 LABELS = torch.where(torch.arange(8) < 5, -100, IDS)
@@ -39,7 +39,7 @@ def test_a_forward_is_one_graph() -> None:
             assert_close(
                 compiled(**batch).logits, model(**batch).logits, msg=lambda text, form=form: f"{form}: {text}"
             )
-    assert frame_stack() == []
+    assert open_frames(model) == []
 
 
 def test_a_training_step_is_one_graph() -> None:

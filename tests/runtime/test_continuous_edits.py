@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-import peft_reft.layer
-import peft_reft.runtime.hooks
-import peft_reft.runtime.requests
+import peft_reft.generation.requests
+import peft_reft.runtime.rotations
+import peft_reft.runtime.site_edit
 from contract.recording import differing, inputs_of, raw_outputs_of, reader_of
 from contract.tiny import BY_NAME, reft_model
-from peft_reft.runtime.requests import Batch
+from peft_reft.generation.requests import Batch
 from positions.reference import edited_tokens
 
 from .batching import (
@@ -91,9 +91,9 @@ def test_a_decode_only_batch_does_no_work(monkeypatch: pytest.MonkeyPatch) -> No
     """A prompt's adapter resolves no positions and calls no unit once every request of the batch decodes."""
     model = model_for("llama", "f2+l2")
     log: list[str] = []
-    spy_on(monkeypatch, peft_reft.runtime.requests, "slot_masks", log)
-    spy_on(monkeypatch, peft_reft.layer, "apply_edits", log)
-    spy_on(monkeypatch, peft_reft.runtime.hooks, "orthonormal_rows", log)
+    spy_on(monkeypatch, peft_reft.generation.requests, "slot_masks", log)
+    spy_on(monkeypatch, peft_reft.runtime.site_edit, "apply_edits", log)
+    spy_on(monkeypatch, peft_reft.runtime.rotations, "orthonormal_rows", log)
     base = model.get_base_model()
     handle = base.register_forward_pre_hook(lambda *args: log.append("forward"), prepend=True)
     try:

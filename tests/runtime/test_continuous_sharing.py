@@ -9,9 +9,9 @@ import torch
 
 from contract.tiny import reft_model, token_ids
 from peft_reft import ReftConfig
+from peft_reft.generation.continuous import ContinuousBatching, shared_reach
 from peft_reft.hub_format.errors import PositionError
 from peft_reft.hub_format.positions import parse_positions
-from peft_reft.runtime.continuous import ContinuousBatching, shared_reach
 
 from .batching import (
     STEPS,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contract.tiny import base_model, token_ids
 from peft_reft import ReftConfig
-from peft_reft.runtime.hooks import runtime_of
+from peft_reft.runtime.devices import site_device
 
 IDS = token_ids(2, 8)
 LABELS = torch.where(torch.arange(8) < 5, -100, IDS)
@@ -96,11 +96,10 @@ def test_an_adapter_is_made_where_its_block_computes(tmp_path: Path) -> None:
     base = spread(base_model("llama"), "all blocks on disk", tmp_path)
     assert all(p.is_meta for p in base.model.layers[1].parameters())
     model = with_adapter(base)
-    runtime = runtime_of(model.get_base_model())
-    assert runtime is not None
-    assert runtime.device_of("model.layers.1") == torch.device("cpu")
+    layers = model.get_base_model().model.layers
+    assert site_device(layers[1]) == torch.device("cpu")
     for module in base.model.layers[1].modules():
         if hasattr(module, "_hf_hook"):
             module._hf_hook.execution_device = "cuda:1"
-    assert runtime.device_of("model.layers.1") == torch.device("cuda:1")
-    assert runtime.device_of("model.layers.0") == torch.device("cpu")
+    assert site_device(layers[1]) == torch.device("cuda:1")
+    assert site_device(layers[0]) == torch.device("cpu")

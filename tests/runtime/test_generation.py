@@ -17,8 +17,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 
-import peft_reft.layer
-import peft_reft.runtime.hooks
+import peft_reft.runtime.planning
+import peft_reft.runtime.rotations
+import peft_reft.runtime.site_edit
 from contract.tiny import VOCABULARY, base_model, reft_model, token_ids
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import PromptBoundaryError
@@ -296,10 +297,10 @@ def test_a_pipeline(name: str, batch_size: int) -> None:
 def test_a_decode_step_does_no_work(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An adapter of the prompt resolves no positions and calls no unit once the cache holds the prompt."""
     model, log = model_for(name, "f2+l2"), []
-    spy_on(monkeypatch, peft_reft.runtime.hooks, "slot_masks", log)
-    spy_on(monkeypatch, peft_reft.runtime.hooks, "call_inputs", log)
-    spy_on(monkeypatch, peft_reft.layer, "apply_edits", log)
-    spy_on(monkeypatch, peft_reft.runtime.hooks, "orthonormal_rows", log)
+    spy_on(monkeypatch, peft_reft.runtime.planning, "slot_masks", log)
+    spy_on(monkeypatch, peft_reft.runtime.planning, "call_inputs", log)
+    spy_on(monkeypatch, peft_reft.runtime.site_edit, "apply_edits", log)
+    spy_on(monkeypatch, peft_reft.runtime.rotations, "orthonormal_rows", log)
     handle = model.get_base_model().register_forward_pre_hook(lambda *args: log.append("forward"), prepend=True)
     try:
         WAYS[way](model)

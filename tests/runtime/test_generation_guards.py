@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import GenerationMixin
 
-import peft_reft.runtime.generation
-import peft_reft.runtime.hooks
+import peft_reft.generation.generate
 import peft_reft.runtime.masks
 from contract.tiny import reft_model, token_ids
+from peft_reft.generation.session import Session
 from peft_reft.hub_format.errors import PromptBoundaryError
-from peft_reft.runtime.generation import Session
 from peft_reft.runtime.inputs import Explicit
 
 from .stepwise import greedy
@@ -72,7 +71,7 @@ def prompt_grows(patch: Patch) -> None:
 def statements_dropped(patch: Patch) -> None:
     original = Explicit.take
     patch.setattr(Explicit, "take", classmethod(lambda cls, kwargs: (cls(), original(kwargs)[1])))
-    patch.setattr(peft_reft.runtime.generation, "check_continued", lambda *args, **kwargs: None)
+    patch.setattr(peft_reft.generation.generate, "check_continued", lambda *args, **kwargs: None)
 
 
 def check_way(name: str, spec: str, way: str) -> None:
@@ -125,7 +124,7 @@ def test_a_cache_of_another_prompt_would_change_tokens(spec: str, monkeypatch: P
     model, row = reft_model("llama", dtype=torch.float64, positions=spec), token_ids(1, 12, seed=5)
     with torch.no_grad():
         held = model(input_ids=row[:, :6], use_cache=True).past_key_values
-    monkeypatch.setattr(peft_reft.runtime.generation, "check_continued", lambda *args, **kwargs: None)
+    monkeypatch.setattr(peft_reft.generation.generate, "check_continued", lambda *args, **kwargs: None)
     assert generated(model, {"input_ids": row}, past_key_values=held) != [greedy(model, spec, row[0], STEPS)]
 
 
@@ -159,7 +158,7 @@ def test_generate_called_on_the_class_is_refused(spec: str, how: dict[str, Any],
         run()
     with model.disable_adapter():
         run()
-    monkeypatch.setattr(peft_reft.runtime.hooks, "check_session", lambda runtime: None)
+    monkeypatch.setattr(peft_reft.generation.boundary, "refuse_foreign_generation", lambda *args: None)
     assert run() != expected_for("llama", spec)
 
 

@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
-import peft_reft.runtime.hooks
+import peft_reft.generation.generate
 from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import MixedReftModel, ReftConfig, prompt_cache, scale_adapter
+from peft_reft.generation import generate, records
 from peft_reft.hub_format.errors import ConfigError, LocationError, PromptBoundaryError
-from peft_reft.runtime import generation, records
 
 from . import test_generation
 from .stepwise import greedy
@@ -258,13 +258,13 @@ def test_what_has_no_prompt_cache_is_refused() -> None:
 def test_without_its_guards_the_comparison_fails(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is needed: taken out, some continuation is silently another."""
     if guard == "cut":
-        monkeypatch.setattr(generation, "_reuse", lambda *args: None)
+        monkeypatch.setattr(generate, "reuse", lambda *args: None)
         monkeypatch.setattr(records.CacheRecord, "check", lambda *args: None)
     if guard == "check":
         monkeypatch.setattr(records.CacheRecord, "agreeing", lambda self, *args: self.length)
     model = reft_model("llama", dtype=torch.float64, positions="f3+l3")
     if guard == "open end":  # a cache of a plain forward: its end is edited, and no record says so
-        monkeypatch.setattr(peft_reft.runtime.generation, "check_continued", lambda *args, **kwargs: None)
+        monkeypatch.setattr(peft_reft.generation.generate, "check_continued", lambda *args, **kwargs: None)
         with torch.no_grad():
             cache = model(input_ids=prompt(1)[:, :HEAD], use_cache=True).past_key_values
     else:

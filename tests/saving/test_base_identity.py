@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from peft_reft import MixedReftModel, ReftConfig
-from peft_reft.base_tokenizer import tokenizer_fingerprint
 from peft_reft.hub_format.errors import BaseMismatchError
+from peft_reft.positions.binding import tokenizer_fingerprint
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,

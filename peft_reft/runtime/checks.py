@@ -1,0 +1,136 @@
+"""What a call must say so that it can be told which tokens it edits: each refusal names the fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
+from peft_reft.hub_format.positions import All
+from peft_reft.positions import Layout
+from peft_reft.positions.layout import count_in_sequence
+
+from .inputs import CallInputs
+from .situation import Situation
+from .views import AdapterView
+
+__all__ = ["check_boundary", "check_lengths", "check_marks", "check_prompts", "check_terms"]
+
+
+def check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation) -> None:
+    """Refuse calls in which it cannot be told where the prompt ends."""
+    explicit = situation.explicit
+    if (
+        explicit.prompt_mask is not None
+        or explicit.prompt_lengths is not None
+        or explicit.locations_for(adapter.name, situation.role, encoder_edited=situation.encoder_edited) is not None
+        or situation.role == "encoder"
+        or not situation.has_completion
+    ):
+        return
+    if adapter.needs_turns and (call.labels is None or situation.prompt_width is not None):
+        raise PromptBoundaryError(
+            f"adapter {adapter.name!r} edits every turn (turns='each'), and nothing says where the turns are",
+            code="positions.turns",
+            rule="without labels a conversation of several turns looks like one prompt",
+            fix="pass prompt_mask [batch, seq]: 1 on what an answer follows, 0 on earlier answers and padding",
+        )
+    if situation.prompt_width is not None:
+        return
+    if call.labels is not None and call.past == 0:
+        _check_label_shape(call, adapter)
+        return
+    if situation.trains_with_labels and adapter.needs_prompt_end:
+        raise PromptBoundaryError(
+            f"adapter {adapter.name!r} edits positions that depend on the prompt's end, and a forward in training "
+            "mode got neither labels nor explicit positions",
+            code="positions.no_labels",
+            rule="in training the prompt ends before the first label that is not -100",
+            fix="pass labels, prompt_mask or prompt_lengths (ReftDataCollator adds prompt_mask), or call model.eval() "
+            "if this is a prefill",
+        )
+    if call.past and call.length > 1 and _prompt_only(adapter):
+        raise PromptBoundaryError(
+            f"{call.length} tokens continue a cache of {call.past}: they may be prompt or completion",
+            code="positions.continuation",
+            rule="only a single token on top of a cache is taken for a generated one",
+            fix="pass prompt_lengths or a prompt_mask over the cached and the new columns, or use generate",
+        )
+
+
+def _check_label_shape(call: CallInputs, adapter: AdapterView) -> None:
+    shape = list(call.labels.shape) if isinstance(call.labels, Tensor) else type(call.labels).__name__
+    if shape != [call.batch, call.length] and adapter.needs_prompt_end:
+        raise PromptBoundaryError(
+            f"labels are {shape}, the tokens [{call.batch}, {call.length}]",
+            code="positions.labels",
+            value=shape,
+            rule="the prompt ends before the first supervised label, so labels have one entry per token",
+            fix="pass labels [batch, seq], or say the prompt with prompt_mask or prompt_lengths",
+        )
+
+
+def _prompt_only(adapter: AdapterView) -> bool:
+    return any(not isinstance(term, All) for group in adapter.groups for term in group.positions.terms)
+
+
+def check_prompts(layout: Layout, adapter: AdapterView) -> None:
+    """Refuse a sequence without a prompt, where positions need one."""
+    has_prompt = count_in_sequence(layout.prompt, layout.start) > 0
+    if bool((layout.real & ~has_prompt).any()):
+        specs = ", ".join(repr(str(group.positions)) for group in adapter.groups)
+        raise PromptBoundaryError(
+            f"positions {specs} need a prompt, and a sequence of this batch has none",
+            code="positions.no_prompt",
+            rule="the prompt is what stands before the first supervised label; in a packed row one token counts as "
+            "none",
+            fix="mask the prompt's labels with -100 (completion-only loss), use positions without 'l', 'p' and "
+            "'prompt', or pass prompt_mask; a fragment of a split document has no prompt",
+        )
+
+
+def check_terms(locations: Any, adapter: AdapterView) -> None:
+    """Refuse locations that are not `[batch, terms, k]`, with a term for each unit of the adapter."""
+    if isinstance(locations, Tensor) and locations.dim() == 3 and locations.shape[1] == adapter.units:
+        return
+    shape = list(locations.shape) if isinstance(locations, Tensor) else type(locations).__name__
+    raise LocationError(
+        f"intervention_locations of adapter {adapter.name!r} is {shape}",
+        value=shape,
+        rule=f"it is a LongTensor [batch, terms, k], and this adapter has {adapter.units} term(s): one per tied "
+        "group, one per term of the positions otherwise",
+    )
+
+
+def check_marks(marks: Tensor, real: Tensor) -> None:
+    """Refuse a prompt mask, bool `[batch, slots]`, that marks padding."""
+    if not torch.compiler.is_compiling() and bool((marks & ~real).any()):
+        raise LocationError(
+            "prompt_mask marks padding",
+            rule="only real tokens are prompt",
+            fix="set it to 0 wherever attention_mask is 0",
+        )
+
+
+def check_lengths(lengths: Tensor, real: Tensor, start: Tensor) -> None:
+    """Refuse prompt lengths `[batch]` that no row of real tokens has, or that speak of packed rows."""
+    if torch.compiler.is_compiling():
+        return
+    start = start[:, : real.shape[1]]
+    if bool((real & (start != real.long().argmax(1, keepdim=True))).any()):
+        raise LocationError(
+            "prompt_lengths says one length per row, and a row holds several sequences",
+            rule="each sequence of a packed row has its own prompt",
+            fix="pass prompt_mask, 1 on the prompt of every sequence",
+        )
+    wrong = (lengths < 0) | (lengths > real.sum(1))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise LocationError(
+            f"prompt_lengths[{row}] is {int(lengths[row])}",
+            value=int(lengths[row]),
+            rule=f"it counts real tokens, and the row has {int(real[row].sum())}",
+            fix="count from the row's first real token, padding excluded",
+        )

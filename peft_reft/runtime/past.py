@@ -1,0 +1,75 @@
+"""What a cache tells of the tokens that went before, and the one thing that is noted on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peft_reft.hub_format.errors import PromptBoundaryError
+
+__all__ = ["cache_of", "is_marked", "mark_cache", "past_length", "unknown_length"]
+
+_NAMES = ("past_key_values", "cache_params", "state", "cache")
+"""What models call the cache that they take: attention's, a state space's, RWKV's, the one of continuous batching."""
+
+_MARK = "_reft_counts_from_end"
+
+
+def cache_of(call: Mapping[str, Any]) -> Any:
+    """The cache that a call was given, or None."""
+    return next((call[name] for name in _NAMES if call.get(name) is not None), None)
+
+
+def past_length(cache: Any, *, seen: int | None = None) -> int | None:
+    """How many slots a cache holds; None where it does not say: a state of fixed size, a cache of many sequences.
+
+    Args:
+        cache: or None.
+        seen: how many tokens went into it, where that is known. A static cache counts in a tensor, of which a graph
+            cannot make sizes; there this number is taken instead.
+    """
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        try:
+            length = cache.get_seq_length()
+        except ValueError:  # transformers' answer of a cache without a single attention layer
+            return None if cache.has_previous_state() else 0
+        if seen is not None and isinstance(length, Tensor) and torch.compiler.is_compiling():
+            return seen
+        return int(length)
+    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], (tuple, list)):  # older: (keys, values)
+        return int(cache[0][0].shape[-2])
+    return None
+
+
+def unknown_length() -> PromptBoundaryError:
+    """The refusal of a cache that does not say how many tokens went into it."""
+    return PromptBoundaryError(
+        "tokens continue a cache that does not say how many went before",
+        code="positions.cache_length",
+        rule="positions count from the sequence's start, which a state of fixed size and a paged cache do not tell",
+        fix="call generate with the whole prompt, or pass no cache; for continuous batching use the manager of the "
+        "model's own init_continuous_batching or generate_batch",
+    )
+
+
+def mark_cache(output: Any) -> None:
+    """Note on the cache in a forward's output that it holds edits which count from a prompt's end.
+
+    The note belongs to the cache, goes with its copies, and is read when a generation continues from it.
+    """
+    if torch.compiler.is_compiling():
+        return
+    values = output if isinstance(output, tuple) else [getattr(output, name, None) for name in _NAMES]
+    for value in values:
+        if hasattr(value, "get_seq_length"):
+            setattr(value, _MARK, True)
+
+
+def is_marked(cache: Any) -> bool:
+    """Whether a cache holds edits which count from a prompt's end."""
+    return bool(getattr(cache, _MARK, False))

@@ -1,0 +1,129 @@
+"""One call → its frame: who knows of its prompt, which tokens each unit edits, which rows of each stack."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from .boundary import BoundaryProvider, Knowledge
+from .compiling import beside_graphs
+from .frames import Frame
+from .inputs import CallInputs, Explicit, call_inputs
+from .past import unknown_length
+from .plan import StackPlan
+from .resolve import columns_of, slot_masks
+from .row_choice import RowAdapters
+from .situation import Situation
+from .state import ModelState
+
+__all__ = ["Planner"]
+
+
+class Planner:
+    """Plans the forwards of one model.
+
+    Args:
+        state: of the model.
+        providers: asked in this order what they know of a forward.
+    """
+
+    def __init__(self, state: ModelState, providers: Sequence[BoundaryProvider]) -> None:
+        self.state = state
+        self.providers = providers
+        self.takes_labels = "labels" in inspect.signature(type(state.model).forward).parameters
+
+    @beside_graphs
+    def frame(self, paths: Sequence[str], call: Mapping[str, Any], explicit: Explicit, module: nn.Module) -> Frame:
+        """The frame of a forward that starts.
+
+        Args:
+            paths: of the stacks that run in it.
+            call: its arguments by name, without the positions that it states.
+            explicit: those positions.
+            module: whose forward it is.
+
+        Raises:
+            PromptBoundaryError, LocationError: see `slot_masks`.
+        """
+        state = self.state
+        if state.unverified:
+            state.verify()
+        activity, rows = state.activity(), state.running.rows
+        known = self._known(call, explicit)
+        if not activity.units and rows is None:
+            return Frame({}, {})
+        if known is not None:
+            call, explicit = known.arguments(call), explicit or known.explicit
+        plans = {path: self._plan(path, call, explicit, known, rows) for path in paths}
+        frame = Frame(plans, activity.units, rows)
+        if known is not None and known.keeps:
+            frame.keeper, frame.rotations = known, known.rotations
+        if getattr(module, "_is_replica", False):
+            frame.rotations = {}  # of DataParallel: a unit computes R on its own device, from its own copy
+        frame.counts_from_end = activity.from_end and not explicit and (known is None or known.from_end)
+        return frame
+
+    def _known(self, call: Mapping[str, Any], explicit: Explicit) -> Knowledge | None:
+        for provider in self.providers:
+            known = provider.knowledge(call, explicit)
+            if known is not None:
+                return known
+        return None
+
+    def _plan(
+        self, path: str, call: Mapping[str, Any], explicit: Explicit, known: Knowledge | None, rows: RowAdapters | None
+    ) -> StackPlan | None:
+        stack, active = self.state.stacks[path], self.state.activity().stacks[path]
+        if known is not None and known.plans_itself and not explicit:
+            return known.plan(stack.role, active.views) if active.views else None
+        inputs = call_inputs(call, stack.role, seen=None if known is None else known.seen)
+        if inputs is None or not active.views:
+            if rows is not None and inputs is not None:
+                rows.repeats(inputs.batch)  # a wrong number of names is refused also where none of them edits
+            return None
+        explicit.check_names(self.state.views, () if stack.role == "only" else ("encoder", "decoder"))
+        if known is not None:
+            inputs = known.inputs(inputs, explicit)
+        if _is_generated(inputs) and not active.generates and not explicit and not (known and known.tells_prompt):
+            return None
+        if not inputs.past_known:
+            raise unknown_length()
+        situation = Situation(
+            role=stack.role,
+            has_completion=active.has_completion,
+            trains_with_labels=self.state.model.training and self.takes_labels,
+            encoder_edited=stack.role != "only" and self._encoder_edited(),
+            explicit=explicit,
+        )
+        if known is not None and stack.role != "encoder":
+            told = known.situation(inputs, situation, generates=active.generates)
+            if told is None:
+                return None
+            situation = told
+        masks = slot_masks(inputs, active.views, situation)
+        if known is not None:
+            known.resolved(path, masks, inputs)
+        chosen = columns_of(masks, inputs)
+        if rows is None:
+            return StackPlan(inputs.batch, inputs.length, chosen, inputs.past)
+        selected = {
+            (place, unit): replace(
+                found, mask=found.mask & rows.selects(active.views[place].name, inputs.batch, inputs.device)
+            )
+            for (place, unit), found in chosen.items()
+        }
+        whole = rows.stack is not None
+        return StackPlan(inputs.batch, inputs.length, selected, inputs.past, row_by_row=True, whole=whole)
+
+    def _encoder_edited(self) -> bool:
+        stacks = self.state.activity().stacks
+        return any(stack.role == "encoder" and bool(stacks[path].views) for path, stack in self.state.stacks.items())
+
+
+def _is_generated(inputs: CallInputs) -> bool:
+    """Whether these are taken for generated tokens: one on top of a cache is."""
+    return inputs.continues and inputs.length == 1 and inputs.cu_seq_lens is None

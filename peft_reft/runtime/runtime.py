@@ -1,0 +1,91 @@
+"""`Runtime`: what one model carries beside its weights, put together: state, way in, planning, rotations."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from peft_reft.sites import Stack
+
+from .boundary import BoundaryProvider, providers_for
+from .planning import Planner
+from .rotations import Rotations
+from .state import ATTRIBUTE, ModelState
+from .way_in import make_entry, remove_entry
+
+__all__ = ["Runtime", "runtime_of"]
+
+Provider = TypeVar("Provider", bound=BoundaryProvider)
+
+
+def runtime_of(model: nn.Module) -> Runtime | None:
+    """The runtime that a model carries, or None."""
+    return model.__dict__.get(ATTRIBUTE)
+
+
+class Runtime:
+    """Attached to the base model while it has ReFT adapters.
+
+    Attributes:
+        state: what is there, and what is active.
+        providers: who is asked where a prompt ends.
+        planner: a call → its frame.
+        rotations: R of a frame.
+        entries: the modules through which calls come in.
+        handles: of hooks, or of what else is to be removed from the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.state = ModelState(model)
+        self.providers = providers_for(self.state)
+        self.planner = Planner(self.state, self.providers)
+        self.rotations = Rotations(self.state)
+        self.entries: list[nn.Module] = []
+        self.handles: list[Any] = []
+        self._open(model)
+        setattr(model, ATTRIBUTE, self)
+        for provider in self.providers:
+            provider.attach()
+
+    def provider(self, kind: type[Provider]) -> Provider:
+        """The provider of a class."""
+        return next(provider for provider in self.providers if isinstance(provider, kind))
+
+    def add_stack(self, stack: Stack) -> None:
+        """Make a stack known, and the modules around it that take tokens entries for it."""
+        if stack.path in self.state.stacks:
+            return
+        self.state.stacks[stack.path] = stack
+        parts = stack.path.split(".")[:-1]
+        for end in range(len(parts) + 1):
+            module = self.state.model.get_submodule(".".join(parts[:end]))
+            if not end or "input_ids" in inspect.signature(module.forward).parameters:
+                self._open(module, stack.path)
+
+    def keep(self, handle: RemovableHandle | Any) -> None:
+        """Let something go with the adapters; it has a `remove`."""
+        self.handles.append(handle)
+
+    def mode_changed(self) -> None:
+        """Somebody called the model's `train` or `eval`."""
+        for provider in self.providers:
+            provider.mode_changed()
+
+    def remove(self) -> None:
+        """Take every hook and attribute off the model, and give its entries their own classes back."""
+        for handle in self.handles:
+            handle.remove()
+        for provider in self.providers:
+            provider.detach()
+        for module in self.entries:
+            remove_entry(module)
+        self.state.model.__dict__.pop(ATTRIBUTE, None)
+
+    def _open(self, module: nn.Module, *stacks: str) -> None:
+        entry = make_entry(module, self.state.running, self.planner)
+        if not any(known is module for known in self.entries):
+            self.entries.append(module)
+        entry.stacks.extend(stacks)

@@ -1,0 +1,105 @@
+"""The hooks of a site's module: its output or its input, with the active edits applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_reft.hub_format.errors import PositionError, SiteError
+from peft_reft.sites import hidden_of, with_hidden, with_slice
+
+from .activity import LiveUnit
+from .edit import Edit, apply_edits
+from .frames import Frame
+from .plan import StackPlan
+from .situation import UnitKey
+
+__all__ = ["CHILD", "edit_input", "edit_output"]
+
+CHILD = "reft"
+"""Name of the `ReftLayer` among the children of its site. A hook takes it from the module that runs, which may be a
+copy: of `copy.deepcopy`, of DataParallel."""
+
+
+def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of the site's module."""
+    layer: Any = module._modules[CHILD]
+    frame = layer.running.frame
+    plan = _plan_of(layer, frame, on_input=False)
+    if plan is None:
+        return None
+    units = [one for one in frame.units.get(layer.path, ()) if not one.tap.on_input]
+    return with_hidden(output, _edited(layer, hidden_of(output), units, plan, frame)) if units else None
+
+
+def edit_input(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook of the site's module: its first input is what is edited."""
+    layer: Any = module._modules[CHILD]
+    frame = layer.running.frame
+    plan = _plan_of(layer, frame, on_input=True)
+    units = [] if plan is None else [one for one in frame.units.get(layer.path, ()) if one.tap.on_input]
+    if plan is None or not units:
+        return None
+    name = None if args else next(iter(kwargs))
+    edited = _edited(layer, args[0] if name is None else kwargs[name], units, plan, frame)
+    return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
+
+
+def _plan_of(layer: Any, frame: Frame | None, *, on_input: bool) -> StackPlan | None:
+    """What is edited at a site in this call. Decoding edits nothing, whatever the adapters are."""
+    if frame is not None:
+        return frame.plans.get(layer.stack)
+    if any(one.tap.on_input is on_input for one in layer.live()):
+        raise PositionError(
+            f"{layer.path} ran outside of its model's forward, so its positions are not known",
+            code="positions.outside",
+            rule="positions are worked out once, where the model's forward starts",
+            fix="call the whole model; for gradient checkpointing use the model's own "
+            "(`gradient_checkpointing_enable`), which leaves hooks outside the recomputation",
+        )
+    return None
+
+
+def _edited(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPlan, frame: Frame) -> Tensor:
+    """h `[batch, seq, hidden]` with the edits of some units applied."""
+    flat = hidden.dim() == 2  # OPT's feed-forward part
+    if flat:
+        hidden = hidden.reshape(*plan.shape, -1)
+    _check_shape(layer, hidden, plan)
+    rotations = layer.rotations.of(frame)
+    stack = None if frame.rows is None else frame.rows.stack
+    for tap in dict.fromkeys(one.tap for one in units):
+        members = [one for one in units if one.tap == tap]
+        chosen = [one.key for one in members]
+        if stack is not None:
+            edits = [Edit(stack.unit(layer.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen]
+        else:
+            edits = [_at_work(layer, one, rotations.get((layer.path, one.key)), plan, chosen) for one in members]
+        part = apply_edits(hidden[..., tap.start : tap.stop], plan.rows(chosen), edits)
+        hidden = part if tap.width is None else with_slice(hidden, tap, part)
+    return hidden.flatten(0, 1) if flat else hidden
+
+
+def _check_shape(layer: Any, hidden: Tensor, plan: StackPlan) -> None:
+    if not torch.compiler.is_compiling() and hidden.shape[:2] != plan.shape:
+        raise SiteError(
+            f"{layer.path} gave hidden states of shape {list(hidden.shape)}",
+            code="site.shape",
+            rule=f"[batch, seq, hidden] = [{plan.batch}, {plan.length}, …], as the model was called",
+        )
+
+
+def _at_work(layer: Any, one: LiveUnit, rotation: Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]) -> Edit:
+    """One unit with what it needs in this call; a compiled graph reads no name and no factor as a number."""
+    compiling = torch.compiler.is_compiling()
+    unit = one.module if compiling else layer.unit((one.name, one.key[1]))
+    return Edit(
+        unit,
+        rotation,
+        one.factor if compiling else layer.scaling[one.name],
+        plan.sequences(chosen) if unit.across_tokens else None,
+        wide=unit.broadcasts and not layer.training,
+    )
