@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+from .groups import SiteGroup
 from .positions import Special
-
-if TYPE_CHECKING:
-    from .schema import SiteGroup
 
 __all__ = ["FINGERPRINT", "check_special_tokens", "tokens_of", "unbound_tokens"]
 
