@@ -26,7 +26,14 @@ __all__ = [
     "SiteError",
     "UnsupportedVersionError",
     "in_file",
+    "shown",
 ]
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: its `repr`, at most 80 characters of it."""
+    text = repr(value)
+    return text if len(text) < 80 else text[:80] + "…"
 
 
 class ReftError(ValueError):

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
 
-from .errors import ConfigError
+from .activations import ACTIVATIONS, canonical_activation
+from .errors import ConfigError, shown
 from .kinds import KindSignature, kind_signature
 from .positions import All, Positions, Special, parse_positions
 
@@ -27,7 +28,6 @@ __all__ = [
     "site_group",
 ]
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh")
 COMPONENTS = ("block_output", "block_input", "attention_output", "mlp_output")
 HEAD = re.compile(r"head_output\[(0|[1-9]\d{0,3})\]")
 TURNS = ("first", "each")
@@ -122,9 +122,8 @@ def site_group(values: Mapping[str, Any]) -> SiteGroup:
     dropout = values["dropout"]
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise refuse("dropout", dropout, "it is a number from 0 up to, but not including, 1")
-    if values["act_fn"] is not None and (not isinstance(values["act_fn"], str) or values["act_fn"] not in ACTIVATIONS):
-        raise refuse("act_fn", values["act_fn"], f"it is None or one of {', '.join(ACTIVATIONS)}")
-    if values["act_fn"] is not None and not signature.activates:
+    act_fn = canonical_activation(values["act_fn"])
+    if act_fn is not None and not signature.activates:
         rule = f"intervention {signature.name!r} has no learned source to activate"
         raise refuse("act_fn", values["act_fn"], rule, "leave it None")
     pattern = values["layers_pattern"]
@@ -136,6 +135,7 @@ def site_group(values: Mapping[str, Any]) -> SiteGroup:
             "layers_to_transform": _layers(layers),
             "positions": positions,
             "dropout": float(dropout),
+            "act_fn": act_fn,
             "layers_pattern": pattern if pattern is None or isinstance(pattern, str) else tuple(pattern),
         }
     )
@@ -143,11 +143,10 @@ def site_group(values: Mapping[str, Any]) -> SiteGroup:
 
 def check_defaults(values: Mapping[str, Any]) -> None:
     """Refuse a top-level field that no value of a group could be, also where every group says its own."""
-    options, act_fn = values["options"], values["act_fn"]  # whose place is with the kind of a group
+    options = values["options"]  # its place, and the activation's, is with the kind of a group
     if options is not None and not isinstance(options, Mapping):
         raise refuse("options", options, "it is None or a dict of the kind's own parameters")
-    if act_fn is not None and (not isinstance(act_fn, str) or act_fn not in ACTIVATIONS):
-        raise refuse("act_fn", act_fn, f"it is None or one of {', '.join(ACTIVATIONS)}")
+    canonical_activation(values["act_fn"])
     site_group({**values, "options": None, "act_fn": None})
 
 
@@ -185,7 +184,4 @@ def is_int(value: object) -> TypeGuard[int]:
 
 def refuse(name: str, value: object, rule: str, fix: str | None = None) -> ConfigError:
     """The error of a field's value."""
-    shown = repr(value)
-    return ConfigError(
-        f"{name}={shown if len(shown) < 80 else shown[:80] + '…'} is not allowed", value=value, rule=rule, fix=fix
-    )
+    return ConfigError(f"{name}={shown(value)} is not allowed", value=value, rule=rule, fix=fix)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ConfigError, UnsupportedVersionError
+from .errors import ConfigError, UnsupportedVersionError, shown
 
 __all__ = [
     "KindSignature",
@@ -149,9 +149,9 @@ class KindSignature:
                     rule=f"its options are: {valid}",
                 )
             if (problem := self.options[name].check(value)) is not None:
-                raise ConfigError(f"options={{{name!r}: {_short(value)}}} is not allowed", value=value, rule=problem)
+                raise ConfigError(f"options={{{name!r}: {shown(value)}}} is not allowed", value=value, rule=problem)
         if self.conflict is not None and (problem := self.conflict(self.with_defaults(options))) is not None:
-            raise ConfigError(f"options={_short(options)} is not allowed", value=options, rule=problem)
+            raise ConfigError(f"options={shown(options)} is not allowed", value=options, rule=problem)
 
 
 _KINDS: dict[str, KindSignature] = {}
@@ -184,7 +184,7 @@ def kind_signature(name: str, *, version: int | None = None, module: str | None 
     signature = _KINDS.get(name) if isinstance(name, str) else None
     if signature is None:
         raise UnsupportedVersionError(
-            f"intervention={_short(name)} is not a registered intervention",
+            f"intervention={shown(name)} is not a registered intervention",
             code="kind.unknown",
             value=name,
             rule=f"known are: {', '.join(known_kinds())}",
@@ -205,8 +205,3 @@ def kind_signature(name: str, *, version: int | None = None, module: str | None 
 def known_kinds() -> tuple[str, ...]:
     """Names of all registered kinds, sorted."""
     return tuple(sorted(_KINDS))
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) < 80 else shown[:80] + "…"

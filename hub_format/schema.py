@@ -9,6 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .activations import (
+    activations_named,
+    canonical_activation,
+    check_stored_activations,
+    version_of_activations,
+)
 from .errors import ConfigError
 from .groups import (
     ACTIVATIONS,
@@ -28,7 +34,7 @@ from .groups import (
 from .kinds import KindSignature, kind_signature
 from .migrations import migrate
 from .special_tokens import check_special_tokens
-from .versions import SPEC_VERSION, check_same_version
+from .versions import SPEC_VERSION, WRITTEN_VERSIONS, check_same_version, parse_version
 
 __all__ = [
     "ACTIVATIONS",
@@ -41,6 +47,7 @@ __all__ = [
     "SPEC_VERSION",
     "TURNS",
     "SiteGroup",
+    "canonical_fields",
     "check_fields",
     "from_object",
     "to_object",
@@ -67,8 +74,9 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
         PositionSyntaxError: a position spec outside the grammar.
         UnsupportedVersionError: an unknown spec version or intervention.
     """
-    if values["spec_version"] != SPEC_VERSION:
-        raise refuse("spec_version", values["spec_version"], f"this library writes {SPEC_VERSION}", "leave it out")
+    if values["spec_version"] not in WRITTEN_VERSIONS:
+        rule = f"this library writes {' and '.join(WRITTEN_VERSIONS)}, the lowest that says what there is to say"
+        raise refuse("spec_version", values["spec_version"], rule, "leave it out")
     init = values["init_weights"]
     if not (init is None or isinstance(init, bool) or init == "paper"):
         raise refuse("init_weights", init, "it is None, True, False or 'paper'")
@@ -95,13 +103,26 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
     return tuple(groups)
 
 
+def canonical_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Behaviour fields that were checked, in the words of a file: each activation by its one name, and the lowest
+    version of the format that has them all."""
+    written = {**values, "spec_version": version_of_activations(values)}
+    if values["act_fn"] is not None:
+        written["act_fn"] = canonical_activation(values["act_fn"])
+    if any(activations_named({**values, "act_fn": None})):
+        written["interventions"] = [
+            {**entry, "act_fn": canonical_activation(entry["act_fn"])} if "act_fn" in entry else entry
+            for entry in values["interventions"]
+        ]
+    return written
+
+
 def to_object(values: Mapping[str, Any]) -> dict[str, Any]:
     """Behaviour fields → the object `reft` as it is written: every field, and the version of every kind used."""
     groups = check_fields(values)
     kinds = {group.intervention: _kind_entry(group.signature) for group in groups}
-    written = {name: _plain(values[name]) for name in FIELDS}
-    written["spec_version"] = SPEC_VERSION
-    return {**written, "kinds": dict(sorted(kinds.items()))}
+    written = canonical_fields(values)
+    return {**{name: _plain(written[name]) for name in FIELDS}, "kinds": dict(sorted(kinds.items()))}
 
 
 def from_object(stored: object, *, manifest_version: str | None = None) -> dict[str, Any]:
@@ -126,13 +147,14 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
         )
     written = stored.get("spec_version")
     stored = migrate(stored, "reft")
-    if stored["spec_version"] != SPEC_VERSION or manifest_version is not None:
+    version = parse_version(stored["spec_version"])
+    if version > parse_version(WRITTEN_VERSIONS[-1]) or manifest_version is not None:
         check_same_version(written, manifest_version)
     allowed = {*FIELDS, "kinds", "tensors"}
     for name in stored:
         if name not in allowed:
             raise ConfigError(
-                f"reft.{str(name)[:60]} is not a field of format version {SPEC_VERSION}",
+                f"reft.{str(name)[:60]} is not a field of format version {WRITTEN_VERSIONS[-1]}",
                 code="config.unknown",
                 value=name,
                 rule="an unknown field may change behaviour, so it is refused",
@@ -146,6 +168,7 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
     values = {**{name: stored[name] for name in FIELDS}, "spec_version": SPEC_VERSION}
     _check_kinds(stored["kinds"])
     groups = check_fields(values)
+    check_stored_activations(values, version)
     used = {group.intervention for group in groups}
     if set(stored["kinds"]) != used:
         raise ConfigError(
@@ -154,7 +177,7 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
             value=stored["kinds"],
             rule="'kinds' maps every intervention in use to its version, and no other",
         )
-    return values
+    return canonical_fields(values)
 
 
 def _kind_entry(signature: KindSignature) -> int | dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
 from .groups import SiteGroup
 from .positions import Special
 
@@ -59,9 +59,8 @@ def check_special_tokens(value: object, groups: Iterable[SiteGroup]) -> None:
 
 
 def _refuse(value: object) -> ConfigError:
-    shown = repr(value)
     return ConfigError(
-        f"special_tokens={shown if len(shown) < 80 else shown[:80] + '…'} is not allowed",
+        f"special_tokens={shown(value)} is not allowed",
         code="config.special_tokens",
         value=value,
         rule=RULE,

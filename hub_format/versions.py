@@ -1,4 +1,4 @@
-"""The version of the format: which ones are read, and the one that is written."""
+"""The version of the format: which ones are read, and which are written."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import re
 
 from .errors import UnsupportedVersionError
 
-__all__ = ["SPEC_VERSION", "Version", "check_same_version", "check_version", "parse_version"]
+__all__ = ["SPEC_VERSION", "WRITTEN_VERSIONS", "Version", "check_same_version", "check_version", "parse_version"]
 
 SPEC_VERSION = "1.0"
+"""What a file says that uses nothing newer, and what migrations lead to."""
+WRITTEN_VERSIONS = (SPEC_VERSION, "1.1")
+"""All versions whose every addition is known here. A minor version only adds names, so none needs a migration."""
 Version = tuple[int, int]
 _PLAIN = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
 
@@ -61,6 +64,7 @@ def _refuse(version: object, file: str | None) -> UnsupportedVersionError:
         code="config.version",
         file=file,
         value=version,
-        rule=f"it reads format version {SPEC_VERSION}, and higher minor versions where it knows all that they use",
+        rule=f"it reads format versions {' and '.join(WRITTEN_VERSIONS)}, and higher minor versions where it knows "
+        "all that they use",
         fix="update peft-reft",
     )

@@ -70,6 +70,7 @@ def write_adapter_files(
         files=(describe_file(folder, CONFIG_NAME), describe_file(folder, weights)),
         tensors=tensors,
         producer=producer,
+        spec_version=stored["spec_version"],
     )
     write_atomic(folder / MANIFEST_NAME, dump_json(manifest.to_json()))
 

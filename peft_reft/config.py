@@ -14,7 +14,15 @@ from peft_reft.hub_format.envelope import check_envelope, check_saved_parts
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.migrations import migrate
 from peft_reft.hub_format.positions import parse_positions
-from peft_reft.hub_format.schema import FIELDS, SPEC_VERSION, SiteGroup, check_fields, from_object, to_object
+from peft_reft.hub_format.schema import (
+    FIELDS,
+    SPEC_VERSION,
+    SiteGroup,
+    canonical_fields,
+    check_fields,
+    from_object,
+    to_object,
+)
 from peft_reft.hub_format.source import check_source
 from peft_reft.hub_format.writer import producer, write_adapter_files
 
@@ -64,7 +72,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         share_weights: True: one intervention for all positions of a block. False: one for each term of `positions`,
             so `"f7+l7"` has twice the parameters.
         dropout: probability in training; falls on the edit, never on h.
-        act_fn: activation on Wh + b, None for none.
+        act_fn: activation on Wh + b by any name of transformers' `ACT2FN` without trained parameters, None for none.
+            Held and saved by one name for each function: `gelu_new` becomes `gelu_tanh`, `swish` becomes `silu`.
         modules_to_save: modules trained and saved in full beside the edits, e.g. a new classification head.
         layers_pattern: name of the `ModuleList` that holds the blocks, where it cannot be told, or to pick one stack.
         init_weights: None: the identity where the kind has one, else the published start. True: the identity, or an
@@ -74,7 +83,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         subspaces: named row ranges of one R.
         special_tokens: ids of the tokens that `tok(…)` names, and their tokenizer's fingerprint; set by
             `bind_tokenizer`.
-        spec_version: version of the file format.
+        spec_version: version of the file format: the lowest that has all that the config says.
         trainable_token_indices: as in PEFT's LoRA; TRL sets it for a chat template with new tokens.
         reft: the stored object that `adapter_config.json` holds; not for typing by hand.
 
@@ -126,6 +135,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         if reft is not None:
             self._take_stored(reft)
         self.groups()
+        for name, value in canonical_fields(self._behaviour()).items():
+            setattr(self, name, value)
         self.positions = str(parse_positions(self.positions))
 
     def groups(self) -> tuple[SiteGroup, ...]:

@@ -15,26 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peft_reft.hub_format.activations import canonical_activation
+from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.positions import First, Last, parse_positions
 from peft_reft.hub_format.strict_json import dump_json, load_json
 
 from .files import finite, load_tensors
-from .records import Imported, Record, cannot_hold, malformed
+from .records import Imported, Record, act2fn_name, cannot_hold, malformed
 from .rotations import pair_from_rotation, rotation_from_pair
 
 __all__ = ["read_adapters", "write_adapters"]
 
-ACTIVATIONS = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-    "mish": "mish",
-    "sigmoid": "sigmoid",
-    "relu6": "relu6",
-}
+NOT_THEIRS = ("hardswish", "sqrtsoftplus")
+"""Activations that the transformers of adapters 1.3 (~= 4.57.6) does not know."""
 KINDS = {True: ("loreft", "direft_orthogonal"), False: ("noreft", "direft")}
 """orthogonality → the kinds that its files may mean."""
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
@@ -115,9 +108,9 @@ def write_adapters(
     counts = _their_positions(adapter.positions or "", target)
     if any(record.component != "block_output" for record in adapter.records):
         raise cannot_hold(target, "another component than block_output", "it edits blocks' outputs only")
-    theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    if adapter.act_fn is not None and adapter.act_fn not in theirs:
-        raise cannot_hold(target, f"act_fn={adapter.act_fn!r}", f"it has {', '.join(sorted(theirs))}")
+    if adapter.act_fn in NOT_THEIRS:
+        rule = "it has the activations of transformers 4.57"
+        raise cannot_hold(target, f"act_fn={adapter.act_fn!r}", rule)
     orthogonal = adapter.kind == "loreft"
     config = {
         "architecture": "reft",
@@ -125,7 +118,7 @@ def write_adapters(
         "dtype": None,
         "init_weights_seed": None,
         "layers": sorted({record.layer for record in adapter.records}),
-        "non_linearity": None if adapter.act_fn is None else theirs[adapter.act_fn],
+        "non_linearity": act2fn_name(adapter.act_fn),
         "orthogonality": orthogonal,
         "output_reft": True,
         "prefix_positions": counts[0],
@@ -176,13 +169,12 @@ def _count(stored: Mapping[str, Any], name: str) -> int:
 
 
 def _activation(name: object) -> str | None:
-    if name is None:
-        return None
-    if not isinstance(name, str) or name.lower() not in ACTIVATIONS:
-        raise malformed(
-            "adapter_config.json", f"has the activation {str(name)[:40]!r}; known are {', '.join(ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name.lower()]
+    """Our name of theirs, which they look up in lower case; they write `leaky_relu` also in one word."""
+    lower = name.lower() if isinstance(name, str) else name
+    try:
+        return canonical_activation("leaky_relu" if lower == "leakyrelu" else lower)
+    except ConfigError as error:
+        raise malformed("adapter_config.json", f"has a non_linearity that is none here: {error}") from error
 
 
 def _tensors(raw: Mapping[str, Tensor], orthogonal: bool, file: str) -> dict[str, Tensor]:

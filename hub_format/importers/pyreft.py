@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from peft_reft.hub_format.strict_json import dump_json, load_json
 
 from .files import finite, load_tensors
-from .records import Imported, Record, cannot_hold, malformed
+from .records import Imported, Record, act2fn_name, cannot_hold, malformed
 from .rotations import pair_from_rotation, rotation_from_pair
 
 __all__ = ["KINDS", "read_pyreft", "write_pyreft"]
@@ -82,6 +83,8 @@ def read_pyreft(folder: Path, *, kind: str | None = None) -> Imported:
 def write_pyreft(adapter: Imported, folder: Path, *, hidden: int) -> None:
     """Write a folder that pyreft's `load` reads. Positions, dropout and activation have no place in it.
 
+    An activation is warned of: pyreft would load the adapter without it, and unlike positions no call states it.
+
     Raises:
         ReftError: a kind, component or number of terms that pyreft does not have.
     """
@@ -92,6 +95,12 @@ def write_pyreft(adapter: Imported, folder: Path, *, hidden: int) -> None:
         if record.component not in COMPONENTS or record.term > 1:
             what = f"component {record.component!r}" if record.term < 2 else "more than two terms"
             raise cannot_hold("a pyreft folder", what, f"it has {', '.join(COMPONENTS)} and two terms")
+    if adapter.act_fn is not None:
+        warnings.warn(
+            "pyreft's folders store no activation: after its load, set act_fn = "
+            f"ACT2FN[{act2fn_name(adapter.act_fn)!r}] on every intervention, or the edit is another one",
+            stacklevel=4,
+        )
     records = sorted(adapter.records, key=lambda record: (record.term, record.layer))
     keys = [f"layer_{r.layer}_comp_{r.component}_unit_pos_nunit_1#{r.term}" for r in records]
     config = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import FileFormatError, ReftError
 
-__all__ = ["Imported", "Record", "cannot_hold", "malformed"]
+__all__ = ["Imported", "Record", "act2fn_name", "cannot_hold", "malformed"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Imported:
     options: Mapping[str, Any] = field(default_factory=dict)
     stored: frozenset[str] = frozenset()
     head: Mapping[str, Tensor] | None = None
+
+
+def act2fn_name(act_fn: str | None) -> str | None:
+    """The name of an activation in transformers' `ACT2FN`, of several one that every version of it has."""
+    return "gelu_new" if act_fn == "gelu_tanh" else act_fn
 
 
 def malformed(file: str, why: str, fix: str | None = None) -> FileFormatError:

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peft_reft.hub_format.activations import canonical_activation
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.kinds import Option, kind_signature
 
+from .activations import activation, starts_at_zero
 from .rotation import orthonormal_rows
 
 __all__ = ["Init", "Intervention", "activation"]
 
 Init = Literal["paper"] | bool | None
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda hidden: F.gelu(hidden, approximate="tanh"),
-    "leaky_relu": F.leaky_relu,
-    "mish": F.mish,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
-
-
-def activation(name: str | None, source: Tensor) -> Tensor:
-    """Apply the named activation to the learned source `[..., rank]`; None is the identity."""
-    return source if name is None else _ACTIVATIONS[name](source)
 
 
 class Intervention(nn.Module):
@@ -100,7 +85,7 @@ class Intervention(nn.Module):
             )
         self.hidden_size = hidden_size
         self.rank = rank
-        self.act_fn = act_fn
+        self.act_fn = canonical_activation(act_fn)
         self.dropout = nn.Dropout(dropout)  # a module: trainers that switch dropout off look for these
         self.options = signature.with_defaults(options or {})
         self.rows: list[int] | None = None
@@ -150,7 +135,8 @@ class Intervention(nn.Module):
     def starts_as_identity(cls, act_fn: str | None) -> bool:
         """Whether some start makes the edit the identity, given the activation."""
         has_identity = cls.identity is not Intervention.identity
-        return has_identity and (act_fn is None or (cls.act_keeps_identity and act_fn != "sigmoid"))  # sigmoid(0) = ½
+        name = canonical_activation(act_fn)
+        return has_identity and (name is None or (cls.act_keeps_identity and starts_at_zero(name)))
 
     def random_start(self) -> None:
         """Random and non-trivial."""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
+from peft_reft.hub_format.activations import canonical_activation
 from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, FileFormatError, SiteError
 from peft_reft.hub_format.importers import (
     Imported,
@@ -71,7 +72,7 @@ def convert(
             type follows from it.
         positions: what pyreft does not store, e.g. `"f7+l7"`. Where the source stores it, it must agree.
         share_weights: likewise; None takes what the number of interventions per layer says.
-        act_fn: likewise; None is no activation.
+        act_fn: likewise, by any name that `ReftConfig` takes; None is no activation.
         intervention: our name of the kind, where the source does not store it: the adapters library cannot tell a
             saved DiReFT from a NoReFT.
         to: `"reft"`, `"pyreft"`, `"adapters"` or `"gguf"`.
@@ -129,7 +130,7 @@ def _with_said(adapter: Imported, said: dict[str, Any]) -> Imported:
     """The adapter with what the caller says of it, where the source does not say otherwise."""
     for name, value in said.items():
         known = getattr(adapter, name)
-        given = str(parse_positions(value)) if name == "positions" and value is not None else value
+        given = _canonical(name, value)
         if value is not None and (name in adapter.stored or known is not None) and given != known:
             raise ConfigError(f"{name}={value!r}, and the source has {known!r}", value=value, fix=f"leave {name} out")
     positions = adapter.positions or said["positions"]
@@ -148,6 +149,13 @@ def _with_said(adapter: Imported, said: dict[str, Any]) -> Imported:
         )
     act_fn = adapter.act_fn if "act_fn" in adapter.stored else said["act_fn"]
     return replace(adapter, positions=positions, share_weights=share, act_fn=act_fn)
+
+
+def _canonical(name: str, value: Any) -> Any:
+    """A value that the caller says, in the words of a file."""
+    if value is None or name not in ("positions", "act_fn"):
+        return value
+    return str(parse_positions(value)) if name == "positions" else canonical_activation(value)
 
 
 def _write_reft(adapter: Imported, target: Path, base_model: str) -> None:

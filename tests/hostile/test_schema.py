@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from peft_reft.hub_format.activations import SINCE
 from peft_reft.hub_format.envelope import BESIDE_NEVER, MAX_MODULES, NOT_MODULES, TASK_TYPES, check_envelope
 from peft_reft.hub_format.errors import ReftError
 from peft_reft.hub_format.manifest import BASE_FIELDS, CONFIG_NAME, MANIFEST_NAME
@@ -206,3 +207,19 @@ def test_every_good_vector_is_valid(folder: Path) -> None:
 def test_a_manifest_that_the_reader_refuses_is_invalid(name: str) -> None:
     path = VECTORS / "bad" / f"manifest_{name}" / MANIFEST_NAME
     assert not MANIFEST.is_valid(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("values", [{"act_fn": "relu2"}, {"interventions": [{"r": 2}, {"act_fn": "laplace"}]}])
+def test_what_a_later_version_brought_is_invalid_in_a_file_of_the_first(values: dict[str, Any]) -> None:
+    content = stored(**values)
+    assert content["reft"]["spec_version"] == "1.1"
+    CONFIG.validate(content)
+    from_object(content["reft"])
+    content["reft"]["spec_version"] = "1.0"
+    assert not CONFIG.is_valid(content)
+    with pytest.raises(ReftError):
+        from_object(content["reft"])
+
+
+def test_the_schema_knows_the_activations_of_the_first_version() -> None:
+    assert PARTS["of_1_0"]["properties"]["act_fn"]["enum"] == [None, *(n for n in ACTIVATIONS if SINCE[n] == "1.0")]

@@ -64,6 +64,12 @@ ACTIVATIONS: Mapping[str | None, Callable[[Array], Array]] = {
     "sigmoid": _each(_sigmoid),
     "silu": _each(lambda z: z * _sigmoid(z)),
     "tanh": _each(math.tanh),
+    "gelu_10": _each(lambda z: min(z * (1 + math.erf(z / math.sqrt(2))) / 2, 10.0)),
+    "hardswish": _each(lambda z: 0.0 if z < -3 else z if z > 3 else z * (z + 3) / 6),
+    "laplace": _each(lambda z: (1 + math.erf((z - 0.707107) / (0.282095 * math.sqrt(2)))) / 2),
+    "quick_gelu": _each(lambda z: z * _sigmoid(1.702 * z)),
+    "relu2": _each(lambda z: z**2 if z > 0 else 0.0),
+    "sqrtsoftplus": _each(lambda z: math.sqrt(math.log1p(math.exp(z)))),
 }
 
 

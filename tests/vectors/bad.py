@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .activations import BAD_ACTIVATIONS
 from .bad_bytes import HEADER, JSON, VALUES
 from .bad_configs import CONFIGS
 from .bad_places import BUNDLES, ON_BASE
@@ -10,4 +11,15 @@ from .changes import Bad
 
 __all__ = ["BAD"]
 
-BAD: dict[str, Bad] = {**JSON, **HEADER, **VALUES, **TENSORS, **MANIFESTS, **VERSIONS, **CONFIGS, **BUNDLES, **ON_BASE}
+BAD: dict[str, Bad] = {
+    **JSON,
+    **HEADER,
+    **VALUES,
+    **TENSORS,
+    **MANIFESTS,
+    **VERSIONS,
+    **CONFIGS,
+    **BUNDLES,
+    **ON_BASE,
+    **BAD_ACTIVATIONS,
+}

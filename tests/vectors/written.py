@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .activations import GOOD_ACTIVATIONS
 from .adapters import BASE
 from .bad import BAD
 from .folder import dump
@@ -30,7 +31,7 @@ def layout(value: Any, indent: str = "") -> str:
 def all_files() -> dict[str, bytes]:
     """Path below `tests/data/vectors` → bytes."""
     files = {"base/config.json": dump(BASE)}
-    for name, good in GOOD.items():
+    for name, good in {**GOOD, **GOOD_ACTIVATIONS}.items():
         made, expected = good.make(name)
         files |= {f"good/{name}/{path}": data for path, data in made.items()}
         files[f"good/{name}/expected.json"] = (layout({"about": good.about, **expected}) + "\n").encode()
