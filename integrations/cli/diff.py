@@ -12,10 +12,9 @@ from rich.console import RenderableType
 
 from peft_reft.hub_format.bundle import Member
 from peft_reft.hub_format.errors import FileFormatError
-from peft_reft.hub_format.listing import list_members
+from peft_reft.hub_format.listing import CheckedMember, check_member, list_members
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
 
-from .members import CheckedMember, check_member
 from .report import JsonOption, Report, TokenOption, table
 from .source import open_source
 

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import RenderableType
 
 from peft_reft.hub_format.bundle import read_index
-from peft_reft.hub_format.listing import list_members
+from peft_reft.hub_format.listing import check_member, list_members
 
-from .members import check_member, describe_member
+from .members import describe_member
 from .report import JsonOption, Report, RevisionOption, TokenOption, table
 from .source import SourceArgument, open_source
 

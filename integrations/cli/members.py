@@ -1,70 +1,17 @@
-"""What the adapters of a folder are, read from their configs and tensor tables after the format's checks."""
+"""What the adapters of a folder are, as their configs and tensor tables say after the format's checks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from peft_reft.hub_format.bundle import Member
-from peft_reft.hub_format.errors import ManifestError
-from peft_reft.hub_format.manifest import CONFIG_NAME, WEIGHTS_NAME
-from peft_reft.hub_format.reader import UNIT_PREFIX, check_folder, check_link
+from peft_reft.hub_format.listing import CheckedMember
+from peft_reft.hub_format.reader import UNIT_PREFIX
 from peft_reft.hub_format.schema import SiteGroup
-from peft_reft.hub_format.strict_json import load_json
-from peft_reft.hub_format.tensors import TensorInfo, read_tensor_table
 
-__all__ = ["CheckedMember", "check_member", "describe_member"]
-
-
-@dataclass(frozen=True)
-class CheckedMember:
-    """One adapter after its checks.
-
-    Attributes:
-        member: name, kind and folder.
-        config: as stored.
-        tensors: name → dtype, shape and digest.
-        base: the base model's identity as the manifest records it; empty for a weight adapter.
-        producer: name and version of the writer; likewise.
-        groups: the site groups of a ReFT.
-    """
-
-    member: Member
-    config: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
-    base: Mapping[str, Any]
-    producer: Mapping[str, Any]
-    groups: tuple[SiteGroup, ...] = ()
-
-
-def check_member(root: Path, member: Member) -> CheckedMember:
-    """Check one adapter of a folder.
-
-    Raises:
-        ReftError: a file is missing, or not what manifest or format say.
-    """
-    folder = root / member.folder
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        check_link(folder / name)
-    if member.kind == "reft":
-        checked = check_folder(folder)
-        if checked is not None:
-            manifest = checked.manifest
-            base, producer = manifest.base_model, manifest.producer
-            return CheckedMember(member, checked.config, manifest.tensors, base, producer, checked.groups)
-    elif (folder / WEIGHTS_NAME).is_file():
-        return CheckedMember(member, load_json(folder / CONFIG_NAME), read_tensor_table(folder / WEIGHTS_NAME), {}, {})
-    raise ManifestError(
-        f"adapter {member.name!r} has a config and no {WEIGHTS_NAME}",
-        code="weights.missing",
-        file=WEIGHTS_NAME,
-        value=member.name,
-        rule="an adapter is its config and its weights",
-        fix="save it again in safetensors",
-    )
+__all__ = ["describe_member"]
 
 
 def describe_member(root: Path, checked: CheckedMember) -> dict[str, Any]:
