@@ -19,12 +19,12 @@ from peft_reft.causal import (
     CausalModel,
     InterchangeDataset,
     Site,
-    answered,
-    class_loss,
     interchange_accuracy,
     localist_search,
     sample_pairs,
 )
+
+from .trial import Fit, found, share_right
 
 __all__ = ["SITE", "SUM", "WRONG", "Adder", "best_units", "decode", "encode", "right", "searched", "trained"]
 
@@ -80,32 +80,24 @@ def trained(seed: int, steps: int = 400) -> Adder:
 
 def right(network: Adder) -> float:
     """The share of all inputs that it adds up rightly."""
-    inputs = list(SUM.every_input())
-    return sum(answered(network, SUM, inputs, encode=encode, decode=decode)) / len(inputs)
+    return share_right(network, SUM, encode=encode, decode=decode)
 
 
 def searched(
     network: Adder, seed: int, causal_model: CausalModel = SUM, *, dimension: int = 6, restarts: int = 2
 ) -> tuple[AlignmentSearch, Accuracy]:
     """S1 sought in so many dimensions; its accuracy on pairs that neither the fit nor the choice of a start saw."""
-    search = AlignmentSearch(
+    search = found(
         network,
         causal_model,
         SITE,
         {"S1": dimension},
+        drawn,
+        seed=seed,
+        classes=SUMS,
+        fit=Fit(steps=300, learning_rate=0.05, batch_size=128, restarts=restarts),
         encode=encode,
-        loss=class_loss(SUMS, logits=lambda scores: scores),
-        seed=seed,
-    )
-    search.fit(
-        drawn(causal_model, seed, 3000),
-        steps=300,
-        learning_rate=0.05,
-        batch_size=128,
-        seed=seed,
-        validation=drawn(causal_model, seed + 1_000_000, 500),
         decode=decode,
-        restarts=restarts,
     )
     return search, search.accuracy(held_out(causal_model, seed), decode=decode)
 

@@ -21,11 +21,11 @@ from peft_reft.causal import (
     CausalModel,
     InterchangeDataset,
     Site,
-    answered,
-    class_loss,
     interchange_accuracy,
     sample_pairs,
 )
+
+from .trial import Fit, found, share_right
 
 __all__ = ["EQUAL", "SITES", "WRONG", "Reader", "exchanged", "right", "searched", "trained"]
 
@@ -121,32 +121,24 @@ def _trained_once(seed: int, steps: int) -> Reader:
 
 def right(network: Reader) -> float:
     """The share of all inputs that it answers rightly."""
-    inputs = list(EQUAL.every_input())
-    return sum(answered(network, EQUAL, inputs, encode=encode, decode=decode)) / len(inputs)
+    return share_right(network, EQUAL, encode=encode, decode=decode)
 
 
 def searched(
     network: Reader, seed: int, causal_model: CausalModel = EQUAL, *, dimension: int = 8, restarts: int = 2
 ) -> tuple[AlignmentSearch, Accuracy]:
     """Both equalities sought, each at the second token of its pair; the accuracy is on pairs of draws of their own."""
-    search = AlignmentSearch(
+    search = found(
         network,
         causal_model,
         SITES,
         dict.fromkeys(SITES, dimension),
+        drawn,
+        seed=seed,
+        classes=(False, True),
+        fit=Fit(steps=250, learning_rate=0.02, batch_size=64, restarts=restarts),
         encode=encode,
-        loss=class_loss((False, True), logits=lambda scores: scores),
-        seed=seed,
-    )
-    search.fit(
-        drawn(causal_model, seed, 3000),
-        steps=250,
-        learning_rate=0.02,
-        batch_size=64,
-        seed=seed,
-        validation=drawn(causal_model, seed + 1_000_000, 500),
         decode=decode,
-        restarts=restarts,
     )
     return search, search.accuracy(drawn(causal_model, seed + 2_000_000, 1000), decode=decode)
 
