@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .extras import need
 
@@ -12,12 +12,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from networkx import DiGraph
 
-    from .model import CausalModel
-
-__all__ = ["draw", "to_dot", "to_networkx"]
+__all__ = ["Drawn", "draw", "to_dot", "to_networkx"]
 
 
-def to_networkx(model: CausalModel) -> DiGraph:
+class Drawn(Protocol):
+    """What a picture shows of a causal model."""
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The variables, each after its parents."""
+
+    @property
+    def parents(self) -> Mapping[str, tuple[str, ...]]:
+        """Variable → its parents."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """By the name of each input."""
+
+    @property
+    def output(self) -> str:
+        """The variable that the network's output stands for."""
+
+
+def to_networkx(model: Drawn) -> DiGraph:
     """Nodes have `layer`, their distance from the inputs, and `role`: input, hidden or output."""
     networkx = need("networkx")
     graph = networkx.DiGraph()
@@ -30,7 +48,7 @@ def to_networkx(model: CausalModel) -> DiGraph:
     return graph
 
 
-def to_dot(model: CausalModel, values: Mapping[str, Any] | None = None) -> str:
+def to_dot(model: Drawn, values: Mapping[str, Any] | None = None) -> str:
     """The text that `dot -Tsvg` reads."""
     lines = ["digraph {", "  rankdir=LR;"]
     for name in model.order:
@@ -40,7 +58,7 @@ def to_dot(model: CausalModel, values: Mapping[str, Any] | None = None) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def draw(model: CausalModel, values: Mapping[str, Any] | None = None, ax: Axes | None = None) -> Axes:
+def draw(model: Drawn, values: Mapping[str, Any] | None = None, ax: Axes | None = None) -> Axes:
     """Inputs at the left, the output at the right."""
     networkx = need("networkx")
     if ax is None:

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from peft_reft.hub_format.errors import CausalModelError
 
-from .accuracy import Decode
-from .dataset import InterchangeDataset
+from .accuracy import Accuracy, Decode
+from .dataset import InterchangeCollator, InterchangeDataset
 
-if TYPE_CHECKING:
-    from .search import AlignmentSearch
+__all__ = ["Fitted", "fit"]
 
-__all__ = ["fit"]
+
+class Fitted(Protocol):
+    """What the loop asks of a search: a module that gives the loss of a batch, and can start anew."""
+
+    @property
+    def collator(self) -> InterchangeCollator:
+        """Items → the keywords of a call."""
+
+    def __call__(self, **batch: Any) -> dict[str, Any]:
+        """`{"loss": scalar}`."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those that are learned."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the start that was fitted."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
+        """Back to a start that was fitted."""
+
+    def reset(self, seed: int) -> None:
+        """Start anew."""
+
+    def anneal(self, done: float, temperatures: tuple[float, float] | None = None) -> None:
+        """Go on to the share of the steps that is done."""
+
+    def accuracy(self, pairs: InterchangeDataset, *, decode: Decode) -> Accuracy:
+        """Of the alignment found."""
 
 
 def fit(
-    search: AlignmentSearch,
+    search: Fitted,
     data: InterchangeDataset,
     *,
     steps: int,
@@ -65,7 +92,7 @@ def fit(
 
 
 def _descend(
-    search: AlignmentSearch,
+    search: Fitted,
     data: InterchangeDataset,
     steps: int,
     learning_rate: float,
@@ -88,7 +115,7 @@ def _descend(
     return losses
 
 
-def _reached(search: AlignmentSearch, validation: InterchangeDataset, decode: Decode) -> float:
+def _reached(search: Fitted, validation: InterchangeDataset, decode: Decode) -> float:
     try:
         return search.accuracy(validation, decode=decode).value
     except CausalModelError as error:

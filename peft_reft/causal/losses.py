@@ -59,3 +59,27 @@ def target_probabilities(labels: Sequence[Any], values: Sequence[Hashable]) -> T
                 )
             target[row, place[value]] = probability
     return target
+
+
+def measured(loss_of: Loss, output: Any, labels: Sequence[Any]) -> Tensor:
+    """The loss of a batch, a scalar.
+
+    Raises:
+        CausalModelError: the loss fails, or is no scalar tensor.
+    """
+    try:
+        loss = loss_of(output, labels)
+    except CausalModelError:
+        raise
+    except Exception as error:
+        raise CausalModelError(
+            f"the loss failed on {type(output).__name__} and {len(labels)} labels such as {labels[0]!r}: {error}",
+            code="causal.loss",
+            value=labels[0],
+            rule="it takes what the network returns, and a list of values of the causal model's output",
+            fix="take class_loss(values, logits=…), or make a tensor of the labels in a function of your own",
+        ) from error
+    if not isinstance(loss, Tensor) or loss.dim():
+        shown = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise CausalModelError(f"the loss gave {shown}", code="causal.loss", value=shown, rule="a scalar tensor")
+    return loss

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from peft_reft.hub_format.errors import CausalModelError
 
+from . import drawing
 from .distribution import Distribution
 from .graph import parents_of, topological_order
+from .values import Values, among, branches, check_names, listed_values, marginal, output_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from networkx import DiGraph
 
 __all__ = ["CausalModel", "Values"]
-
-Values = Mapping[str, Any]
-"""Variable → value."""
 
 
 class CausalModel:
@@ -61,9 +60,9 @@ class CausalModel:
                     rule="functions map a variable to its function, inputs a variable to its values or None",
                 )
         names = [*inputs, *functions]
-        _check_names(names)
+        check_names(names)
         self.inputs: dict[str, tuple[Any, ...] | None] = {
-            name: None if values is None else _values(name, values) for name, values in inputs.items()
+            name: None if values is None else listed_values(name, values) for name, values in inputs.items()
         }
         self.functions = dict(functions)
         known = set(names)
@@ -71,7 +70,7 @@ class CausalModel:
         for name, function in functions.items():
             self.parents[name] = parents_of(name, function, known)
         self.order = topological_order(self.parents)
-        self.output = _output(self.parents, self.functions, output)
+        self.output = output_of(self.parents, self.functions, output)
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -104,9 +103,9 @@ class CausalModel:
             worlds = [
                 (probability * p, {**world, name: value})
                 for probability, world in worlds
-                for value, p in _branches(given[name] if name in given else self._compute(name, world))
+                for value, p in branches(given[name] if name in given else self._compute(name, world))
             ]
-        return {name: _marginal(name, [(p, world[name]) for p, world in worlds]) for name in self.order}
+        return {name: marginal(name, [(p, world[name]) for p, world in worlds]) for name in self.order}
 
     def interchange(self, base: Values, sources: Mapping[str, Values]) -> dict[str, Any]:
         """Run on `base` with each named variable set to what it is in its source's run.
@@ -145,15 +144,11 @@ class CausalModel:
 
     def to_networkx(self) -> DiGraph:
         """The graph as a networkx `DiGraph` (extra `causal`)."""
-        from .drawing import to_networkx
-
-        return to_networkx(self)
+        return drawing.to_networkx(self)
 
     def to_dot(self, values: Values | None = None) -> str:
         """The graph in graphviz's language, the values of a run beside the names if they are given."""
-        from .drawing import to_dot
-
-        return to_dot(self, values)
+        return drawing.to_dot(self, values)
 
     def draw(self, values: Values | None = None, ax: Axes | None = None) -> Axes:
         """Draw it with networkx and matplotlib (extra `causal`).
@@ -162,9 +157,7 @@ class CausalModel:
             values: of a run, shown beside the names.
             ax: where to draw; None makes a new figure.
         """
-        from .drawing import draw
-
-        return draw(self, values, ax)
+        return drawing.draw(self, values, ax)
 
     def _compute(self, name: str, world: Values) -> Any:
         arguments = {parent: world[parent] for parent in self.parents[name]}
@@ -201,7 +194,7 @@ class CausalModel:
         for name, value in inputs.items():
             allowed = self.inputs[name]
             for possible in value if isinstance(value, Distribution) else (value,):
-                if allowed is not None and not _among(possible, allowed, name):
+                if allowed is not None and not among(possible, allowed, name):
                     raise CausalModelError(
                         f"input {name}={possible!r}",
                         code="causal.inputs",
@@ -222,88 +215,3 @@ class CausalModel:
     def __repr__(self) -> str:
         arrows = ", ".join(f"{name}({', '.join(self.parents[name])})" for name in self.order if name in self.functions)
         return f"CausalModel({', '.join(self.inputs)} → {arrows}; output {self.output})"
-
-
-def _check_names(names: list[str]) -> None:
-    for name in names:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise CausalModelError(
-                f"variable {name!r}",
-                code="causal.name",
-                value=name,
-                rule="a name can be a Python argument: letters, digits and _, no digit first",
-            )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise CausalModelError(
-            f"{twice[0]!r} is an input and has a function",
-            code="causal.name",
-            value=twice[0],
-            rule="a variable is given or computed; to set a computed one use intervene",
-        )
-
-
-def _output(parents: Mapping[str, tuple[str, ...]], functions: Mapping[str, Any], output: str | None) -> str:
-    if output is not None:
-        if not isinstance(output, str) or output not in functions:
-            raise CausalModelError(
-                f"output={output!r}", code="causal.output", value=output, rule=f"it is one of: {', '.join(functions)}"
-            )
-        return output
-    read = {parent for found in parents.values() for parent in found}
-    leaves = [name for name in functions if name not in read]
-    if len(leaves) != 1:
-        raise CausalModelError(
-            f"the output cannot be told: {', '.join(leaves) or 'no variable'} is read by no other",
-            code="causal.output",
-            value=leaves,
-            fix="name it with output=",
-        )
-    return leaves[0]
-
-
-def _branches(value: Any) -> Iterable[tuple[Any, float]]:
-    return value.items() if isinstance(value, Distribution) else [(value, 1.0)]
-
-
-def _values(name: str, values: Any) -> tuple[Any, ...]:
-    listed = tuple(values) if isinstance(values, Iterable) else ()
-    if not listed:
-        raise CausalModelError(
-            f"input {name!r} has the values {values!r}",
-            code="causal.domain",
-            value=values,
-            rule="they are listed, one or more; None where any value is allowed",
-        )
-    return listed
-
-
-def _among(value: Any, allowed: tuple[Any, ...], name: str) -> bool:
-    try:
-        return value in allowed
-    except (ValueError, RuntimeError) as error:  # arrays and tensors have no one truth value
-        raise CausalModelError(
-            f"input {name}={value!r} cannot be compared",
-            code="causal.inputs",
-            value=value,
-            rule="values are compared with ==, which must give True or False",
-            fix=f"use tuples or numbers, or let it be any: inputs={{{name!r}: None}}",
-        ) from error
-
-
-def _marginal(name: str, worlds: list[tuple[float, Any]]) -> Any:
-    """The value where all worlds agree, else the distribution."""
-    if len(worlds) == 1:
-        return worlds[0][1]
-    table: dict[Any, float] = {}
-    for probability, value in worlds:
-        if not isinstance(value, Hashable):
-            raise CausalModelError(
-                f"{name} may be {value!r}, with probability {probability:.3g}",
-                code="causal.value",
-                value=value,
-                rule="values with probabilities are hashable",
-                fix="return a tuple instead of a list",
-            )
-        table[value] = table.get(value, 0.0) + probability
-    return next(iter(table)) if len(table) == 1 else Distribution(table)

@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from peft_reft.hub_format.errors import CausalModelError
 from peft_reft.runtime.evaluating import device_of, evaluating
 
 from .accuracy import Accuracy, Decode, interchange_accuracy
@@ -20,11 +19,12 @@ from .edits import Edit
 from .fitting import fit
 from .frozen import frozen, moved
 from .interchange import collect, interchange, source_views
-from .losses import Loss
+from .losses import Loss, measured
 from .model import CausalModel, Values
 from .pairs import Pair
 from .passes import run
-from .rotated import RotatedSite, address_of
+from .places import by_site, check_searched, probe_batch, the_only
+from .rotated import RotatedSite
 from .site import Site
 
 __all__ = ["AlignmentSearch"]
@@ -83,10 +83,10 @@ class AlignmentSearch(nn.Module):
         self.variables = tuple(variables)
         self.dimensions = dict(variables) if isinstance(variables, Mapping) else None
         self.boundary_weight = 1.0
-        probe = moved(self._encoded(example), device_of(model))
+        probe = moved(probe_batch(causal_model, encode, example), device_of(model))
         self.places = nn.ModuleList()
         with evaluating(model), torch.no_grad():
-            for where, names in self._by_site(site, variables):
+            for where, names in by_site(site, variables):
                 hidden = collect(model, probe, replace(where, units=None, mask=None, space=None))
                 self.places.append(RotatedSite(where, names, hidden=hidden.shape[-1], device=hidden.device))
             self.reset(seed)
@@ -156,14 +156,7 @@ class AlignmentSearch(nn.Module):
         data = (
             pairs if isinstance(pairs, InterchangeDataset) else InterchangeDataset.from_pairs(self.causal_model, pairs)
         )
-        unknown = sorted(set(data.variables) - set(self.variables))
-        if unknown:
-            raise CausalModelError(
-                f"{len(data)} pairs with the unknown variables {unknown}",
-                code="causal.pairs",
-                value=unknown,
-                rule=f"pairs exchange the variables searched: {', '.join(self.variables)}",
-            )
+        check_searched(data, self.variables)
         return data
 
     def forward(
@@ -191,7 +184,7 @@ class AlignmentSearch(nn.Module):
                 views = source_views(model, sources, sites)
             edits = [Edit(sites[name], source=view) for name, view in views.items()]
             output, _ = run(model, base, edits=edits, known=list(sites.values()))
-        loss = self._measured(output, labels)
+        loss = measured(self.loss, output, labels)
         for place in self._places:
             if place.boundaries is not None:
                 loss = loss + self.boundary_weight * place.boundaries.clamp(0, 1).sum().to(loss.device)
@@ -297,71 +290,10 @@ class AlignmentSearch(nn.Module):
             batch_size=batch_size,
         )
 
-    def _measured(self, output: Any, labels: Sequence[Any]) -> Tensor:
-        try:
-            loss = self.loss(output, labels)
-        except CausalModelError:
-            raise
-        except Exception as error:
-            raise CausalModelError(
-                f"the loss failed on {type(output).__name__} and {len(labels)} labels such as {labels[0]!r}: {error}",
-                code="causal.loss",
-                value=labels[0],
-                rule="it takes what the network returns, and a list of values of the causal model's output",
-                fix="take class_loss(values, logits=…), or make a tensor of the labels in a function of your own",
-            ) from error
-        if not isinstance(loss, Tensor) or loss.dim():
-            shown = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise CausalModelError(f"the loss gave {shown}", code="causal.loss", value=shown, rule="a scalar tensor")
-        return loss
-
-    def _encoded(self, example: Values | None) -> Any:
-        if example is not None:
-            return self.encode([example])
-        inputs = self.causal_model.sample_inputs(1, seed=0)
-        try:
-            return self.encode(inputs)
-        except Exception as error:
-            raise CausalModelError(
-                f"encode failed on inputs of the causal model: {error}",
-                code="causal.encode",
-                value=inputs[0],
-                rule="without example, the sites' widths are looked at on such inputs",
-                fix="give it a row as encode takes them, e.g. example=data[0]['base']",
-            ) from error
-
-    def _by_site(
-        self, site: Site | Mapping[str, Site], variables: Mapping[str, int] | Sequence[str]
-    ) -> list[tuple[Site, Mapping[str, int] | list[str]]]:
-        """Each site once, with its variables."""
-        if isinstance(site, Mapping) and set(site) != set(variables):
-            raise CausalModelError(
-                f"sites of {', '.join(site)}",
-                code="causal.sites",
-                value=sorted(site),
-                rule=f"one for each variable: {', '.join(variables)}",
-            )
-        groups: dict[tuple[Any, ...], tuple[Site, list[str]]] = {}
-        for name in variables:
-            where = site[name] if isinstance(site, Mapping) else site
-            groups.setdefault(address_of(where), (where, []))[1].append(name)
-        return [
-            (where, {name: variables[name] for name in names} if isinstance(variables, Mapping) else names)
-            for where, names in groups.values()
-        ]
-
     @property
     def _places(self) -> list[RotatedSite]:
         return [place for place in self.places if isinstance(place, RotatedSite)]
 
     @property
     def _only(self) -> RotatedSite:
-        if len(self.places) > 1:
-            raise CausalModelError(
-                f"the variables are at {len(self.places)} sites",
-                code="causal.sites",
-                value=len(self.places),
-                rule="each has a rotation of its own",
-                fix="take rotations, or alignment",
-            )
-        return self._places[0]
+        return the_only(self._places)
