@@ -11,12 +11,16 @@ from .layout import (
     sequence_starts,
     without_filler,
 )
+from .reading import any_true, first_where, is_vmapped
 from .rows import RowPlan, plan_rows
 from .terms import needs_prompt, term_masks, term_width
 
 __all__ = [
     "Layout",
     "RowPlan",
+    "any_true",
+    "first_where",
+    "is_vmapped",
     "layout_of",
     "location_masks",
     "needs_prompt",

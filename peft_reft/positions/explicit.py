@@ -7,6 +7,8 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError
 
+from .reading import any_true, first_where
+
 __all__ = ["location_masks"]
 
 
@@ -33,11 +35,12 @@ def location_masks(locations: Tensor, real: Tensor, *, terms: int, check: bool =
         )
     locations = locations.to(real.device, torch.long)
     named = locations >= 0
-    if check and bool(((locations < -1) | (locations >= width)).any()):
-        wrong = int(locations[(locations < -1) | (locations >= width)][0])
+    outside = (locations < -1) | (locations >= width)
+    if check and any_true(outside):
+        wrong, _ = first_where(outside, locations)
         raise _refuse(f"names column {wrong}", f"columns run from 0 to {width - 1}, and −1 means none")
     columns = locations.clamp(0, width - 1)
-    if check and bool((named & ~real[:, None, :].expand(-1, terms, -1).gather(2, columns)).any()):
+    if check and any_true(named & ~real[:, None, :].expand(-1, terms, -1).gather(2, columns)):
         raise _refuse("names a column of padding", "only real tokens are edited", "shift the indices by the padding")
     counts = torch.zeros(batch, terms, width, dtype=torch.long, device=real.device)
     hits = counts.scatter_add(2, columns, named.long()) > 0

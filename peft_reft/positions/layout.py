@@ -79,9 +79,8 @@ def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_len
         starts = starts | torch.zeros_like(real).index_fill(1, offsets, True)
     elif position_ids is not None:
         ids = position_ids.expand_as(real)
-        restart = torch.zeros_like(real)
-        restart[:, 1:] = (ids[:, 1:] <= ids[:, :-1]) & real[:, 1:] & real[:, :-1]
-        starts = starts | restart
+        restart = (ids[:, 1:] <= ids[:, :-1]) & real[:, 1:] & real[:, :-1]
+        starts = starts | torch.nn.functional.pad(restart, (1, 0), value=False)
     return torch.where(starts, columns, torch.zeros_like(columns)).cummax(1).values
 
 

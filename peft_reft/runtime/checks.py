@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
 from peft_reft.hub_format.positions import All
-from peft_reft.positions import Layout
+from peft_reft.positions import Layout, any_true, first_where
 from peft_reft.positions.layout import count_in_sequence
 
 from .inputs import CallInputs
@@ -79,7 +79,7 @@ def _prompt_only(adapter: AdapterView) -> bool:
 def check_prompts(layout: Layout, adapter: AdapterView) -> None:
     """Refuse a sequence without a prompt, where positions need one."""
     has_prompt = count_in_sequence(layout.prompt, layout.start) > 0
-    if bool((layout.real & ~has_prompt).any()):
+    if any_true(layout.real & ~has_prompt):
         specs = ", ".join(repr(str(group.positions)) for group in adapter.groups)
         raise PromptBoundaryError(
             f"positions {specs} need a prompt, and a sequence of this batch has none",
@@ -106,7 +106,7 @@ def check_terms(locations: Any, adapter: AdapterView) -> None:
 
 def check_marks(marks: Tensor, real: Tensor) -> None:
     """Refuse a prompt mask, bool `[batch, slots]`, that marks padding."""
-    if not torch.compiler.is_compiling() and bool((marks & ~real).any()):
+    if not torch.compiler.is_compiling() and any_true(marks & ~real):
         raise LocationError(
             "prompt_mask marks padding",
             rule="only real tokens are prompt",
@@ -119,18 +119,19 @@ def check_lengths(lengths: Tensor, real: Tensor, start: Tensor) -> None:
     if torch.compiler.is_compiling():
         return
     start = start[:, : real.shape[1]]
-    if bool((real & (start != real.long().argmax(1, keepdim=True))).any()):
+    if any_true(real & (start != real.long().argmax(1, keepdim=True))):
         raise LocationError(
             "prompt_lengths says one length per row, and a row holds several sequences",
             rule="each sequence of a packed row has its own prompt",
             fix="pass prompt_mask, 1 on the prompt of every sequence",
         )
-    wrong = (lengths < 0) | (lengths > real.sum(1))
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
+    held = real.sum(1)
+    wrong = (lengths < 0) | (lengths > held)
+    if any_true(wrong):
+        length, (row,) = first_where(wrong, lengths)
         raise LocationError(
-            f"prompt_lengths[{row}] is {int(lengths[row])}",
-            value=int(lengths[row]),
-            rule=f"it counts real tokens, and the row has {int(real[row].sum())}",
+            f"prompt_lengths[{row}] is {length}",
+            value=length,
+            rule=f"it counts real tokens, and the row has {first_where(wrong, held)[0]}",
             fix="count from the row's first real token, padding excluded",
         )

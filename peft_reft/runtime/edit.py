@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from peft_reft.positions import RowPlan
 
@@ -52,8 +50,10 @@ def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
         total = rows
         for edit, member in zip(edits, plan.members, strict=True):
             total = total + _placed(rows, member, edit)
-        written: Tensor = _WriteRows.apply(hidden, plan.rows, total.to(hidden.dtype))  # type: ignore[no-untyped-call]
-        return written
+        written = flat.index_copy(0, plan.rows, total.to(hidden.dtype))
+        # no view of it: FSDP2 warns of blocks that return one
+        whole: Tensor = torch.ops.aten._unsafe_view.default(written, hidden.shape)
+        return whole
 
 
 def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
@@ -74,25 +74,3 @@ def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
     if member is not None and member.dtype == torch.bool:
         delta = torch.where(member[:, None], delta, -0.0)
     return delta
-
-
-class _WriteRows(torch.autograd.Function):
-    """A copy of h with some rows replaced: one pass forward, one backward, nothing saved but the indices.
-
-    The result is no view: FSDP2 warns of blocks that return one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        written = hidden.clone(memory_format=torch.contiguous_format)
-        written.view(-1, hidden.shape[-1]).index_copy_(0, rows, values)
-        return written
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor]:
-        (rows,) = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        outside = flat.clone().index_fill_(0, rows, 0).view_as(grad) if ctx.needs_input_grad[0] else None
-        return outside, None, flat.index_select(0, rows)

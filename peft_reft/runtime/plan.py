@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from peft_reft.hub_format.errors import PositionError
-from peft_reft.positions import RowPlan, plan_rows
+from peft_reft.positions import RowPlan, is_vmapped, plan_rows
 
 from .situation import UnitKey, UnitMask
 
@@ -48,7 +48,7 @@ class StackPlan:
             chosen = [self.masks[key] for key in wanted]
             total = self._width(wanted)
             masks = [entry.mask for entry in chosen]
-            exact = not self.whole and _may_read_values(masks[0].device, total)
+            exact = not self.whole and _may_read_values(masks, total)
             self.plans[wanted] = plan_rows(masks, total, exact=exact)
         return self.plans[wanted]
 
@@ -81,8 +81,8 @@ class StackPlan:
         return rows // length * length + start.reshape(-1)[rows]
 
 
-def _may_read_values(device: torch.device, width: int | None) -> bool:
+def _may_read_values(masks: Sequence[Tensor], width: int | None) -> bool:
     """Whether exact rows are worth a look at values: on the CPU it costs nothing, elsewhere it synchronises."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(map(is_vmapped, masks)):
         return False
-    return device.type == "cpu" or width is None
+    return masks[0].device.type == "cpu" or width is None

@@ -14,6 +14,8 @@ from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import tokens_of
 from peft_reft.positions import (
     Layout,
+    any_true,
+    first_where,
     layout_of,
     location_masks,
     prompt_before_labels,
@@ -164,12 +166,8 @@ def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tens
             value=shape,
             rule=f"it is a LongTensor [batch, seq] = [{call.batch}, {min(widths)}], 1 on the prompt",
         )
-    if (
-        not torch.compiler.is_compiling()
-        and mask.dtype != torch.bool
-        and bool((other := mask.ne(0) & mask.ne(1)).any())
-    ):
-        wrong = int(mask[other][0])
+    if not torch.compiler.is_compiling() and mask.dtype != torch.bool and any_true(other := mask.ne(0) & mask.ne(1)):
+        wrong, _ = first_where(other, mask)
         raise LocationError(
             f"prompt_mask holds {wrong}",
             value=wrong,
