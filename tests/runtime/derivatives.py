@@ -1,4 +1,4 @@
-"""A tiny Llama with one kind of edit, and the same model with the edits written out by hand, for higher derivatives."""
+"""A tiny Llama with one kind of edit, and the same with the edits written out by hand, for higher derivatives."""
 
 from __future__ import annotations
 
@@ -122,16 +122,22 @@ FORMULAS: dict[str, Callable[[Tensors, Tensor, Tensor], Tensor]] = {
 """delta(h) `[batch, seq, hidden]` of each kind from its equation, for every token."""
 
 
-def dense_loss(kind: str, parameters: Tensors, batch: Batch) -> Tensor:
+def dense_loss(kind: str, batch: Batch) -> Callable[[Tensors], Tensor]:
     """The loss of the base model with the edits added by plain hooks, everywhere but where the mask is 0."""
     base = base_model("llama", dtype=torch.float64).requires_grad_(False)
     mask = edited_columns(batch, 3, 3)
+    given: Tensors = {}
     for number, block in enumerate(base.model.layers):
-        own = {name.split(".")[-1]: one for name, one in parameters.items() if f"layers.{number}." in name}
 
-        def edit(module: nn.Module, args: Any, hidden: Tensor, own: Tensors = own) -> Tensor:
-            return hidden + FORMULAS[kind](own, hidden, mask) * mask[..., None]
+        def edit(module: nn.Module, args: Any, hidden: Tensor, number: int = number) -> Tensor:
+            own = {name.split(".")[-1]: one for name, one in given.items() if f"layers.{number}." in name}
+            return hidden + FORMULAS[kind](own, hidden, mask) * mask[..., None] if own else hidden
 
         block.register_forward_hook(edit)
-    loss: Tensor = base(**batch.arguments(), use_cache=False).loss
+
+    def loss(parameters: Tensors) -> Tensor:
+        given.update(parameters)
+        found: Tensor = base(**batch.arguments(), use_cache=False).loss
+        return found
+
     return loss
