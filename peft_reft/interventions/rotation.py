@@ -92,4 +92,7 @@ def _transformed(raw: Tensor) -> bool:
     """
     if torch._C._are_functorch_transforms_active():  # no public name; `Function.apply` asks the same
         return True
-    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(raw).tangent is not None
+    if torch.compiler.is_compiling():
+        return False
+    tangent: Tensor | None = forward_ad.unpack_dual(raw).tangent  # type: ignore[no-untyped-call]
+    return tangent is not None
