@@ -41,13 +41,17 @@ class View:
         """The tensor, or the slice of it, that the rows are from."""
         return self.tensor[..., self.address.tap.start : self.address.tap.stop]
 
+    def _unscaled(self, rows: Tensor) -> Tensor:
+        """Rows as the module gives them, before the block multiplies them."""
+        return rows if self.address.tap.factor == 1.0 else rows / self.address.tap.factor
+
     def kept(self) -> View:
         """The same with rows of its own, which what the model does in place later does not change."""
         return self if self.index is not None else replace(self, rows=self.rows.clone())
 
     def put(self, rows: Tensor) -> Tensor:
         """A copy of the activation with these rows in place of its own."""
-        part = self.whole
+        part, rows = self.whole, self._unscaled(rows)
         width = part.shape[-1]
         if self.index is None:
             part = rows.reshape(part.shape).clone()  # what is done in place later is not done to a source
@@ -74,6 +78,8 @@ def view_of(site: Site, address: Address, tensor: Tensor, inputs: Any) -> View:
         SiteError, LocationError, PositionError: positions that this activation does not have.
     """
     part = tensor[..., address.tap.start : address.tap.stop]
+    if address.tap.factor != 1.0:
+        part = part * address.tap.factor
     batch = part.shape[0]
     if site.position is None:
         flat = part.reshape(batch, -1) if site.joint else part.reshape(-1, part.shape[-1])

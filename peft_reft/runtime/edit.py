@@ -33,13 +33,14 @@ class Edit:
     wide: bool = False
 
 
-def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
+def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit], factor: float = 1.0) -> Tensor:
     """h with the planned rows edited; all edits are computed from the same h and added.
 
     Args:
         hidden: `[batch, seq, hidden]`; left as it is.
         plan: rows and the units that edit them.
         edits: one per member of the plan.
+        factor: h is `factor` times what is passed: the block multiplies it before it goes on.
 
     Returns:
         A new tensor of the same shape and dtype; rows outside the plan keep their bits.
@@ -47,9 +48,10 @@ def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit]) -> Tensor:
     flat = hidden.reshape(-1, hidden.shape[-1])
     with torch.autocast(hidden.device.type, enabled=False):
         rows = flat.index_select(0, plan.rows).to(torch.promote_types(hidden.dtype, torch.float32))
-        total = rows
+        total, seen = rows, rows if factor == 1.0 else rows * factor
         for edit, member in zip(edits, plan.members, strict=True):
-            total = total + _placed(rows, member, edit)
+            delta = _placed(seen, member, edit)
+            total = total + (delta if factor == 1.0 else delta / factor)
         written = flat.index_copy(0, plan.rows, total.to(hidden.dtype))
         # no view of it: FSDP2 warns of blocks that return one
         whole: Tensor = torch.ops.aten._unsafe_view.default(written, hidden.shape)

@@ -9,7 +9,8 @@ from torch import nn
 
 from peft_reft.hub_format.errors import SiteError
 
-from .components import Tap, component_place
+from .components import Place, Tap, component_place
+from .probe import check_components, probed
 from .stacks import Stack, text_config
 
 __all__ = ["Site", "site_table"]
@@ -45,18 +46,24 @@ def site_table(
             and its component.
 
     Raises:
-        SiteError: a layer that a stack does not have, or a component that a block does not have.
+        SiteError: a layer that a stack does not have, or a component that a block does not have, or that is not what
+            it is said to be.
     """
     config = text_config(model)
     stacks: dict[str, Stack] = {}
     places: dict[tuple[str, int, str], list[tuple[int, Tap]]] = {}
+    unproven: dict[tuple[str, str], Place] = {}
     for number, (chosen, layers, component) in enumerate(groups):
         for stack in chosen:
             stacks.setdefault(stack.path, stack)
             for block in _indices(layers, stack):
                 place = component_place(model.get_submodule(f"{stack.path}.{block}"), component, config)
                 path = ".".join(filter(None, (stack.path, str(block), place.path)))
+                if probed(component):
+                    unproven[f"{stack.path}.{block}", component] = place
                 places.setdefault((stack.path, block, path), []).append((number, place.tap))
+    if unproven:
+        check_components(model, unproven)
     order = {path: place for place, path in enumerate(stacks)}
     sites = [
         Site(path, stacks[stack], block, tuple(n for n, _ in found), tuple(tap for _, tap in found))

@@ -1,0 +1,117 @@
+"""What one watched call of a block says of its components: that they hold, or why they do not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .parts import (
+    attention_output,
+    attentions,
+    head_count,
+    mlp_output,
+    multiplier,
+    other_outputs,
+    output_projection,
+)
+from .residual import Flow, equal, follow
+from .watch import Call, Trace
+
+__all__ = ["ATTENTION", "FAINT", "FEED_FORWARD", "HEADS", "Verdict", "judge"]
+
+ATTENTION, FEED_FORWARD, HEADS = "attention_output", "mlp_output", "head_output"
+FAINT = "what it adds vanishes in the rounding of the residual stream, as with zero weights, so nothing can be told"
+Verdict = str | None
+"""Why a component is refused; None where it holds."""
+
+_KEEPS_STREAM = re.compile(r"Norm|^LN$|Dropout|Identity")
+
+
+def judge(block: nn.Module, trace: Trace, config: Any) -> dict[str, Verdict]:
+    """Component → why it fails in this call of the block, or None, for those that the block's structure has.
+
+    Args:
+        block: the block.
+        trace: what was seen in the call.
+        config: the text model's, for the number of heads.
+    """
+    whole = trace.calls[""][-1]
+    places = {ATTENTION: attention_output(block), FEED_FORWARD: mlp_output(block)}
+    projection = output_projection(block)
+    verdicts: dict[str, Verdict] = {}
+    if whole.before is None or whole.after is None or whole.before.shape != whole.after.shape:
+        kinds = [name for name, path in {**places, HEADS: projection}.items() if path is not None]
+        return dict.fromkeys(kinds, "the block does not take and give hidden states of one shape")
+    factor = multiplier(block)
+    named = {**places, **{path: path for path in other_outputs(block)}}
+    parts = {
+        name: factor * part for name, path in named.items() if (part := _only(trace, path, whole.before)) is not None
+    }
+    inside = [(path, call) for path, calls in trace.calls.items() if path for call in calls]
+    flow = follow(
+        whole.before,
+        whole.after,
+        [tensor for _, call in inside for tensor in _both(call, whole.before)],
+        [
+            (pair[0], pair[1])
+            for path, call in inside
+            if _KEEPS_STREAM.search(type(block.get_submodule(path)).__name__)
+            and len(pair := _both(call, whole.before)) == 2
+        ],
+        parts,
+        trace.eps,
+    )
+    for name, path in places.items():
+        if path is not None:
+            verdicts[name] = _added(name, path, flow, parts)
+    if projection is not None:
+        proven = places[ATTENTION] == projection and ATTENTION in flow.added
+        verdicts[HEADS] = _heads(block, trace, projection, config, proven=proven)
+    return verdicts
+
+
+def _added(name: str, path: str, flow: Flow, parts: Mapping[str, Tensor]) -> Verdict:
+    if name not in parts:
+        return f"{path} is not called once in the block, or gives no hidden states"
+    if name in flow.faint:
+        return FAINT
+    if name not in flow.added:
+        return f"what {path} gives is not what the block adds"
+    return None if flow.closed else "the block's output is not its input plus its attention and its feed-forward part"
+
+
+def _heads(block: nn.Module, trace: Trace, projection: str, config: Any, *, proven: bool) -> Verdict:
+    """The projection gives what its attention gives, and takes the products of weights and values, head by head."""
+    calls = trace.calls.get(projection, [])
+    if len(calls) != 1 or calls[0].before is None or calls[0].after is None:
+        return f"{projection} is not called once in the block"
+    (call,) = calls
+    owner = next(path for path in attentions(block) if projection.startswith(f"{path}."))
+    parts = projection.removeprefix(f"{owner}.").split(".")[:-1]
+    around = [".".join([owner, *parts[:end]]) for end in range(len(parts) + 1)]
+    gives = [given for path in around if (given := _only(trace, path, call.after)) is not None]
+    if not bool(call.after.any()):
+        return FAINT
+    if not proven and not any(equal(given, call.after, trace.eps) for given in gives):
+        return f"{projection} does not give what {owner} gives"
+    heads = head_count(block, projection, config)
+    width = call.before.shape[-1]
+    if heads is None or width % heads:
+        return f"{projection} takes {width} numbers, which are not {heads} heads"
+    if call.product is not None and call.product[-1] != width // heads:
+        return f"a head of {owner} has {call.product[-1]} numbers, and {projection} takes {heads} × {width // heads}"
+    return None
+
+
+def _only(trace: Trace, path: str | None, like: Tensor) -> Tensor | None:
+    """What a module gave, if it ran once in the call and gave a tensor of this shape."""
+    calls = [] if path is None else trace.calls.get(path, [])
+    found = calls[0].after if len(calls) == 1 else None
+    return found if found is not None and found.shape == like.shape else None
+
+
+def _both(call: Call, like: Tensor) -> list[Tensor]:
+    return [tensor for tensor in (call.before, call.after) if tensor is not None and tensor.shape == like.shape]
