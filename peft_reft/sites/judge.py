@@ -86,24 +86,34 @@ def _added(name: str, path: str, flow: Flow, parts: Mapping[str, Tensor]) -> Ver
 def _heads(block: nn.Module, trace: Trace, projection: str, config: Any, *, proven: bool) -> Verdict:
     """The projection gives what its attention gives, and takes the products of weights and values, head by head."""
     calls = trace.calls.get(projection, [])
-    if len(calls) != 1 or calls[0].before is None or calls[0].after is None:
+    taken, given = (calls[0].before, calls[0].after) if len(calls) == 1 else (None, None)
+    if taken is None or given is None:
         return f"{projection} is not called once in the block"
-    (call,) = calls
+    if not bool(given.any()):
+        return FAINT
     owner = next(path for path in attentions(block) if projection.startswith(f"{path}."))
     parts = projection.removeprefix(f"{owner}.").split(".")[:-1]
-    around = [".".join([owner, *parts[:end]]) for end in range(len(parts) + 1)]
-    gives = [given for path in around if (given := _only(trace, path, call.after)) is not None]
-    if not bool(call.after.any()):
-        return FAINT
-    if not proven and not any(equal(given, call.after, trace.eps) for given in gives):
+    around = [_only(trace, ".".join([owner, *parts[:end]]), given) for end in range(len(parts) + 1)]
+    if not proven and not any(found is not None and equal(found, given, trace.eps) for found in around):
         return f"{projection} does not give what {owner} gives"
-    heads = head_count(block, projection, config)
-    width = call.before.shape[-1]
+    heads, width = head_count(block, projection, config), taken.shape[-1]
     if heads is None or width % heads:
         return f"{projection} takes {width} numbers, which are not {heads} heads"
-    if call.product is not None and call.product[-1] != width // heads:
-        return f"a head of {owner} has {call.product[-1]} numbers, and {projection} takes {heads} × {width // heads}"
+    sizes = _head_sizes(trace, owner, calls[0])
+    if sizes - {width // heads}:
+        return f"{owner} has heads of {sorted(sizes)} numbers, and {projection} takes {heads} × {width // heads}"
     return None
+
+
+def _head_sizes(trace: Trace, owner: str, projection: Call) -> set[int]:
+    """How wide a head is by the last product before the projection, and by norms of single heads after it."""
+    if projection.product is None or projection.before is None:
+        return set()
+    width = projection.before.shape[-1]
+    inside = [call for path, calls in trace.calls.items() if path.startswith(f"{owner}.") for call in calls]
+    after = [call.before for call in inside if call.product == projection.product and call.before is not None]
+    norms = {seen.shape[-1] for seen in after if seen.numel() == projection.before.numel()}
+    return {projection.product[-1], *(size for size in norms if size != width)}
 
 
 def _only(trace: Trace, path: str | None, like: Tensor) -> Tensor | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from os.path import commonprefix
 
 from torch import nn
 
@@ -29,15 +28,14 @@ _CROSS_NAMES = re.compile(r"cross|encoder_attn|enc_dec|encdec", re.IGNORECASE)
 _FEED_FORWARD = re.compile(r"MLP|Mlp|FeedForward|FFN|Moe|MoE|MOE|Mixture|Experts|Dense(Gated)?Act")
 _MIXER = re.compile(r"Mixer|Mamba|SSM|ShortConv|DeltaNet|Recurrent|Retention|TimeMix|SelfAttentionConv")
 _NO_PART = re.compile(r"Norm|Router|Gate$|Activation|Embedding|Dropout")
-_OUTPUT = re.compile(
-    r"(c_|o_|out_|attn_)?proj|o|out|out_lin|wo|w_o|dense|linear_out|attention_out|output_linear", re.I
-)
+_OUTPUT = re.compile(r"(c_|o_|out_|attn_)?proj|o|out|out_lin|w_?o|dense|linear_out|attention_out", re.I)
 _INPUTS = re.compile(r"(^|[._])(q|k|v|qkv|query|key|value|query_key_value|gate|in_proj|c_attn|kv)([._]|$|_)", re.I)
 _AFTER_MLP = re.compile(r"post_?(feedforward|feed_forward|mlp|ffn|ff|moe)_?(layer_?)?norm|post_?norm_?2")
 _AFTER_ATTENTION = (
-    re.compile(r"post_?(self_?attn|self_?attention|attn)_?(layer_?)?norm|post_?norm_?1"),
+    re.compile(r"post_?(self_?attn|self_?attention|attn|operator)_?(layer_?)?norm|post_?norm_?1"),
     re.compile(r"post_?attention_?(layer_?)?norm"),
 )
+_AFTER_CROSS = (re.compile(r"post_?cross_?(attn|attention)_?(layer_?)?norm"),)
 _RESIDUAL = ("residual", "input_tensor")
 _MULTIPLIERS = ("residual_multiplier", "residual_scale")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
@@ -57,7 +55,8 @@ def other_outputs(block: nn.Module) -> list[str]:
     """The same of what else a block adds: a decoder's attention to its encoder, state spaces, convolutions."""
     found = attentions(block)
     projections = [_projection_in(block, path) for path in found if path not in _own(block, found)]
-    added = [_added(block, path) for path in projections if path is not None]
+    behind = _norm_behind(block, _AFTER_CROSS)
+    added = [behind or _added(block, path) for path in projections if path is not None]
     several = [path for path, _ in _feed_forwards(block)]
     return [*added, *_mixers(block), *(several if len(several) > 1 else ())]
 
@@ -165,13 +164,18 @@ def _outermost(block: nn.Module, pattern: re.Pattern[str]) -> Iterator[tuple[str
         for name, child in module.named_children():
             path = f"{prefix}.{name}" if prefix else name
             kind = type(child).__name__
-            role = kind.removeprefix(commonprefix([model, kind])) or kind  # Qwen3MoeAttention is no mixture of experts
+            role = _without_common_start(kind, model)  # Qwen3MoeAttention is no mixture of experts
             if pattern.search(role) and not _NO_PART.search(role):
                 yield path, child
             elif name != _ADAPTERS:
                 yield from walk(child, path)
 
     return walk(block, "")
+
+
+def _without_common_start(name: str, other: str) -> str:
+    length = next((n for n, (a, b) in enumerate(zip(name, other, strict=False)) if a != b), min(len(name), len(other)))
+    return name[length:] or name
 
 
 def _feed_forwards(block: nn.Module) -> list[tuple[str, nn.Module]]:

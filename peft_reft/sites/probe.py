@@ -118,8 +118,8 @@ def _cannot_run(model: nn.Module) -> str | None:
 
 
 def _shape(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Any:
-    """What two models have in common of which one answers for the other: classes, config, and modules of the blocks."""
-    config = getattr(model, "config", None)
+    """What two models share of which one answers for the other: classes, config, and the modules of the blocks."""
+    config: Any = getattr(model, "config", None)
     fields = config.to_dict() if hasattr(config, "to_dict") else repr(config)
     modules = tuple(
         (path, name, type(module)) for path, block in blocks.items() for name, module in block.named_modules()

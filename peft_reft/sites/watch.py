@@ -174,14 +174,15 @@ def _inputs(model: nn.Module) -> dict[str, Any]:
 
 
 def _special(found: dict[int, None], *configs: Any) -> dict[int, None]:
+    """Ids that a config names, its sub-configs' included: padding, images and the like."""
     for config in configs:
         for name, value in (config.to_dict() if hasattr(config, "to_dict") else {}).items():
-            if name.endswith(("_id", "_ids", "_index")):
-                found.update(dict.fromkeys(v for v in (value if isinstance(value, list) else [value]) if _is_id(v)))
-            elif isinstance(value, dict):
-                found.update(
-                    dict.fromkeys(v for k, v in value.items() if str(k).endswith(("_id", "_index")) and _is_id(v))
-                )
+            named = value.items() if isinstance(value, dict) else [(name, value)]
+            for key, ids in named:
+                if str(key).endswith(("_id", "_ids", "_index")):
+                    found.update(
+                        dict.fromkeys(one for one in (ids if isinstance(ids, list) else [ids]) if _is_id(one))
+                    )
     return found
 
 
@@ -191,7 +192,8 @@ def _is_id(value: object) -> bool:
 
 def _device(model: nn.Module) -> torch.device:
     """Where the inputs go: to the embedding, else to the first parameter."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    get: Any = getattr(model, "get_input_embeddings", None)
+    embedding = get() if callable(get) else None
     owner = embedding if isinstance(embedding, nn.Module) else model
     found = next((tensor.device for tensor in (*owner.parameters(), *model.parameters())), None)
     return torch.device("cpu") if found is None else found

@@ -18,7 +18,11 @@ MODULES: dict[str, dict[str, str]] = {
     "llama": {"attention_output": "self_attn", "mlp_output": "mlp", "projection": "self_attn.o_proj"},
     "qwen3": {"attention_output": "self_attn", "mlp_output": "mlp", "projection": "self_attn.o_proj"},
     "mistral": {"attention_output": "self_attn", "mlp_output": "mlp", "projection": "self_attn.o_proj"},
-    "gemma2": {"attention_output": "self_attn", "mlp_output": "mlp", "projection": "self_attn.o_proj"},
+    "gemma2": {
+        "attention_output": "post_attention_layernorm",
+        "mlp_output": "post_feedforward_layernorm",
+        "projection": "self_attn.o_proj",
+    },
     "gpt2": {"attention_output": "attn", "mlp_output": "mlp", "projection": "attn.c_proj"},
     "gpt_neox": {"attention_output": "attention", "mlp_output": "mlp", "projection": "attention.dense"},
     "opt": {"attention_output": "self_attn", "mlp_output": "fc2", "projection": "self_attn.out_proj"},

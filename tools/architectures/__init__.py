@@ -1,0 +1,1 @@
+"""Tiny models of every architecture, and the table of blocks that is made with them."""

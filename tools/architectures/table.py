@@ -2,7 +2,8 @@
 
     python -m tools.architectures.table [--check] [class …]
 
-Prints what fails and why. A component is listed where it held in every model that has such a block.
+Prints what fails and why. A component is listed where it held in every model that has such a block. With classes,
+only the entries of their blocks are made anew.
 """
 
 from __future__ import annotations
@@ -97,19 +98,22 @@ def main() -> int:
             continue
         found.append(rows)
         against = {
-            f"{block.rpartition('.')[2]} {kind} {path}: {r}"
-            for (block, kind, path), rs in rows.items()
-            for r in rs
-            if r
+            f"{block.rpartition('.')[2]} {kind} {path}: {reason}"
+            for (block, kind, path), reasons in rows.items()
+            for reason in reasons
+            if reason
         }
         _say(f"{'refused' if against else 'holds':10}  {label}")
         for line in sorted(against):
             _say(f"              {line}")
-    text = json.dumps(table_of(found), indent=1, sort_keys=True) + "\n"
+    kept = {}
+    if asked.classes:  # the other blocks' entries stay
+        seen = {block for rows in found for block, _, _ in rows}
+        kept = {block: row for block, row in json.loads(FILE.read_text(encoding="utf-8")).items() if block not in seen}
+    text = json.dumps({**kept, **table_of(found)}, indent=1, sort_keys=True) + "\n"
     if asked.check:
         return int(FILE.read_text(encoding="utf-8") != text)
-    if not asked.classes:
-        FILE.write_text(text, encoding="utf-8")
+    FILE.write_text(text, encoding="utf-8")
     return 0
 
 
