@@ -174,8 +174,11 @@ def _outermost(block: nn.Module, pattern: re.Pattern[str]) -> Iterator[tuple[str
 
 
 def _without_common_start(name: str, other: str) -> str:
+    """`name` from the first word on in which it differs from `other`; all of it where it does not."""
     length = next((n for n, (a, b) in enumerate(zip(name, other, strict=False)) if a != b), min(len(name), len(other)))
-    return name[length:] or name
+    while length and not (name[length : length + 1].isupper() and not name[length - 1].isupper()):
+        length -= 1
+    return name[length:]
 
 
 def _feed_forwards(block: nn.Module) -> list[tuple[str, nn.Module]]:
