@@ -31,7 +31,7 @@ __all__ = ["check_components", "judged", "probed"]
 
 _FIX = "use component='block_output' or 'block_input', or in the causal toolkit Site(module=…)"
 _by_shape: dict[Any, dict[tuple[str, str], Verdict]] = {}
-_by_model: WeakKeyDictionary[nn.Module, dict[tuple[str, str, str], Verdict]] = WeakKeyDictionary()
+_by_model: WeakKeyDictionary[nn.Module, set[tuple[str, str, str]]] = WeakKeyDictionary()
 
 
 def probed(component: str) -> bool:
@@ -49,16 +49,16 @@ def check_components(model: nn.Module, wanted: Mapping[tuple[str, str], Place]) 
     Raises:
         SiteError: one of them fails, or cannot be told.
     """
-    known = _by_model.setdefault(model, {})
+    known = _by_model.setdefault(model, set())
     missing = {(path, _kind(name)): place for (path, name), place in wanted.items()}
     missing = {(p, kind): place for (p, kind), place in missing.items() if (p, kind, place.path) not in known}
-    if missing:
-        verdicts = _verdicts(model, missing)
-        known.update({(path, kind, place.path): verdicts[path, kind] for (path, kind), place in missing.items()})
+    verdicts = _verdicts(model, missing) if missing else {}
     for (path, name), place in wanted.items():
-        reason = known[path, _kind(name), place.path]
-        if reason is not None:
+        kind = _kind(name)
+        reason = verdicts.get((path, kind))
+        if reason is not None:  # not kept with the model: its weights may come later
             raise _refuse(type(model.get_submodule(path)).__name__, path, name, reason)
+        known.add((path, kind, place.path))
 
 
 def judged(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[tuple[str, str], Verdict]:
