@@ -8,6 +8,8 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
+FORCE:
+
 .PHONY: demo test test-slow test-gpu test-peft lint types format clean
 
 demo: $(VENV)/demo.stamp
@@ -26,13 +28,16 @@ test-gpu: $(VENV)/dev.stamp
 test-peft: $(VENV)/dev.stamp
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m peft_suite -n 2
 
-lint: $(VENV)/dev.stamp
+lint: $(VENV)/dev.stamp build/types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd build/types && ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache
 
-# type checkers cannot follow the mapped folders in the checkout: check the installed package
-types: $(VENV)/dev.stamp
+# tools that follow imports cannot follow the mapped folders in the checkout: they look at the installed package
+build/types: $(VENV)/dev.stamp FORCE
 	rm -rf build && $(PIP) --no-deps --target build/types .
+
+types: build/types
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p peft_reft
 
 format: $(VENV)/dev.stamp

@@ -1,4 +1,4 @@
-"""The on-disk format of ReFT adapters. Knows neither PEFT nor transformers nor torch."""
+"""The on-disk format of ReFT adapters. Knows neither PEFT nor transformers."""
 
 from .errors import ReftError
 from .manifest import MANIFEST_NAME, Manifest
