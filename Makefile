@@ -8,9 +8,7 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-FORCE:
-
-.PHONY: demo test test-slow test-gpu test-peft lint types format clean
+.PHONY: demo test test-slow test-gpu test-peft test-architectures lint types format clean build/types
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
@@ -28,13 +26,17 @@ test-gpu: $(VENV)/dev.stamp
 test-peft: $(VENV)/dev.stamp
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m peft_suite -n 2
 
+# every text model class of transformers, made tiny; writes docs/architectures.md. Goes on where it was stopped
+test-architectures: $(VENV)/dev.stamp
+	cd tests && OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ../$(BIN)/python -m architectures --workers 2
+
 lint: $(VENV)/dev.stamp build/types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd build/types && ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache
 
 # tools that follow imports cannot follow the mapped folders in the checkout: they look at the installed package
-build/types: $(VENV)/dev.stamp FORCE
+build/types: $(VENV)/dev.stamp
 	rm -rf build && $(PIP) --no-deps --target build/types .
 
 types: build/types
