@@ -82,6 +82,8 @@ def check_gradients(case: Adapted) -> str | None:
         modules = [site.module for site in case.sites]
         with outputs_of(modules, first=True) as raw, outputs_of(modules) as edited:
             loss = _loss(case.model(**batch))
+        if not loss.requires_grad and not any(_matters(case, site, batch) for site in case.sites):
+            raise BaseFailsError("training: no gradient passes through the base's blocks")
         loss.backward()
         columns = case.columns(prompt)
         for site, before, after in zip(case.sites, raw, edited, strict=True):
@@ -137,7 +139,9 @@ def _matters(case: Adapted, site: Site, batch: Batch) -> bool:
     handle = site.module.register_forward_hook(add)
     try:
         with case.model.disable_adapter():
-            _loss(case.tiny.model(**batch)).backward()
+            loss = _loss(case.tiny.model(**batch))
+            if loss.requires_grad:
+                loss.backward()
     finally:
         handle.remove()
     for one in added:

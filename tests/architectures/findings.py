@@ -21,6 +21,7 @@ VERDICTS = {
     "refused in part": "edits are right; something else is refused by an error that names the cause",
     "refused": "an error of ours names the cause when the model is made, or at the first call",
     "not tiny": "no shrunk config gives a model that runs on tokens alone",
+    "not examined": "the sweep was stopped before; the same command goes on",
     "gave up": "over the limit of time or memory",
     "crashed": "an error that is not ours where the base model runs",
     "wrong": "a check does not hold, and nothing says so",

@@ -21,7 +21,7 @@ BATCH, LENGTH = (
     6,
     13,
 )  # no other size in a call, so these dimensions of an activation can be told
-LIMIT = 30_000_000
+LIMIT = 50_000_000
 """Parameters of a model that counts as tiny."""
 
 Batch = dict[str, Tensor]
@@ -84,7 +84,8 @@ class Tiny:
         if self.has_decoder_input:
             found["decoder_input_ids"] = torch.full((rows, 1), self.start)
         if self.images:
-            size = self.config.vision_config.image_size
+            tower = getattr(self.config, "vision_config", None) or self.config.encoder
+            size = tower.image_size
             generator.manual_seed(6)
             found["pixel_values"] = torch.rand((rows, 3, size, size), generator=generator)
         return found
@@ -171,12 +172,11 @@ def _made(subject: Subject, profile: Profile) -> Tiny:
 
 
 def _special(config: PreTrainedConfig) -> Iterator[int]:
-    for value in config.to_dict().values():
-        if isinstance(value, int):
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _special(value)
+        elif isinstance(value, int):
             yield value
-    for name in vars(config):
-        if isinstance(part := getattr(config, name), PreTrainedConfig):
-            yield from _special(part)
 
 
 def _eos(config: PreTrainedConfig) -> int | None:

@@ -30,7 +30,7 @@ class Profile:
     key_heads: int = 2
     layers: int = 2
     attention: str | None = None
-    sections: bool = False
+    sections: tuple[int, ...] | None = None
 
 
 PROFILES = (
@@ -38,7 +38,8 @@ PROFILES = (
     Profile(key_heads=4),
     Profile(layers=4),
     Profile(attention="eager"),
-    Profile(sections=True),
+    Profile(sections=(4, 2, 2)),
+    Profile(sections=(2, 1, 1)),
     Profile(hidden=128, heads=2),
     Profile(layers=6, key_heads=4, attention="eager"),
 )
@@ -94,7 +95,7 @@ def _shrunk(config: PreTrainedConfig, profile: Profile, ids: dict[int, int]) -> 
         if value is None and field.name in OPEN:
             given[field.name] = OPEN[field.name]
         elif profile.sections and field.name == "rope_parameters" and isinstance(value, Mapping):
-            given[field.name] = {**value, "mrope_section": [4, 2, 2]}
+            given[field.name] = {**value, "mrope_section": list(profile.sections)}
         elif isinstance(value, PreTrainedConfig):
             given[field.name] = _shrunk(value, profile, ids)
         elif isinstance(value, (list, tuple)) and depth and len(value) == depth:

@@ -6,11 +6,13 @@ a digest of all code that a verdict depends on: what was begun goes on, and noth
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 import multiprocessing
 import resource
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,15 +32,16 @@ from .classes import Subject
 from .exam import examine
 from .findings import Result
 
-__all__ = ["Limits", "examined", "folder_of_results"]
+__all__ = ["Limits", "examined", "folder_of_results", "stored", "unexamined"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one class may take: bytes of address space, seconds."""
+    """What one class may take: bytes of address space, seconds of a processor, seconds in all."""
 
     memory: int = 8 << 30
-    seconds: float = 150.0
+    cpu: int = 60
+    seconds: float = 900.0
 
 
 @dataclass
@@ -61,6 +64,17 @@ def folder_of_results(root: Path) -> Path:
     return root / digest.hexdigest()[:16]
 
 
+def stored(subject: Subject, folder: Path) -> Result | None:
+    """The result that lies in the folder."""
+    path = folder / f"{subject.name}.json"
+    return Result.from_dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def unexamined(subject: Subject) -> Result:
+    """What is told of a class that a stopped sweep did not reach."""
+    return Result(subject.family, subject.name, "not examined", "the sweep was stopped before")
+
+
 def examined(
     subjects: Sequence[Subject], folder: Path, *, workers: int = 2, limits: Limits = Limits()
 ) -> Iterator[Result]:
@@ -68,12 +82,13 @@ def examined(
     folder.mkdir(parents=True, exist_ok=True)
     left = []
     for subject in subjects:
-        path = folder / f"{subject.name}.json"
-        if path.exists():
-            yield Result.from_dict(json.loads(path.read_text("utf-8")))
-        else:
+        result = stored(subject, folder)
+        if result is None:
             left.append(subject)
-    _prepare()
+        else:
+            yield result
+    if left:
+        _prepare()
     running: list[_Running] = []
     try:
         while left or running:
@@ -97,6 +112,8 @@ def _prepare() -> None:
     """Import before the first fork what every class needs."""
     examine(Subject("causal", "LlamaForCausalLM", "llama"))
     examine(Subject("encoder-decoder", "BartForConditionalGeneration", "bart"))
+    gc.collect()
+    gc.freeze()  # else each process copies what the collector touches
 
 
 def _started(subject: Subject, limits: Limits) -> _Running:
@@ -112,6 +129,7 @@ def _started(subject: Subject, limits: Limits) -> _Running:
 
 def _run(subject: Subject, results: Connection, limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu))
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -132,7 +150,10 @@ def _result(one: _Running, limits: Limits) -> Result | None:
             result = Result.from_dict(one.results.recv())
         except EOFError:
             one.process.join()
-            result = Result(family, name, "crashed", f"its process died with exit code {one.process.exitcode}")
+            code = one.process.exitcode
+            result = Result(family, name, "crashed", f"its process died with exit code {code}")
+            if code in (-signal.SIGXCPU, -signal.SIGKILL):
+                result = Result(family, name, "gave up", f"over {limits.cpu} seconds of a processor, or killed")
     elif time.monotonic() > one.until:
         one.process.kill()
         result = Result(family, name, "gave up", f"over {limits.seconds:.0f} seconds")

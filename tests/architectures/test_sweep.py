@@ -36,7 +36,7 @@ def verdicts(result: Result) -> dict[str, str]:
 def test_a_class_that_is_right_is_called_right(subject: Subject) -> None:
     result = examine(subject)
     assert result.verdict == "right", result.reason
-    decodes = {"decoding", "decoding, left padding"} if subject is not BERT else set()
+    decodes = {"decoding, left padding"} if subject is not BERT else set()
     assert {"edited tokens", "outputs", "gradients", "saved", "disabled", *decodes} <= set(verdicts(result))
 
 
