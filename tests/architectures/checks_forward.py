@@ -12,7 +12,7 @@ from .findings import BaseFailsError, WrongError, told
 from .models import BATCH, LENGTH, Batch, main_output
 from .plain import Site, differing, outputs_of, rows_of
 
-__all__ = ["check_gradients", "check_outputs", "check_tokens"]
+__all__ = ["check_gradients", "check_outputs", "check_square", "check_tokens"]
 
 ANSWER = 7
 """Column of the first supervised label."""
@@ -51,6 +51,16 @@ def _remark(case: Adapted, calls: list[int]) -> str | None:
     return ", ".join(parts) or None
 
 
+def check_square(case: Adapted) -> str | None:
+    """What is refused for its shape is refused too where a batch has as many rows as columns."""
+    batch = case.tiny.batch(length=BATCH)
+    if case.tiny.has_decoder_input:
+        batch["decoder_input_ids"] = batch["input_ids"].clone()
+    with torch.no_grad():
+        case.model(**batch)
+    raise WrongError(f"{BATCH} rows of {BATCH} tokens are not refused, {BATCH} rows of {LENGTH} tokens are")
+
+
 def check_outputs(case: Adapted) -> str | None:
     """The outputs are those of the equation in plain hooks, and the edits reach them."""
     batch = case.tiny.batch()
@@ -71,10 +81,10 @@ def check_gradients(case: Adapted) -> str | None:
         labels = batch["input_ids"].clone()
         labels[:, :ANSWER] = -100
         batch, prompt = {**batch, "labels": labels}, [range(ANSWER)] * BATCH
-    elif "decoder_input_ids" in batch:
+    elif "decoder_input_ids" in batch and case.tiny.takes("labels"):
         labels = batch["input_ids"][:, : ANSWER - 2].clone()
         batch = {name: value for name, value in batch.items() if name != "decoder_input_ids"} | {"labels": labels}
-    lengths = case.lengths(batch, decoder=batch["labels"].shape[1] if case.tiny.has_decoder_input else LENGTH)
+    lengths = case.lengths(batch, decoder=batch["labels"].shape[1] if "labels" in batch else None)
     case.model.train()
     try:
         with case.model.disable_adapter():
@@ -115,7 +125,8 @@ def _base_loss(case: Adapted, batch: Batch) -> None:
 
 
 def _check_reached(case: Adapted, batch: Batch) -> None:
-    bare = [name for name, one in case.model.named_parameters() if one.grad is not None and ".reft." not in name]
+    reached = [name for name, one in case.model.named_parameters() if one.grad is not None]
+    bare = [name for name in reached if ".reft." not in name and ".modules_to_save." not in name]  # a head is trained
     if bare:
         raise WrongError(f"parameters of the base get gradients: {bare[:3]}")
     for site in case.sites:

@@ -9,7 +9,7 @@ from transformers.models.auto import modeling_auto as auto
 
 __all__ = ["FAMILIES", "Subject", "subjects"]
 
-FAMILIES = ("causal", "encoder-decoder", "image-text", "encoder", "embedding", "classification")
+FAMILIES = ("causal", "encoder-decoder", "image-text", "encoder", "classification", "embedding")
 
 _NAMES = {
     "causal": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from peft_reft import ReftConfig
 
 from .checks import POSITIONS, Adapted, check_decoding, check_disabled, check_padding, check_saved
-from .checks_forward import check_gradients, check_outputs, check_tokens
+from .checks_forward import check_gradients, check_outputs, check_square, check_tokens
 from .classes import Subject
 from .decoding import can_generate
 from .findings import Finding, Result, found_by, told
@@ -60,6 +60,7 @@ def examine(subject: Subject, *, spoil: Spoil | None = None) -> Result:
             continue  # two of its rows have no padding
         findings.append(found_by(name, run))
         if name == "edited tokens" and findings[0].verdict == "refused":
+            findings.append(found_by("as many rows as columns", lambda: check_square(case)))
             break
     return Result.of(subject.family, subject.name, findings)
 

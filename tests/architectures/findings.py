@@ -75,10 +75,15 @@ class Result:
         verdict = next((name for kind, name in by_kind.items() if kind in kinds), "right")
         if verdict == "refused in part" and findings[0].verdict == "refused":
             verdict = "refused"
-        reasons = dict.fromkeys(f"{one.check}: {one.reason}" for one in findings if one.verdict != "right")
-        return cls(family, name, verdict, "; ".join(reasons), list(findings))
+        reasons: dict[str, list[str]] = {}
+        for one in findings:
+            if one.verdict != "right":
+                reasons.setdefault(f"{SAID[one.verdict]}{one.reason}", []).append(one.check)
+        reason = "; ".join(f"{', '.join(checks)}: {text}" for text, checks in reasons.items())
+        return cls(family, name, verdict, reason, list(findings))
 
 
+SAID = {"wrong": "", "crashed": "", "refused": "refused: ", "base": "the base too: "}
 VERDICT_OF_BASE = "right where the base is"
 PADDED = ("left padding", "right padding")
 """Few models stand padding on both sides of a bare forward: that the base does not is told, and no verdict."""

@@ -152,6 +152,8 @@ def _made(subject: Subject, profile: Profile) -> Tiny:
     for part in (config, config.get_text_config()):
         if getattr(part, "pad_token_id", None) is None:
             part.pad_token_id = 0  # classifiers of batches need one
+        if getattr(part, "is_encoder_decoder", False) and getattr(part, "decoder_start_token_id", None) is None:
+            part.decoder_start_token_id = part.pad_token_id
         if subject.family == "causal" and hasattr(part, "is_decoder"):
             part.is_decoder = True  # a config that serves both kinds
     if profile.attention is not None:
