@@ -37,7 +37,7 @@ lint: $(VENV)/dev.stamp build/types
 
 # tools that follow imports cannot follow the mapped folders in the checkout: they look at the installed package
 build/types: $(VENV)/dev.stamp
-	rm -rf build && $(PIP) --no-deps --target build/types .
+	rm -rf build/types build/lib && $(PIP) --no-deps --target build/types .
 
 types: build/types
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p peft_reft

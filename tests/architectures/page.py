@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from .findings import FAILURES, VERDICTS, Result
+from .findings import FAILURES, SAID, VERDICTS, Result
 
 __all__ = ["page", "write_page"]
 
@@ -27,12 +27,15 @@ classes name is made tiny by shrinking its config and examined with LoReFT at `f
 - **left padding**, **right padding**: edited tokens as without, outputs too where the base's are;
 - **gradients**: a training step edits the prompt only, and reaches every parameter of the adapter that the base lets
   it reach, and none of the base;
-- **decoding**: `generate` with a cache gives the tokens of whole forwards with plain hooks and no cache, also with
-  left padding (classes that generate);
+- **decoding**, **decoding with left padding**: `generate` with a cache gives the tokens of whole forwards with plain
+  hooks and no cache, for classes that generate; by itself only where the padded batch, two of whose rows have no
+  padding, does not tell;
+- **as many rows as columns**: what is refused for its shape is refused in this shape too;
 - **saved**: a folder loaded onto another copy of the base gives the same outputs, bit for bit.
 
-Image-text classes are called with text only; what an image's tokens are is tested apart
-([compatibility](compatibility.md)). Classes that need an image, sound or another input in every call are not made.
+Image-text classes are called with text, and with an image where they do not run without; what an image's tokens are
+is tested apart ([compatibility](compatibility.md)). Classes that need sound or another input in every call are not
+made. What is said of the base too is no fault of the edits: the base model fails the same check without them.
 
 | verdict | meaning | {families} |
 | --- | --- | {rules} |
@@ -66,6 +69,11 @@ def write_page(results: Sequence[Result], path: Path) -> None:
 
 
 def _cell(result: Result) -> str:
-    remarks = [f"{one.check}: {one.reason}" for one in result.findings if one.verdict == "right" and one.reason]
-    text = "; ".join(filter(None, [result.reason, *remarks]))
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """Which checks say what; checks that say the same stand together."""
+    said: dict[str, list[str]] = {}
+    for one in result.findings:
+        if one.reason:
+            said.setdefault(f"{SAID.get(one.verdict, '')}{one.reason}", []).append(one.check.replace(", ", " with "))
+    text = "; ".join(f"{', '.join(checks)}: {reason}" for reason, checks in said.items()) or result.reason
+    printable = "".join(sign if sign.isprintable() else " " for sign in text)
+    return printable.replace("|", "\\|").replace("<", "&lt;")
