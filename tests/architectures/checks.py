@@ -41,6 +41,11 @@ class Adapted:
     before: Tensor
     sites: list[Site] = field(default_factory=list)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all real tokens of an input are its prompt: there is no completion."""
+        return self.tiny.subject.family in ("classification", "embedding", "encoder")
+
     def stacks(self) -> dict[str, list[Site]]:
         """Path of a stack → its sites."""
         found: dict[str, list[Site]] = {}
@@ -51,8 +56,7 @@ class Adapted:
     def columns(self, prompt: Sequence[Sequence[int]]) -> dict[str, Columns]:
         """Role → edited columns of each row, where the rows' prompts stand in the given columns."""
         chosen = [[*one[:2], *one[-2:]] for one in prompt]
-        whole = self.tiny.subject.family in ("classification", "embedding", "encoder")
-        decoder = chosen if whole and not self.tiny.has_decoder_input else [[0]] * len(chosen)
+        decoder = chosen if self.whole and not self.tiny.has_decoder_input else [[0]] * len(chosen)
         return {"only": chosen, "encoder": chosen, "decoder": decoder}
 
     def lengths(self, batch: Batch, decoder: int | None = None) -> dict[str, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .checks import CLOSE, Adapted, _gap, compare, prompts
 from .findings import BaseFailsError, WrongError, told
 from .models import BATCH, LENGTH, Batch, main_output
-from .plain import Site, differing, outputs_of, rows_of
+from .plain import Site, differing, hidden_in, outputs_of, rows_of, with_hidden
 
 __all__ = ["check_gradients", "check_outputs", "check_square", "check_tokens"]
 
@@ -77,7 +77,7 @@ def check_outputs(case: Adapted) -> str | None:
 def check_gradients(case: Adapted) -> str | None:
     """A training step edits the prompt's tokens only; every parameter of the adapter gets a gradient, and no other."""
     batch, prompt = case.tiny.batch(), prompts()
-    if case.tiny.subject.family in ("causal", "image-text") and not case.tiny.pair:
+    if not case.tiny.pair and not case.whole and case.tiny.takes("labels"):
         labels = batch["input_ids"].clone()
         labels[:, :ANSWER] = -100
         batch, prompt = {**batch, "labels": labels}, [range(ANSWER)] * BATCH
@@ -143,9 +143,9 @@ def _matters(case: Adapted, site: Site, batch: Batch) -> bool:
     added: list[Tensor] = []
 
     def add(module: Any, args: Any, output: Any) -> Any:
-        hidden = output if isinstance(output, Tensor) else output[0]
+        hidden = hidden_in(output)
         added.append(torch.zeros_like(hidden, requires_grad=True))
-        return hidden + added[-1] if isinstance(output, Tensor) else (hidden + added[-1], *output[1:])
+        return with_hidden(output, hidden + added[-1])
 
     handle = site.module.register_forward_hook(add)
     try:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_reft import ReftConfig
 
@@ -36,6 +36,8 @@ def examine(subject: Subject, *, spoil: Spoil | None = None) -> Result:
         return Result(subject.family, subject.name, "not tiny", told(error))
     cases: list[Adapted] = []
     making = found_by("making", lambda: cases.append(adapted(tiny)))
+    if making.verdict == "crashed" and not _takes_lora(subject):
+        return Result(subject.family, subject.name, "PEFT fails", making.reason)
     if not cases:
         return Result.of(subject.family, subject.name, [making])
     case = cases[0]
@@ -83,6 +85,15 @@ def adapted(tiny: Tiny) -> Adapted:
         model.unload()
         model = _with_adapter(tiny, None)
     return Adapted(tiny, model, twin, before, sites_of(tiny.model, pair=tiny.pair))
+
+
+def _takes_lora(subject: Subject) -> bool:
+    """Whether PEFT can put a LoRA on every linear map of the class."""
+    try:
+        get_peft_model(made(subject).model, LoraConfig(r=2, target_modules="all-linear"))
+    except Exception:
+        return False
+    return True
 
 
 def _with_adapter(tiny: Tiny, task: str | None) -> PeftModel:

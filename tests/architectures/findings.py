@@ -20,6 +20,7 @@ VERDICTS = {
     "right where the base is": "every check holds that the base model passes; the reasons say what it does not",
     "refused in part": "edits are right; something else is refused by an error that names the cause",
     "refused": "an error of ours names the cause when the model is made, or at the first call",
+    "PEFT fails": "PEFT cannot put a LoRA on it either",
     "not tiny": "no shrunk config gives a model that runs on tokens alone",
     "not examined": "the sweep was stopped before; the same command goes on",
     "gave up": "over the limit of time or memory",

@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 from .findings import WrongError
 
-__all__ = ["Columns", "Edit", "ShapeError", "Site", "differing", "editing", "outputs_of", "rows_of", "sites_of"]
+__all__ = [
+    "Columns",
+    "Edit",
+    "ShapeError",
+    "Site",
+    "differing",
+    "editing",
+    "hidden_in",
+    "outputs_of",
+    "rows_of",
+    "sites_of",
+    "with_hidden",
+]
 
 Columns = Sequence[Sequence[int]]
 """For each row of a batch the columns that are edited."""
@@ -82,14 +94,15 @@ def hidden_in(output: Any) -> Tensor:
     return output
 
 
-def _put(output: Any, hidden: Tensor) -> Any:
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A block's output, of its own type, with other hidden states."""
     if isinstance(output, Tensor):
         return hidden
     if isinstance(output, Mapping):
         return type(output)(**{**output, next(iter(output)): hidden})
     if hasattr(output, "_replace"):
-        return output._replace(**{output._fields[0]: _put(output[0], hidden)})
-    return type(output)([_put(output[0], hidden), *output[1:]])
+        return output._replace(**{output._fields[0]: with_hidden(output[0], hidden)})
+    return type(output)([with_hidden(output[0], hidden), *output[1:]])
 
 
 def rows_of(hidden: Tensor, batch: int, length: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -163,7 +176,7 @@ def editing(sites: Sequence[Site], columns: Mapping[str, Columns], length: Mappi
             mask = torch.zeros(rows.shape[:2], dtype=torch.bool)
             for row, places in enumerate(chosen):
                 mask[row, list(places)] = True
-            return _put(output, back(torch.where(mask[..., None], site.edit.of(rows), rows)))
+            return with_hidden(output, back(torch.where(mask[..., None], site.edit.of(rows), rows)))
 
         return edit
 
