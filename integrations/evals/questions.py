@@ -111,9 +111,10 @@ def question_of_row(row: Mapping[str, Any], tokenizer: Any) -> Question | None:
 
 
 def _questions(ids: Tensor, labels: Tensor, layout: Layout, *, stated: bool) -> Iterator[Question]:
+    starts = layout.starts()
     for row in range(ids.shape[0]):
-        for start in sorted(set(layout.start[row][layout.real[row]].tolist())):
-            columns = (layout.real[row] & (layout.start[row] == start)).nonzero().squeeze(1)
+        for start in sorted(set(starts[row][layout.real[row]].tolist())):
+            columns = (layout.real[row] & (starts[row] == start)).nonzero().squeeze(1)
             supervised = labels[row, columns] != -100
             if not bool(supervised.any()):
                 continue

@@ -9,7 +9,7 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from peft_reft.runtime.row_choice import BASE, RowAdapters, adapters_per_row
+from peft_reft.runtime.row_choice import BASE, RowAdapters
 from peft_reft.runtime.state import ModelState
 
 from .hiding import base_modules
@@ -36,7 +36,7 @@ def rows_in_use(
             if isinstance(module, AuxiliaryTrainingWrapper):
                 handle = module.register_forward_pre_hook(_naming(rows), with_kwargs=True)
                 opened.callback(handle.remove)
-        opened.enter_context(adapters_per_row(state.running, RowAdapters(rows, stack)))
+        opened.enter_context(state.running.during("rows", RowAdapters(rows, stack)))
         yield
 
 

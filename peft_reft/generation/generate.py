@@ -18,7 +18,7 @@ from peft_reft.training.running import running_trainer
 from .caches import check_continued
 from .records import record_of
 from .reuse import reuse
-from .session import Session, session_in_use
+from .session import Session
 
 __all__ = ["check_guidance", "check_turns", "generate_with_positions"]
 
@@ -37,7 +37,7 @@ def generate_with_positions(state: ModelState, *args: Any, **kwargs: Any) -> Any
     else:
         session = _session(state, explicit, tokens, kwargs)
         reuse(session, tokens, kwargs)
-    with session_in_use(session):
+    with state.running.during("session", session):
         return own_generate(model, *args, **kwargs)
 
 

@@ -15,7 +15,7 @@ from peft_reft.runtime.state import ModelState
 from peft_reft.runtime.views import AdapterView
 
 from .records import CacheRecord, edit_state, note_record
-from .session import Session, session_in_use
+from .session import Session
 
 __all__ = ["recorded_prefill"]
 
@@ -33,7 +33,7 @@ def recorded_prefill(state: ModelState, call: dict[str, Any]) -> Any:
     real = None if mask is None else torch.nn.functional.pad(mask.bool(), (0, rest), value=True)
     recording: dict[str, dict[UnitKey, Tensor]] = {}
     session = Session(state, batch, width + rest, real, Explicit(), prompt=ids, recording=recording)
-    with session_in_use(session):
+    with state.running.during("session", session):
         output = state.model(**call)
     cache = cache_of(output)
     if cache is not None:

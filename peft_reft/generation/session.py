@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from peft_reft.runtime.past import cache_of
 from peft_reft.runtime.situation import Situation, UnitKey
 from peft_reft.runtime.state import ModelState
 
-__all__ = ["Session", "session_in_use"]
+__all__ = ["Session"]
 
 
 @dataclass
@@ -83,18 +82,6 @@ class Session:
                 self.real = seen[::repeats, : self.width]
             return replace(known, prompt_real=seen)
         return replace(known, prompt_real=_repeat(self.real, repeats))
-
-
-@contextmanager
-def session_in_use(session: Session) -> Iterator[None]:
-    """Run a model inside a generation."""
-    running = session.state.running
-    before = running.session
-    try:
-        running.session = session
-        yield
-    finally:
-        running.session = before
 
 
 def _repeat(tensor: Tensor, repeats: int) -> Tensor:

@@ -11,7 +11,7 @@ from .layout import (
     sequence_starts,
     without_filler,
 )
-from .reading import any_true, first_where, is_vmapped
+from .reading import any_true, first_where, is_transformed, is_vmapped
 from .rows import RowPlan, plan_rows
 from .terms import needs_prompt, term_masks, term_width
 
@@ -20,6 +20,7 @@ __all__ = [
     "RowPlan",
     "any_true",
     "first_where",
+    "is_transformed",
     "is_vmapped",
     "layout_of",
     "location_masks",

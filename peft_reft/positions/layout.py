@@ -1,4 +1,8 @@
-"""Rows → sequences → prompts. All tensors are `[batch, seq]`; counts run over real tokens, sequence by sequence."""
+"""Rows → sequences → prompts. All tensors are `[batch, seq]`; counts run over real tokens, sequence by sequence.
+
+Where every row is one sequence nobody need look for its start: `start` is None there, and a count over a sequence is
+one over its row, `[batch, 1]`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,8 @@ class Layout:
 
     Attributes:
         real: bool `[batch, seq]`, False on padding.
-        start: long `[batch, seq]`, the column where each token's sequence starts (a packed row holds several).
+        start: long `[batch, seq]`, the column where each token's sequence starts (a packed row holds several); None
+            where every row is one sequence.
         prompt: bool `[batch, seq]`, the prompt's tokens.
         packed: whether a row may hold several sequences.
         runs: bool `[batch, seq]`, the prompts of all turns; None where there is one, `prompt`.
@@ -36,7 +41,7 @@ class Layout:
     """
 
     real: Tensor
-    start: Tensor
+    start: Tensor | None
     prompt: Tensor
     packed: bool = False
     sequences: int | None = 1
@@ -46,8 +51,12 @@ class Layout:
         """The same tokens with every turn as a sequence of its own: a run of prompt, and what follows it."""
         if self.runs is None:
             return self
-        start = turn_starts(self.real, self.start, self.runs)
+        start = turn_starts(self.real, self.starts(), self.runs)
         return Layout(self.real, start, self.runs, self.packed, None)
+
+    def starts(self) -> Tensor:
+        """`start` as a tensor."""
+        return sequence_starts(self.real) if self.start is None else self.start
 
 
 def turn_starts(real: Tensor, start: Tensor, runs: Tensor) -> Tensor:
@@ -84,19 +93,21 @@ def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_len
     return torch.where(starts, columns, torch.zeros_like(columns)).cummax(1).values
 
 
-def count_before(mask: Tensor, start: Tensor) -> Tensor:
-    """How many tokens of `mask` stand before each column in its own sequence, long `[batch, seq]`."""
+def count_before(mask: Tensor, start: Tensor | None) -> Tensor:
+    """How many tokens of `mask`, real ones, stand before each column in its own sequence, long `[batch, seq]`."""
     before = mask.cumsum(1) - mask.long()
-    return before - before.gather(1, start)
+    return before if start is None else before - before.gather(1, start)
 
 
-def count_in_sequence(mask: Tensor, start: Tensor) -> Tensor:
-    """How many tokens of `mask` each column's sequence has, long `[batch, seq]`."""
+def count_in_sequence(mask: Tensor, start: Tensor | None) -> Tensor:
+    """How many tokens of `mask` each column's sequence has, long `[batch, seq]`, or `[batch, 1]` without `start`."""
+    if start is None:
+        return mask.sum(1, keepdim=True)
     totals = torch.zeros_like(start).scatter_add(1, start, mask.long())
     return totals.gather(1, start)
 
 
-def prompt_before_labels(real: Tensor, start: Tensor, labels: Tensor, *, shifted: bool = False) -> Tensor:
+def prompt_before_labels(real: Tensor, start: Tensor | None, labels: Tensor, *, shifted: bool = False) -> Tensor:
     """Real tokens before the first label that is not −100.
 
     With `shifted`, labels stand at the position that predicts them (the decoder of an encoder-decoder): the token at
@@ -107,7 +118,7 @@ def prompt_before_labels(real: Tensor, start: Tensor, labels: Tensor, *, shifted
     return real & (seen == 0) & (torch.ones_like(supervised) if shifted else ~supervised)
 
 
-def prompt_from_mask(real: Tensor, start: Tensor, prompt_mask: Tensor) -> Tensor:
+def prompt_from_mask(real: Tensor, start: Tensor | None, prompt_mask: Tensor) -> Tensor:
     """The first run of ones of an explicit mask in each sequence."""
     marked = prompt_mask.to(torch.bool) & real
     broken = real & ~marked & (count_before(marked, start) > 0)
@@ -131,18 +142,24 @@ def prompt_runs(layout: Layout, supervised: Tensor) -> Tensor:
     return layout.real & ~supervised & answered & has_prompt
 
 
-def prompt_from_lengths(real: Tensor, start: Tensor, lengths: Tensor) -> Tensor:
+def prompt_from_lengths(real: Tensor, start: Tensor | None, lengths: Tensor) -> Tensor:
     """The first `lengths[row]` real tokens of each row; `lengths` is `[batch]`."""
     return real & (count_before(real, start) < lengths[:, None])
 
 
-def without_filler(real: Tensor, start: Tensor, known: Tensor) -> Tensor:
+def without_filler(real: Tensor, start: Tensor | None, known: Tensor) -> Tensor:
     """Real tokens of a packed row: a sequence of one token about which nothing is `known` is padding of the row."""
     return real & ((count_in_sequence(real, start) > 1) | known)
 
 
 def layout_of(
-    real: Tensor, start: Tensor, prompt: Tensor, *, packed: bool, supervised: Tensor | None, sequences: int | None
+    real: Tensor,
+    start: Tensor | None,
+    prompt: Tensor,
+    *,
+    packed: bool,
+    supervised: Tensor | None,
+    sequences: int | None,
 ) -> Layout:
     """A layout, after the rules for packed rows.
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["any_true", "first_where", "is_vmapped"]
+__all__ = ["any_true", "first_where", "is_transformed", "is_vmapped"]
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` runs."""
+    return torch._C._are_functorch_transforms_active()  # no public name; `Function.apply` asks the same
 
 
 def is_vmapped(tensor: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ def term_masks(
     *,
     input_ids: Tensor | None = None,
     token_ids: Mapping[str, int] | None = None,
+    tied: bool = False,
 ) -> list[Tensor]:
     """The tokens that each term of a spec claims: one bool `[batch, seq]` per term, disjoint, never on padding.
 
@@ -38,16 +40,27 @@ def term_masks(
         layout: the batch.
         input_ids: `[batch, seq]`, for `tok(…)`.
         token_ids: special token → id, for `tok(…)`.
+        tied: whether all terms are one: then their union is the only mask.
     """
     ids = dict(token_ids or {})
-    taken = torch.zeros_like(layout.real)
+    counts = _Counts(layout)
+    taken: Tensor | None = None
     for term in positions.exclusions:
-        taken = taken | _mask(term, layout, input_ids, ids)
-    masks = []
+        mask = _mask(term, counts, input_ids, ids)
+        taken = mask if taken is None else taken | mask
+    masks: list[Tensor] = []
     for term in positions.terms:
-        mask = _mask(term, layout, input_ids, ids) & ~taken
-        taken = taken | mask
+        mask = _mask(term, counts, input_ids, ids)
+        if tied and masks:
+            masks[0] = masks[0] | mask
+            continue
+        if taken is not None and not tied:
+            mask = mask & ~taken
+        if not tied:
+            taken = mask if taken is None else taken | mask
         masks.append(mask)
+    if tied and taken is not None:
+        masks[0] = masks[0] & ~taken
     return masks
 
 
@@ -65,8 +78,25 @@ def needs_prompt(positions: Positions) -> bool:
     return any(isinstance(term, (Last, Prompt, PromptWindow)) for term in (*positions.terms, *positions.exclusions))
 
 
-def _mask(term: Term, layout: Layout, input_ids: Tensor | None, token_ids: Mapping[str, int]) -> Tensor:
-    real, start, prompt = layout.real, layout.start, layout.prompt
+class _Counts:
+    """A layout, and what several terms count in it, counted once."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.real, self.start, self.prompt = layout.real, layout.start, layout.prompt
+
+    @cached_property
+    def rank(self) -> Tensor:
+        """Of each token of the prompt, how many of it stand before: long `[batch, seq]`, of no meaning elsewhere."""
+        return self.prompt.cumsum(1) - 1 if self.start is None else count_before(self.prompt, self.start)
+
+    @cached_property
+    def length(self) -> Tensor:
+        """Of the prompt of each column's sequence: long `[batch, seq]` or `[batch, 1]`."""
+        return count_in_sequence(self.prompt, self.start)
+
+
+def _mask(term: Term, counts: _Counts, input_ids: Tensor | None, token_ids: Mapping[str, int]) -> Tensor:
+    real, start, prompt = counts.real, counts.start, counts.prompt
     if isinstance(term, All):
         return real
     if isinstance(term, Prompt):
@@ -76,13 +106,15 @@ def _mask(term: Term, layout: Layout, input_ids: Tensor | None, token_ids: Mappi
             return torch.zeros_like(real)
         return real & (input_ids == token_ids[term.token])
     if isinstance(term, Generated):
-        after = real & ~prompt & (count_before(prompt, start) == count_in_sequence(prompt, start))
+        after = real & ~prompt & (count_before(prompt, start) == counts.length)
         rank = count_before(after, start)
         return after & (rank >= (term.start or 0)) & (rank < (real.shape[1] if term.stop is None else term.stop))
-    rank, length = count_before(prompt, start), count_in_sequence(prompt, start)
     if isinstance(term, First):
-        without = real & (length == 0) & (count_before(real, start) < term.count)
-        return (prompt & (rank < term.count)) | without
+        first = prompt & (counts.rank < term.count)
+        if prompt is real:  # no sequence is without a prompt
+            return first
+        return first | (real & (counts.length == 0) & (count_before(real, start) < term.count))
+    rank, length = counts.rank, counts.length
     if isinstance(term, Last):
         return prompt & (rank >= length - term.count)
     low = torch.zeros_like(length) if term.start is None else _bound(term.start, length)

@@ -78,6 +78,8 @@ def _prompt_only(adapter: AdapterView) -> bool:
 
 def check_prompts(layout: Layout, adapter: AdapterView) -> None:
     """Refuse a sequence without a prompt, where positions need one."""
+    if layout.prompt is layout.real:
+        return  # all of it is prompt
     has_prompt = count_in_sequence(layout.prompt, layout.start) > 0
     if any_true(layout.real & ~has_prompt):
         specs = ", ".join(repr(str(group.positions)) for group in adapter.groups)
@@ -114,12 +116,11 @@ def check_marks(marks: Tensor, real: Tensor) -> None:
         )
 
 
-def check_lengths(lengths: Tensor, real: Tensor, start: Tensor) -> None:
+def check_lengths(lengths: Tensor, real: Tensor, start: Tensor | None) -> None:
     """Refuse prompt lengths `[batch]` that no row of real tokens has, or that speak of packed rows."""
     if torch.compiler.is_compiling():
         return
-    start = start[:, : real.shape[1]]
-    if any_true(real & (start != real.long().argmax(1, keepdim=True))):
+    if start is not None and any_true(real & (start[:, : real.shape[1]] != real.long().argmax(1, keepdim=True))):
         raise LocationError(
             "prompt_lengths says one length per row, and a row holds several sequences",
             rule="each sequence of a packed row has its own prompt",

@@ -47,7 +47,7 @@ def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit], factor: fl
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     with torch.autocast(hidden.device.type, enabled=False):
-        rows = flat.index_select(0, plan.rows).to(torch.promote_types(hidden.dtype, torch.float32))
+        rows = flat.index_select(0, plan.rows).to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         total, seen = rows, rows if factor == 1.0 else rows * factor
         for edit, member in zip(edits, plan.members, strict=True):
             delta = _placed(seen, member, edit)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .plan import StackPlan
 from .situation import UnitKey
 
-__all__ = ["Frame", "Rotated", "Running", "frame_in_use"]
+__all__ = ["Frame", "Rotated", "Running"]
 
 Rotated = dict[tuple[str, UnitKey], Tensor]
 """(path of a site, unit) → R."""
@@ -57,17 +57,16 @@ class Running(threading.local):
     session: Any = None
     rows: Any = None
 
+    @contextmanager
+    def during(self, name: str, value: Any) -> Iterator[None]:
+        """Let one of these be `value` for a while, e.g. the frame while a block is recomputed in a backward pass."""
+        before = getattr(self, name)
+        try:
+            setattr(self, name, value)
+            yield
+        finally:
+            setattr(self, name, before)
+
     def __reduce__(self) -> tuple[type[Running], tuple[()]]:
         """A copy of a model runs nothing."""
         return Running, ()
-
-
-@contextmanager
-def frame_in_use(running: Running, frame: Frame) -> Iterator[None]:
-    """Run something inside a frame, e.g. the recomputation of a block in the backward pass."""
-    before = running.frame
-    try:
-        running.frame = frame
-        yield
-    finally:
-        running.frame = before

@@ -75,10 +75,10 @@ class StackPlan:
                 rule="kinds such as 'reft_r1' need all edited tokens of a sequence in one forward",
                 fix="use positions of the prompt only, prefill in one piece, or generate with use_cache=False",
             )
-        start = self.masks[keys[0]].start
-        rows = self.rows(keys).rows
-        length = start.shape[1]
-        return rows // length * length + start.reshape(-1)[rows]
+        found = self.masks[keys[0]]
+        rows, length = self.rows(keys).rows, found.mask.shape[1]
+        row = rows // length * length
+        return row if found.start is None else row + found.start.reshape(-1)[rows]
 
 
 def _may_read_values(masks: Sequence[Tensor], width: int | None) -> bool:

@@ -52,7 +52,12 @@ def unit_masks(
 def columns_of(masks: Mapping[tuple[int, int], UnitMask], call: CallInputs) -> dict[tuple[int, int], UnitMask]:
     """Of masks over all slots, the columns that this forward computes."""
     first, stop = call.past, call.past + call.length  # no slice object: a compiler takes its bounds for constants
-    return {key: UnitMask(of.mask[:, first:stop], of.width, of.start[:, first:stop]) for key, of in masks.items()}
+    if not first and all(of.mask.shape[1] == stop for of in masks.values()):
+        return dict(masks)
+    return {
+        key: UnitMask(of.mask[:, first:stop], of.width, None if of.start is None else of.start[:, first:stop])
+        for key, of in masks.items()
+    }
 
 
 def slot_masks(
@@ -94,9 +99,10 @@ def _inferred(
     """Masks of a group's units, and their bounds per row, from its positions."""
     counted = layout.by_turns() if group.turns == "each" else layout
     ids = _padded_ids(call, layout, adapter) if tokens_of([group]) else None
-    masks = term_masks(group.positions, counted, input_ids=ids, token_ids=adapter.token_ids)
+    tied = group.share_weights
+    masks = term_masks(group.positions, counted, input_ids=ids, token_ids=adapter.token_ids, tied=tied)
     widths = [_width(term_width(term), counted.sequences) for term in group.positions.terms]
-    return ([torch.stack(masks).any(0)], [_total(widths)]) if group.share_weights else (masks, widths)
+    return masks, [_total(widths)] if tied else widths
 
 
 def call_layout(call: CallInputs, situation: Situation) -> Layout:
@@ -107,7 +113,8 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
     fresh = call.past == 0 and situation.prompt_width is None
     position_ids = call.position_ids if fresh and _is_2d(call.position_ids) else None
     cu_seq_lens = call.cu_seq_lens if fresh and call.batch == 1 else None
-    start = sequence_starts(real, position_ids, cu_seq_lens)
+    one = position_ids is None and cu_seq_lens is None
+    start = None if one else sequence_starts(real, position_ids, cu_seq_lens)
     packed = cu_seq_lens is not None or (position_ids is not None and call.attention_mask is None)
     sequences = _sequences_per_row(position_ids, cu_seq_lens)
     explicit = situation.explicit
@@ -121,20 +128,23 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
         lengths = _explicit_lengths(explicit.prompt_lengths, call)
         check_lengths(lengths, real[:, : situation.prompt_width], start)
         return Layout(real, start, prompt_from_lengths(real, start, lengths), packed, sequences)
-    columns = torch.arange(slots, device=real.device)
     if situation.prompt_width is not None:
-        prompt = real & (columns < situation.prompt_width)
+        prompt = real if slots == situation.prompt_width else real & _columns_below(situation.prompt_width, real)
     elif situation.role == "encoder" or not situation.has_completion:
         prompt = real
     elif supervised is not None:
         labels = torch.where(supervised, 0, -100)
         prompt = prompt_before_labels(real, start, labels, shifted=situation.role == "decoder")
     else:
-        prompt = real & (columns < call.past) if call.past else real
+        prompt = real & _columns_below(call.past, real) if call.past else real
     layout = layout_of(real, start, prompt, packed=packed, supervised=supervised, sequences=sequences)
     if supervised is None or situation.role == "decoder" or situation.prompt_width is not None:
         return layout
     return replace(layout, runs=prompt_runs(layout, supervised))
+
+
+def _columns_below(count: int, real: Tensor) -> Tensor:
+    return torch.arange(real.shape[1], device=real.device) < count
 
 
 def _sequences_per_row(position_ids: Tensor | None, cu_seq_lens: Tensor | None) -> int | None:

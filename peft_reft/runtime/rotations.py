@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from peft_reft.interventions import orthonormal_rows
+from peft_reft.positions import is_transformed
 
 from .frames import Frame, Rotated
 from .situation import UnitKey
@@ -26,6 +27,7 @@ class Rotations:
 
     def __init__(self, state: ModelState) -> None:
         self.state = state
+        self.known: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def of(self, frame: Frame) -> Rotated:
         """R by (site, unit).
@@ -54,10 +56,26 @@ class Rotations:
                         alike = (raw.shape, raw.dtype, raw.device, unit.capacity is not None)
                         groups.setdefault(alike, []).append(((path, one.key), unit.raw_rotation()))
         found: Rotated = {}
-        for (*_, padded), members in groups.items():
-            rows = orthonormal_rows(torch.stack([raw for _, raw in members]), padded=padded)
+        for alike, members in groups.items():
+            rows = self._rows(alike, torch.stack([raw for _, raw in members]))
             found.update(zip((where for where, _ in members), rows.unbind(0), strict=True))
         return found
+
+    def _rows(self, alike: Any, raw: Tensor) -> Tensor:
+        """R of stacked raw parameters `[sites, rank, hidden]`.
+
+        Without gradients it is the one of the forward before, where the parameters are the same. Their values say so,
+        not their versions: TRL writes into a reference through `.data`, which counts no version. To look at values
+        costs nothing on a CPU; an accelerator would have to be waited for.
+        """
+        padded = alike[-1]
+        if raw.device.type != "cpu" or torch.compiler.is_compiling() or is_transformed() or raw.requires_grad:
+            return orthonormal_rows(raw, padded=padded)
+        known = self.known.get(alike)
+        if known is None or known[0].shape != raw.shape or not torch.equal(known[0], raw):
+            with torch.inference_mode(False):
+                known = self.known[alike] = (raw.clone(), orthonormal_rows(raw.clone(), padded=padded))
+        return known[1]
 
 
 def is_placeholder(parameter: nn.Parameter) -> bool:

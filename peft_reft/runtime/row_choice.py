@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,9 +11,8 @@ from torch import Tensor
 from peft_reft.hub_format.errors import ConfigError
 
 from .activity import Activity
-from .frames import Running
 
-__all__ = ["BASE", "ROWS_RULE", "RowAdapters", "RowUnits", "adapters_per_row"]
+__all__ = ["BASE", "ROWS_RULE", "RowAdapters", "RowUnits"]
 
 BASE = "__base__"
 """PEFT's word for a row without an adapter."""
@@ -65,14 +62,3 @@ class RowAdapters:
                 rule=ROWS_RULE,
             )
         return repeats
-
-
-@contextmanager
-def adapters_per_row(running: Running, rows: RowAdapters) -> Iterator[None]:
-    """Run a call of a model with adapters chosen row by row; `running` is that of its runtime."""
-    before = running.rows
-    running.rows = rows
-    try:
-        yield
-    finally:
-        running.rows = before

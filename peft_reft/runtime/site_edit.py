@@ -78,8 +78,11 @@ def _edited(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPl
             edits = [Edit(stack.unit(layer.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen]
         else:
             edits = [_at_work(layer, one, rotations.get((layer.path, one.key)), plan, chosen) for one in members]
-        part = apply_edits(hidden[..., tap.start : tap.stop], plan.rows(chosen), edits, tap.factor)
-        hidden = part if tap.width is None else with_slice(hidden, tap, part)
+        whole = tap.width is None
+        part = apply_edits(
+            hidden if whole else hidden[..., tap.start : tap.stop], plan.rows(chosen), edits, tap.factor
+        )
+        hidden = part if whole else with_slice(hidden, tap, part)
     return hidden.flatten(0, 1) if flat else hidden
 
 

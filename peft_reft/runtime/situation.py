@@ -41,9 +41,9 @@ class Situation:
 class UnitMask:
     """Tokens that one unit edits in this forward: bool `[batch, length]`, and its bound per row where known.
 
-    `start`, long `[batch, length]`, is where each token's sequence starts.
+    `start`, long `[batch, length]`, is where each token's sequence starts; None where every row is one sequence.
     """
 
     mask: Tensor
     width: int | None
-    start: Tensor
+    start: Tensor | None

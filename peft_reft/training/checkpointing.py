@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from peft_reft.runtime import Runtime
-from peft_reft.runtime.frames import Frame, Running, frame_in_use
+from peft_reft.runtime.frames import Frame, Running
 
 __all__ = ["FrameCarrier", "carry_frames"]
 
@@ -76,7 +76,7 @@ class _Carrying:
         inner = Frame(frame.plans, frame.units, frame.rows, rotations={})
 
         def within(*given: Any, **named: Any) -> Any:
-            with frame_in_use(self.running, inner):
+            with self.running.during("frame", inner):
                 return function(*given, **named)
 
         return self.checkpoint(within, *args, **kwargs)

@@ -1,3 +1,5 @@
+"""What all tests of a forward share."""
+
 from __future__ import annotations
 
 import gc

@@ -239,6 +239,23 @@ def test_all_layers_are_orthonormalised_in_one_call(
     seen.clear()
     model.generate(input_ids=token_ids(2, 6), max_new_tokens=3)
     assert sorted(seen) == calls
+    seen.clear()
+    with torch.no_grad():
+        model(input_ids=token_ids(2, 6))
+    assert seen == []  # the same parameters have the same R
+
+
+def test_a_rotation_follows_its_parameter_however_it_is_written() -> None:
+    """TRL writes a reference through `.data`, which counts no version of a tensor."""
+    model, ids = reft_model("llama", positions="f2+l2"), token_ids(2, 6)
+    raw = next(parameter for name, parameter in model.named_parameters() if name.endswith("rotation"))
+    with torch.no_grad():
+        before, held = model(input_ids=ids).logits, raw.clone()
+        for write in (lambda value: raw.data.copy_(value), raw.copy_, lambda value: setattr(raw, "data", value)):
+            write(torch.randn(raw.shape, generator=torch.Generator().manual_seed(1)))
+            assert not torch.equal(model(input_ids=ids).logits, before)
+            write(held.clone())
+            assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_generation_of_an_encoder_decoder_orthonormalises_once(monkeypatch: pytest.MonkeyPatch) -> None:
