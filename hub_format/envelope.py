@@ -22,8 +22,24 @@ IF_PRESENT = ("classifier", "score", "qa_outputs")
 """Heads that PEFT lists by task, whether the model has them or not (peft/peft_model.py, `classifier_module_names`)."""
 BESIDE_NEVER = frozenset({*FIELDS, "kinds", "tensors", "self", "cls"})
 """No key of the envelope: behaviour that would be passed over, and names that break the call which makes a config."""
-EMBEDDINGS = ("embed_tokens", "lm_head")
-"""Saved by PEFT where the vocabulary grew (`save_embedding_layers`), without a word in the config."""
+EMBEDDINGS = (
+    "decoder",
+    "embed_in",
+    "embed_out",
+    "embed_tokens",
+    "embeddings",
+    "lm_head",
+    "out_proj",
+    "output_projection",
+    "proj_out",
+    "shared",
+    "tok_embeddings",
+    "token_embedding",
+    "word_embedding",
+    "word_embeddings",
+    "wte",
+)
+"""Embeddings, saved by PEFT where the vocabulary grew (`save_embedding_layers`), without a word in the config."""
 MODEL_PREFIX = "base_model.model."
 TOKEN_ADAPTER = "token_adapter"
 MAX_TOKEN = 2**31 - 1

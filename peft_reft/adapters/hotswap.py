@@ -17,8 +17,9 @@ from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.interventions import Intervention
 from peft_reft.layer import ReftLayer, layers_of
 from peft_reft.runtime.views import AdapterView
+from peft_reft.storage.beside import MODEL_PREFIX
 from peft_reft.storage.identity import check_base
-from peft_reft.storage.loading import MODEL_PREFIX, check_state_dict
+from peft_reft.storage.loading import check_state_dict
 
 from .stacking import stacks_of
 

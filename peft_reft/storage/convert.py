@@ -35,7 +35,7 @@ from peft_reft.hub_format.staging import is_vacant, staged_file, staged_folder
 from peft_reft.interventions import orthonormal_rows
 from peft_reft.layer import UNIT, ReftLayer
 
-from .loading import MODEL_PREFIX
+from .beside import MODEL_PREFIX
 
 __all__ = ["convert"]
 

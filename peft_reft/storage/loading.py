@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft.utils.other import EMBEDDING_LAYER_NAMES, AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -20,11 +20,11 @@ from peft_reft.interventions import Intervention
 from peft_reft.layer import CHILD, UNIT, ReftLayer
 from peft_reft.runtime.state import ModelState
 
+from .beside import MODEL_PREFIX, belongs_beside, embedding_paths
+
 __all__ = ["check_sites", "check_state_dict", "check_wrappers", "loaded_check"]
 
 Value = TypeVar("Value")
-
-MODEL_PREFIX = "base_model.model."
 
 
 def check_state_dict(
@@ -58,10 +58,11 @@ def check_state_dict(
     expected = dict(_parameters(model, adapter_name))
     given = _of_edits(remapped)
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    embeddings = embedding_paths(model) if len(given) < len(remapped) else frozenset()
     for name in remapped:
         if name in given:
             continue
-        if not _is_beside(name, adapter_name):
+        if not belongs_beside(name, adapter_name, embeddings):
             raise _unfit(f"the tensor {name[:120]!r} belongs to no part of a ReFT adapter")
         _check_beside(name, remapped[name], parameters.get(name, parameters.get(name.removeprefix(MODEL_PREFIX))))
     for name in given:
@@ -142,6 +143,7 @@ def loaded_check(model: nn.Module, adapter_name: str, recorded: Mapping[str, Any
             for key, tensor in state.items()
             if f".{UNIT}" in key
         ]
+        model.peft_config[adapter_name].outgoing = None  # nobody is saving
         check_recorded(_of_edits(recorded), tensors)
 
     return check
@@ -161,14 +163,6 @@ def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[In
 def _of_edits(entries: Mapping[str, Value]) -> dict[str, Value]:
     """The entries of interventions, without those that PEFT saves beside them."""
     return {name: entry for name, entry in entries.items() if f".{UNIT}" in name}
-
-
-def _is_beside(name: str, adapter_name: str) -> bool:
-    """Whether a tensor is PEFT's own: `modules_to_save`, trainable tokens, or embeddings of a grown vocabulary."""
-    parts = name.split(".")
-    if f".modules_to_save.{adapter_name}." in name or "token_adapter" in parts:
-        return True
-    return len(parts) > 1 and parts[-2] in EMBEDDING_LAYER_NAMES
 
 
 def _check_beside(name: str, tensor: Tensor, parameter: Tensor | None) -> None:
