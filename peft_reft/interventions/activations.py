@@ -11,8 +11,9 @@ from torch import Tensor
 
 __all__ = ["activation", "starts_at_zero"]
 
-_NOT_AT_ZERO = ("laplace", "relu2", "sigmoid", "sqrtsoftplus")
-"""laplace, sigmoid and sqrtsoftplus of 0 are not 0; relu2 is flat there, so that W = 0 would get no gradient."""
+_NOT_AT_ZERO = ("laplace", "relu", "relu2", "relu6", "sigmoid", "sqrtsoftplus")
+"""laplace, sigmoid and sqrtsoftplus of 0 are not 0; relu, relu2 and relu6 have no slope there (torch takes the flat
+side's), so that from W = 0, b = 0 nothing would get a gradient, ever."""
 _LOW = -30.0
 """Below it √ln(1 + eᶻ) is e^(z/2) to the last bit of a float64, and its derivative by the quotient would be 0/0."""
 

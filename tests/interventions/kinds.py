@@ -24,7 +24,7 @@ class Kind:
         edit: (h `[seq, hidden]`, tensors with R for `rotation`, act) → h′ `[seq, hidden]`.
         identity: whether some start is the identity.
         activates: whether `act_fn` is allowed.
-        act_identity: whether `act_fn="relu"` leaves an identity start.
+        act_identity: whether `act_fn="gelu"` leaves an identity start.
     """
 
     name: str

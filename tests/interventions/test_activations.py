@@ -125,8 +125,7 @@ def test_the_identity_by_name_is_no_activation_and_keeps_the_identity_start() ->
 def test_a_kind_that_starts_from_a_source_of_zero_starts_as_the_identity_where_the_activation_lets_it(
     name: str,
 ) -> None:
-    zero = torch.zeros(1, dtype=torch.float64)
-    possible = float(ACT2FN[name](zero).abs()) == 0 and name != "relu2"  # flat at 0: nothing would be learned
+    possible = may_start_at_zero(name)
     assert intervention_class("direft").starts_as_identity(name) == possible
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -135,12 +134,41 @@ def test_a_kind_that_starts_from_a_source_of_zero_starts_as_the_identity_where_t
     assert bool((unit(hidden).abs() < 1e-7).all()) == possible
 
 
+def may_start_at_zero(name: str) -> bool:
+    """Whether transformers' function gives 0 for 0, with a slope there: on a flat one W = 0 gets no gradient."""
+    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    value = ACT2FN[name](zero)
+    (slope,) = torch.autograd.grad(value.sum(), zero)
+    return float(value) == 0 and float(slope) != 0
+
+
 def test_the_names_that_keep_zero_are_told_by_the_functions() -> None:
-    zero = torch.zeros(1)
-    flat = {"relu2"}
-    assert {name for name in ACTIVATIONS if starts_at_zero(name)} == {
-        name for name in ACTIVATIONS if float(activation(name, zero)) == 0 and name not in flat
-    }
+    assert {name for name in ACTIVATIONS if starts_at_zero(name)} == set(filter(may_start_at_zero, ACTIVATIONS))
+
+
+@pytest.mark.parametrize("init", [None, "paper"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["direft", "direft_orthogonal", "loreft", "noreft", "gated"])
+def test_every_start_for_training_learns(kind: str, name: str, init: Any) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unit = intervention_class(kind)(16, 4, act_fn=name, init_weights=init)
+        hidden = torch.randn(24, 16)
+    (unit(hidden) - hidden).square().mean().backward()
+    assert max(float(value.grad.abs().max()) for value in unit.parameters() if value.grad is not None) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "relu2"])
+@pytest.mark.parametrize("kind", ["direft", "direft_orthogonal"])
+def test_the_identity_on_the_flat_side_of_an_activation_is_refused_with_the_reason(kind: str, name: str) -> None:
+    with pytest.raises(ConfigError, match="no gradient") as caught:
+        ReftConfig(intervention=kind, act_fn=name, init_weights=True)
+    assert "paper" in str(caught.value.fix)
+    model = get_peft_model(base_model("llama"), ReftConfig(task_type="CAUSAL_LM", intervention=kind, act_fn=name))
+    batch = token_ids(2, 6)
+    model.train()(input_ids=batch, labels=torch.where(torch.arange(6) < 3, -100, batch)).loss.backward()
+    trained = [value for value in model.parameters() if value.requires_grad]
+    assert max(float(value.grad.abs().max()) for value in trained) > 1e-6
 
 
 @pytest.mark.parametrize(
