@@ -5,19 +5,38 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .envelope import check_beside, check_envelope
-from .errors import IntegrityError
-from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, Manifest, describe_file
+from .errors import FileFormatError, IntegrityError
+from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, FileInfo, Manifest, describe_file
 from .reader import check_tensor_names, edit_of
 from .schema import check_fields, from_object
 from .strict_json import dump_json
 from .tensors import TensorInfo, read_tensor_table
 
-__all__ = ["producer", "write_adapter_files", "write_atomic"]
+__all__ = ["ComingWeights", "producer", "write_adapter_files", "write_atomic"]
+
+
+@dataclass(frozen=True)
+class ComingWeights:
+    """A weights file that someone writes after the manifest.
+
+    Attributes:
+        file: its path in the folder, its size and digest.
+        tensors: name → dtype, shape, digest.
+    """
+
+    file: FileInfo
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def of(cls, path: Path, tensors: Mapping[str, TensorInfo]) -> ComingWeights:
+        """The description of a file that is equal to the one to come, and has its name."""
+        return cls(describe_file(path.parent, path.name), tensors)
 
 
 def producer() -> dict[str, str]:
@@ -35,12 +54,13 @@ def write_adapter_files(
     base_model: Mapping[str, Any],
     producer: Mapping[str, str],
     pickled_tensors: Mapping[str, TensorInfo] | None = None,
+    coming: ComingWeights | None = None,
 ) -> None:
     """Write config and manifest beside the weights that lie in `folder` already.
 
     Without weights only the config is written. With weights, the tensors' digests go into the config's `reft` object
     and into the manifest, which is removed first and written last: an interruption leaves weights without a manifest,
-    which is refused at load.
+    which is refused at load. So are weights that are announced and do not come, or come with other bytes.
 
     Args:
         folder: an existing folder.
@@ -48,13 +68,16 @@ def write_adapter_files(
         base_model: identity of the base model.
         producer: name and version of the writer.
         pickled_tensors: the tensors of `adapter_model.bin`, where that is what PEFT wrote.
+        coming: the weights, where they are written later; what lies there in their place is of an earlier save.
     """
     for name in (CONFIG_NAME, MANIFEST_NAME):
         if (folder / name).is_symlink():
             raise IntegrityError("is a link", code="link", file=name, rule="nothing is written through links")
     check_envelope(config)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    weights, tensors = _weights(folder, pickled_tensors)
+    if coming is not None and _holds(folder, coming):
+        coming = None
+    weights, tensors = _weights(folder, pickled_tensors) if coming is None else _announced(folder, coming)
     stored = dict(config["reft"])
     if weights is not None:
         check_tensor_names(tensors, check_fields(from_object(stored)), hidden=base_model.get("hidden_size"))
@@ -63,11 +86,12 @@ def write_adapter_files(
     write_atomic(folder / CONFIG_NAME, dump_json({**config, "reft": stored}))
     if weights is None:
         return
-    os.chmod(folder / weights, stat.S_IMODE((folder / CONFIG_NAME).stat().st_mode))  # safetensors makes 0600 files
+    if coming is None:
+        os.chmod(folder / weights, stat.S_IMODE((folder / CONFIG_NAME).stat().st_mode))  # safetensors makes 0600 files
     manifest = Manifest(
         base_model=base_model,
         members=({"kind": "reft", "config": CONFIG_NAME, "weights": weights},),
-        files=(describe_file(folder, CONFIG_NAME), describe_file(folder, weights)),
+        files=(describe_file(folder, CONFIG_NAME), describe_file(folder, weights) if coming is None else coming.file),
         tensors=tensors,
         producer=producer,
         spec_version=stored["spec_version"],
@@ -88,6 +112,20 @@ def write_atomic(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _holds(folder: Path, coming: ComingWeights) -> bool:
+    """Whether the weights lie there already: someone saved them by hand, and the config after them."""
+    path = folder / coming.file.path
+    try:
+        return path.is_file() and dict(read_tensor_table(path)) == dict(coming.tensors)
+    except FileFormatError:
+        return False
+
+
+def _announced(folder: Path, coming: ComingWeights) -> tuple[str, Mapping[str, TensorInfo]]:
+    (folder / PICKLE_NAME).unlink(missing_ok=True)
+    return coming.file.path, coming.tensors
 
 
 def _weights(folder: Path, pickled: Mapping[str, TensorInfo] | None) -> tuple[str | None, Mapping[str, TensorInfo]]:

@@ -24,7 +24,7 @@ from peft_reft.hub_format.schema import (
     to_object,
 )
 from peft_reft.hub_format.source import check_source
-from peft_reft.hub_format.writer import producer, write_adapter_files
+from peft_reft.hub_format.writer import ComingWeights, producer, write_adapter_files
 
 from .interventions import intervention_class
 from .positions.binding import bound_tokens
@@ -52,6 +52,13 @@ class Fingerprinted(Protocol):
 
     def fingerprint(self) -> str | None:
         """`sha256:` of its vocabulary; None where it cannot be read."""
+
+
+class ComingSave(Protocol):
+    """Weights that are written after the config."""
+
+    def coming(self, folder: Path) -> ComingWeights | None:
+        """Their file as it will be; None where that cannot be told."""
 
 
 @dataclass
@@ -131,6 +138,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         self.target_modules: tuple[str, ...] = ()  # PEFT reads it; set to the sites when a model is made
         self.base_identity: dict[str, Any] | None = None
         self.base_tokenizer: Fingerprinted | None = None  # read when the adapter is saved
+        self.outgoing: ComingSave | None = None  # between PEFT's collecting of the weights and their being written
         self.recorded_base: dict[str, Any] | None = None  # what the manifest says; compared when a model is made
         if reft is not None:
             self._take_stored(reft)
@@ -151,7 +159,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
                 raise ConfigError(
                     f"init_weights=True with intervention={group.intervention!r}, act_fn={group.act_fn!r}",
                     value=True,
-                    rule="this combination has no parameters for which the edit is the identity",
+                    rule="this combination has no parameters for which the edit is the identity, or none from which "
+                    "it learns: at the flat side of an activation there is no gradient",
                     fix="leave init_weights None, or set it to 'paper'",
                 )
         return groups
@@ -192,8 +201,14 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         stored = {name: sorted(value) if isinstance(value, set) else value for name, value in self.to_dict().items()}
         if (mapping := kwargs.pop("auto_mapping_dict", None)) is not None:
             stored["auto_mapping"] = mapping
+        outgoing, self.outgoing = self.outgoing, None
         write_adapter_files(
-            folder, stored, base_model=self._base(), producer=producer(), pickled_tensors=pickled_tensors(folder)
+            folder,
+            stored,
+            base_model=self._base(),
+            producer=producer(),
+            pickled_tensors=pickled_tensors(folder),
+            coming=None if outgoing is None else outgoing.coming(folder),
         )
 
     @classmethod

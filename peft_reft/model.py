@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from peft_reft.hub_format.bundle import check_name
@@ -30,7 +29,8 @@ from .runtime.views import AdapterView
 from .sites import find_stacks, hidden_size_of, site_table
 from .storage.base_tokenizer import base_tokenizer
 from .storage.identity import base_identity, check_base
-from .storage.loading import check_sites, check_state_dict, check_wrappers, loaded_check
+from .storage.loading import check_sites, check_wrappers, loaded_check
+from .storage.state_dicts import SavingTuner
 from .training import Trainers
 from .training.checkpointing import carry_frames
 from .training.refusals import refuse_cut_rows, refuse_partial_reference, refuse_vllm
@@ -45,7 +45,7 @@ for provider in (Generations, ContinuousBatching, Trainers):  # asked in this or
     register_boundary(provider)
 
 
-class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not followed
+class ReftModel(SavingTuner):
     """ReFT adapters on a base model (arXiv 2404.03592).
 
     Blocks stay in place: the interventions are a child module `reft` of the block, applied by a forward hook, so no
@@ -195,21 +195,6 @@ class ReftModel(BaseTuner):  # type: ignore[misc]  # peft's types are not follow
             if isinstance(module, ReftLayer):
                 for key in [(adapter_name, unit) for unit in module.units.get(adapter_name, ())]:
                     module.unit(key).to(dtype)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls,
-        model: nn.Module,
-        config: ReftConfig,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Map a file's keys to the model's, after checking that every tensor has its place and its bytes."""
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        check_state_dict(model, config, adapter_name, state_dict, remapped)
-        return remapped
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; the model keeps its hooks, which do nothing without an active one."""

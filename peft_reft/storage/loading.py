@@ -143,7 +143,8 @@ def loaded_check(model: nn.Module, adapter_name: str, recorded: Mapping[str, Any
             for key, tensor in state.items()
             if f".{UNIT}" in key
         ]
-        model.peft_config[adapter_name].outgoing = None  # nobody is saving
+        configs: Any = model.peft_config
+        configs[adapter_name].outgoing = None  # nobody is saving
         check_recorded(_of_edits(recorded), tensors)
 
     return check

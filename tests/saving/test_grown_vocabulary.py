@@ -231,12 +231,8 @@ TEMPLATE = (
 )
 
 
-@pytest.mark.parametrize("part", ["both", "tokens"])
-def test_a_trainer_resumes_and_restores_the_best_model(part: str, tmp_path: Path) -> None:
-    words = tokenizer()
-    words.add_special_tokens({"additional_special_tokens": ["<turn>", "<end>"]})
-    words.chat_template = TEMPLATE
-    talks = Dataset.from_list(
+def talks() -> Dataset:
+    return Dataset.from_list(
         [
             {
                 "prompt": [{"role": "user", "content": row["prompt"]}],
@@ -245,38 +241,82 @@ def test_a_trainer_resumes_and_restores_the_best_model(part: str, tmp_path: Path
             for row in rows()
         ]
     )
+
+
+def with_turns() -> Any:
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<turn>", "<end>"]})
+    words.chat_template = TEMPLATE
+    return words
+
+
+def trainer_on(model: Any, words: Any, folder: Path, config: ReftConfig, **fields: Any) -> SFTTrainer:
+    args = SFTConfig(
+        output_dir=str(folder),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        save_strategy="steps",
+        save_steps=2,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        lr_scheduler_type="constant",
+        **fields,
+    )
+    data = talks()
+    return SFTTrainer(
+        model=model, args=args, train_dataset=data, eval_dataset=data, processing_class=words, peft_config=config
+    )
+
+
+def trained_tensors(folder: Path) -> dict[str, Tensor]:
+    return {name: value for name, value in load_file(folder / WEIGHTS_NAME).items() if "original_module" not in name}
+
+
+BEST = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+
+
+@pytest.mark.parametrize("part", ["both", "tokens"])
+def test_a_trainer_resumes_and_restores_the_best_model(part: str, tmp_path: Path) -> None:
     llama(False).save_pretrained(tmp_path / "base")
 
-    def trainer(steps: int, **fields: Any) -> SFTTrainer:
+    def trainer(**fields: Any) -> SFTTrainer:
         torch.manual_seed(0)
-        base = grown(tmp_path / "base")
-        args = SFTConfig(
-            output_dir=str(tmp_path / "run"),
-            max_steps=steps,
-            per_device_train_batch_size=2,
-            learning_rate=1e-2,
-            save_strategy="steps",
-            save_steps=2,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            lr_scheduler_type="constant",
-            **fields,
-        )
         config = ReftConfig(task_type="CAUSAL_LM", r=2, positions="f2+l2", **PARTS[part])
-        return SFTTrainer(
-            model=base, args=args, train_dataset=talks, eval_dataset=talks, processing_class=words, peft_config=config
-        )
+        return trainer_on(grown(tmp_path / "base"), with_turns(), tmp_path / "run", config, **fields)
 
-    whole = trainer(4, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True)
+    whole = trainer(**BEST)
     whole.train()
     best = Path(whole.state.best_model_checkpoint)
     assert torch.equal(logits(PeftModel.from_pretrained(grown(tmp_path / "base"), str(best))), logits(whole.model))
-    last = load_file(tmp_path / "run" / "checkpoint-4" / WEIGHTS_NAME)
-    resumed = trainer(4)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
-    again = load_file(tmp_path / "run" / "checkpoint-4" / WEIGHTS_NAME)
-    trained_names = [name for name in last if "original" not in name]
-    assert all(torch.equal(last[name], again[name]) for name in trained_names)
+    last = trained_tensors(tmp_path / "run" / "checkpoint-4")
+    trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    again = trained_tensors(tmp_path / "run" / "checkpoint-4")
+    assert all(torch.equal(last[name], again[name]) for name in last)
+
+
+def test_a_chat_template_with_new_tokens_grows_the_vocabulary(tmp_path: Path) -> None:
+    """TRL then resizes the embeddings, trains the new tokens and saves the head in full."""
+    llama(False).save_pretrained(tmp_path / "base")
+    with_turns().save_pretrained(tmp_path / "template")
+
+    def trainer(**fields: Any) -> SFTTrainer:
+        torch.manual_seed(0)
+        base = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        config = ReftConfig(task_type="CAUSAL_LM", r=2, positions="f2+l2")
+        template = {"chat_template_path": str(tmp_path / "template")}
+        return trainer_on(base, tokenizer(), tmp_path / "run", config, **template, **fields)
+
+    whole = trainer(**BEST)
+    assert whole.model.config.vocab_size > VOCABULARY
+    assert whole.model.peft_config["default"].modules_to_save == ["lm_head"]
+    whole.train()
+    whole.save_model(str(tmp_path / "final"))
+    assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "final"))), logits(whole.model))
+    last = trained_tensors(tmp_path / "run" / "checkpoint-4")
+    trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    again = trained_tensors(tmp_path / "run" / "checkpoint-4")
+    assert all(torch.equal(last[name], again[name]) for name in last)
