@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
+from .bundle import bundle
 from .convert import convert
 from .diff import diff
 from .inspect import inspect
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for function in (convert, diff, inspect, pull, push, validate):
+for function in (bundle, convert, diff, inspect, pull, push, validate):
     app.command(name=function.__name__)(function)
 
 

@@ -1,40 +1,33 @@
-"""Bundles on disk: written aside and moved into place, the index last; read member by member after their checks."""
+"""Checkpoints of mixed models: written aside and moved into place, the index last; loaded member by member."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from peft import PeftConfig, PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 
 from peft_reft.config import ReftConfig
-from peft_reft.hub_format.bundle import INDEX_NAME, REFT_FOLDER, Member, check_name, read_index, write_index
-from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError, ReftError
+from peft_reft.hub_format.bundle import INDEX_NAME, REFT_FOLDER, Member, check_name, write_index
+from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, ManifestError
 from peft_reft.hub_format.journal import settle
 from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from peft_reft.hub_format.reader import check_folder
-from peft_reft.hub_format.remote import fetch_folder
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import load_json
 from peft_reft.hub_format.tensors import read_tensor_table
-from peft_reft.hub_format.weight_member import check_weight_member
+from peft_reft.storage.beside import embedding_paths, is_grown_embedding
 from peft_reft.storage.save import stage_adapter
 
+from .opening import Bundle, open_bundle
 from .parts import TwoParts
 
 __all__ = [
-    "Bundle",
     "filled",
     "load_adapter",
     "load_members",
-    "made_by_peft",
-    "open_bundle",
     "save_bundle",
 ]
 
@@ -43,51 +36,6 @@ Mixed = TypeVar("Mixed", bound=TwoParts)
 
 ENVELOPE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config")
 """Fields of a weight adapter's config that say nothing of what it computes."""
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """An opened bundle: its folder on this machine and its checked members."""
-
-    root: Path
-    members: tuple[Member, ...]
-
-    def configs(self, *, is_trainable: bool, allow_other_base: bool = False) -> dict[str, PeftConfig]:
-        """Name → config of every member, weight adapters first."""
-        found = {}
-        for member in sorted(self.members, key=lambda member: member.kind == "reft"):
-            folder = str(self.root / member.folder)
-            kind = load_json(Path(folder, CONFIG_NAME)).get("peft_type")
-            if kind not in PEFT_TYPE_TO_CONFIG_MAPPING or str(kind).lower() != member.kind:
-                raise ManifestError(
-                    f"lists {member.name!r} as {member.kind!r}, its config says {str(kind)[:40]!r}",
-                    file=INDEX_NAME,
-                    rule="a member's kind is its config's peft_type in lower case, one that the installed PEFT has",
-                    fix="update peft, or save the bundle again",
-                )
-            options = {"allow_other_base": allow_other_base} if member.kind == "reft" else {}
-            with made_by_peft(member.name):
-                found[member.name] = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(folder, **options)
-            found[member.name].inference_mode = not is_trainable
-        return found
-
-
-@contextmanager
-def made_by_peft(members: str) -> Iterator[None]:
-    """Errors of PEFT's, when it makes adapters from what a bundle says, become refusals of the bundle."""
-    try:
-        yield
-    except ReftError:
-        raise
-    except (ValueError, TypeError, LookupError, AttributeError, ImportError, NotImplementedError) as error:
-        raise AdapterLoadError(
-            f"PEFT makes no adapter of what the bundle says of {members}: {type(error).__name__}: {str(error)[:200]}",
-            code="bundle.member",
-            file=CONFIG_NAME,
-            value=members,
-            rule="a member's config is one that the installed PEFT takes, and fits the base",
-            fix="load the member alone with peft.PeftModel.from_pretrained to see PEFT's own words",
-        ) from error
 
 
 def save_bundle(
@@ -136,36 +84,6 @@ def save_bundle(
 def _saved(model: TwoParts) -> dict[str, PeftConfig]:
     """The adapters that belong to a bundle: all but the copies that a reference is made of."""
     return {name: config for name, config in model.peft_config.items() if name not in model.references.names}
-
-
-def open_bundle(source: str, *, allow_patterns: bool = False, **kwargs: Any) -> Bundle:
-    """Open a bundle from a folder or a Hub repository.
-
-    Args:
-        source: a folder, or a repository's id.
-        allow_patterns: whether a LoRA's config may hold regular expressions, which PEFT runs.
-        **kwargs: `revision`, `token` and other settings of a download.
-
-    Raises:
-        ManifestError: it has no index, or the index and the files disagree.
-    """
-    root = Path(source) if Path(source).exists() else fetch_folder(source, **kwargs)
-    settle(root)
-    members = read_index(root)
-    if members is None:
-        raise ManifestError(
-            f"{source} has no {INDEX_NAME}",
-            code="bundle.index",
-            file=INDEX_NAME,
-            rule="a bundle of LoRA and ReFT has an index at its root",
-            fix="load a LoRA or a ReFT alone with peft.PeftModel.from_pretrained",
-        )
-    for member in members:
-        if member.kind == "reft":
-            check_folder(root / member.folder)
-        else:
-            check_weight_member(root / member.folder, allow_patterns=allow_patterns)
-    return Bundle(root, tuple(members))
 
 
 def load_members(model: TwoParts, bundle: Bundle, *, is_trainable: bool) -> None:
@@ -274,6 +192,9 @@ def _check_weight_config(model: TwoParts, name: str, folder: Path) -> None:
 
 def _check_weights(model: TwoParts, name: str, weights: Mapping[str, Tensor]) -> None:
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    beside = sorted(set(weights) - set(expected))
+    paths, held = embedding_paths(model), dict(model.named_parameters()) if beside else {}
+    expected |= {key: held[key] for key in beside if key in held and is_grown_embedding(key, paths)}
     odd = sorted(set(expected) ^ set(weights)) or [
         key for key in expected if tuple(expected[key].shape) != tuple(weights[key].shape)
     ]

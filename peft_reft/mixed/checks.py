@@ -19,8 +19,10 @@ __all__ = [
     "check_deletable",
     "check_one_part",
     "check_part",
+    "check_parts",
     "check_same_type",
     "check_trainer",
+    "check_weight_model",
 ]
 
 
@@ -75,8 +77,7 @@ def check_configs(configs: Mapping[str, PeftConfig]) -> None:
     """Refuse configs without a weight adapter `default`, or without a ReFT."""
     if not isinstance(configs, Mapping):
         raise ConfigError(f"configs is a {type(configs).__name__}", rule="it is a dict: adapter name → config")
-    for name, config in configs.items():
-        check_part(name, config)
+    check_parts(configs)
     edits = [name for name, config in configs.items() if isinstance(config, ReftConfig)]
     if "default" in edits or "default" not in configs or not edits:
         raise ConfigError(
@@ -86,6 +87,39 @@ def check_configs(configs: Mapping[str, PeftConfig]) -> None:
             "and at least one other adapter is a ReFT",
             fix="e.g. {'default': LoraConfig(...), 'edit': ReftConfig(...)}; for a ReFT alone use get_peft_model",
         )
+
+
+def check_parts(configs: Mapping[str, PeftConfig]) -> None:
+    """Refuse configs that can be no part of a mixed model, each by itself."""
+    for name, config in configs.items():
+        check_part(name, config)
+
+
+def check_weight_model(model: object) -> None:
+    """Refuse what is to become the weight part of a mixed model and cannot: no PEFT model, ReFTs, no `default`."""
+    known = model.peft_config if isinstance(model, PeftModel) else {}
+    edits = sorted(name for name, config in known.items() if isinstance(config, ReftConfig))
+    if not known or edits:
+        raise ConfigError(
+            f"the model is a {type(model).__name__}" + (f" with the ReFTs {edits}" if edits else ""),
+            value=type(model).__name__,
+            rule="a mixed model is made from a peft.PeftModel whose adapters are weight adapters such as a LoRA",
+            fix="for fresh adapters use MixedReftModel.from_configs, for saved ones MixedReftModel.from_pretrained",
+        )
+    if "default" not in known:
+        raise ConfigError(
+            f"the model's adapters are {sorted(known)}",
+            value=sorted(known),
+            rule="one is named 'default': it stands at the root of a bundle, where stock PEFT reads it",
+            fix="load it again under that name, which is PEFT's own",
+        )
+    if "forward" in vars(model):
+        raise ConfigError(
+            f"the forward of this {type(model).__name__} was replaced",
+            rule="what a trainer or accelerate has wrapped goes on calling the model it was made of",
+            fix="take accelerator.unwrap_model(model, keep_fp32_wrapper=False)",
+        )
+    check_parts(known)
 
 
 def check_same_type(name: str, config: PeftConfig, peft_type: object) -> None:

@@ -7,25 +7,25 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-from peft import PeftConfig, PeftModelForCausalLM
+from peft import PeftConfig, PeftModel
 from torch import nn
 
 from peft_reft.adapters.calls import rows_in_use
 from peft_reft.adapters.names import check_free, check_known
 from peft_reft.adapters.per_row import split_rows
 from peft_reft.config import ReftConfig
-from peft_reft.hub_format.errors import ConfigError
-from peft_reft.model import ReftModel
 from peft_reft.runtime import state_of
 from peft_reft.storage.hub import push_to_hub
 
 from . import checkpoint, checks
-from .reference import References, add_reference, restore
+from .opening import made_by_peft, open_bundle
+from .reference import add_reference, restore
+from .two_tuners import TwoTuners
 
 __all__ = ["MixedReftModel"]
 
 
-class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's types are not followed
+class MixedReftModel(TwoTuners):
     """A causal language model with LoRA adapters and ReFT adapters, all of which may be active at once.
 
     To PEFT, TRL, transformers and accelerate it is the PEFT model of its LoRA part; the ReFT part works through hooks
@@ -36,13 +36,6 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         peft_config: of the first weight adapter.
         adapter_name: of the first weight adapter.
     """
-
-    def __init__(
-        self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
-    ) -> None:
-        self.__dict__["edits"] = None  # a plain attribute: its modules are the base's own, already registered there
-        self.__dict__["references"] = References()
-        super().__init__(model, peft_config, adapter_name, **kwargs)
 
     @classmethod
     def from_configs(
@@ -60,21 +53,23 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             ConfigError: a part is missing, or a name is not allowed.
         """
         checks.check_configs(configs)
-        checks.check_bare(model)
-        weights = {name: config for name, config in configs.items() if not isinstance(config, ReftConfig)}
-        first = weights.pop("default")
-        for config in configs.values():
-            config.base_model_name_or_path = model.__dict__.get("name_or_path") or None
-        mixed = cls(model, first, "default", autocast_adapter_dtype=autocast_adapter_dtype)
-        rest = {**weights, **{name: config for name, config in configs.items() if isinstance(config, ReftConfig)}}
-        try:
-            for name, config in rest.items():
-                mixed.add_adapter(name, config, autocast_adapter_dtype=autocast_adapter_dtype)
-            mixed.set_adapter(list(configs))
-        except Exception:
-            mixed.unload()  # the base as it was: a second try must not find half of the first
-            raise
-        return mixed
+        return cls._made(model, configs, autocast_adapter_dtype)
+
+    @classmethod
+    def from_peft(cls, model: PeftModel) -> MixedReftModel:
+        """A PEFT model at hand, as a mixed one, to which ReFTs are added: `add_adapter("edit", ReftConfig(...))`.
+
+        Its adapters stay as they are: their weights, which are active, which are trained. The model that was given
+        holds the same modules; use the one that is returned.
+
+        Args:
+            model: of a weight adapter such as a LoRA, one of them named `"default"`.
+
+        Raises:
+            ConfigError: a model that cannot be the weight part of a mixed one.
+        """
+        checks.check_weight_model(model)
+        return cls._around(model)
 
     @classmethod
     def from_pretrained(
@@ -89,6 +84,9 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
     ) -> MixedReftModel:
         """Load a bundle from a folder or a Hub repository.
 
+        A LoRA alone, as stock PEFT saves it, is a bundle of one: `add_adapter("edit", ReftConfig(...))` puts a ReFT
+        beside it, and `set_adapter(["default", "edit"])` makes both active.
+
         Args:
             model: the base model; it is changed in place.
             model_id: folder or repository.
@@ -99,25 +97,15 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
                 runs regular expressions of a LoRA's config, which can take forever: only where you trust its author.
 
         Raises:
-            ReftError: the folder is no bundle, or a file of it is not what was saved.
+            ReftError: the folder is no bundle and no weight adapter, or a file of it is not what was saved.
             BaseMismatchError: the bundle was made for another base; the error names the item that differs.
         """
-        bundle = checkpoint.open_bundle(str(model_id), **kwargs)
+        bundle = open_bundle(str(model_id), **kwargs)
         configs = bundle.configs(is_trainable=is_trainable, allow_other_base=allow_other_base)
-        with checkpoint.made_by_peft(", ".join(configs)):
-            mixed = cls.from_configs(model, configs, autocast_adapter_dtype=autocast_adapter_dtype)
+        checks.check_parts(configs)
+        with made_by_peft(", ".join(configs)):
+            mixed = cls._made(model, configs, autocast_adapter_dtype)
         return checkpoint.filled(mixed, bundle, is_trainable=is_trainable)
-
-    @property
-    def peft_config(self) -> dict[str, PeftConfig]:
-        """Name → config of every adapter of both parts; a new dict, changing it changes nothing."""
-        weights = super().peft_config
-        return {**weights, **({} if self.edits is None else self.edits.peft_config)}
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """Names of the active adapters, weight adapters first."""
-        return [*self.base_model.active_adapters, *([] if self.edits is None else self.edits.active_adapters)]
 
     def add_adapter(
         self,
@@ -126,7 +114,7 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         low_cpu_mem_usage: bool = False,
         autocast_adapter_dtype: bool = True,
     ) -> None:
-        """Add a fresh adapter of either part; it is not active until `set_adapter` names it.
+        """Add a fresh adapter of either part; it is not active, nor trained, until `set_adapter` names it.
 
         With the config of a weight adapter of this model, the very object, as TRL's trainers give it for their "ref":
         the new adapter is that policy's reference. A frozen copy of every active edit goes with it: `set_adapter` of
@@ -135,7 +123,10 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         """
         checks.check_part(adapter_name, peft_config)
         check_free(adapter_name, self.peft_config)
-        active = self.active_adapters
+        active, trained = (
+            self.active_adapters,
+            [name for name, value in self.named_parameters() if value.requires_grad],
+        )
         if any(peft_config is config for config in super().peft_config.values()):
             self.references.members[adapter_name] = add_reference(self, adapter_name, peft_config, low_cpu_mem_usage)
         elif isinstance(peft_config, ReftConfig):
@@ -146,6 +137,7 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             adapter_name=adapter_name, autocast_adapter_dtype=autocast_adapter_dtype
         )
         self.set_adapter(active)
+        restore(self, trained)  # what was frozen stays so
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Make exactly these adapters active, of either part or both.
@@ -163,25 +155,6 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             self.edits.set_adapter(edited, inference_mode=inference_mode)
         if before is not None:
             restore(self, before[1])
-
-    def train(self, mode: bool = True) -> MixedReftModel:
-        """As in `nn.Module`; training is refused where its checkpoints would hold the first weight adapter alone."""
-        if mode:
-            checks.check_trainer()
-        super().train(mode)
-        return self
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Freeze adapters of either part, or train them: so one part can be trained on top of the other.
-
-        Args:
-            adapter_names: a name or several; active or not.
-            requires_grad: whether they are trained.
-        """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        check_known(names, self.peft_config)
-        for name in names:
-            self._tuner_of(name).set_requires_grad(name, requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter of either part; the weight adapter `"default"` stays, a bundle needs it."""
@@ -234,13 +207,6 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
         """Push the bundle as one commit with a card; see `peft_reft.push_to_hub`."""
         return push_to_hub(self, repo_id, **kwargs)
 
-    def unload(self) -> nn.Module:
-        """The base model without either part."""
-        if self.edits is not None:
-            self.edits.unload()
-        base: nn.Module = self.base_model.unload()
-        return base
-
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Every call comes by here: `adapter_names` gives each row its weight adapter, its edits, or both."""
@@ -256,45 +222,3 @@ class MixedReftModel(PeftModelForCausalLM):  # type: ignore[misc]  # peft's type
             super()._enable_peft_forward_hooks(*args, adapter_names=weights, **kwargs),
         ):
             yield
-
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refused while there are ReFT adapters: edits cannot be merged into weights."""
-        self._edit_tuner().merge_adapter()
-
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> None:
-        """Refused while there are ReFT adapters: edits cannot be merged into weights."""
-        self._edit_tuner().merge_and_unload()
-
-    def _tuner_of(self, name: str) -> Any:
-        return self.edits if isinstance(self.peft_config[name], ReftConfig) else self.base_model
-
-    def _edit_tuner(self) -> ReftModel:
-        if self.edits is None:
-            raise ConfigError("the model has no ReFT adapter yet", fix="use PEFT's own model for a LoRA alone")
-        edits: ReftModel = self.edits
-        return edits
-
-    def add_edit(self, name: str, config: ReftConfig, low_cpu_mem_usage: bool) -> None:
-        """Add a ReFT; what is active stays so. For users it is `add_adapter`."""
-        base = self.base_model.model
-        if self.edits is None:
-            base.__dict__.pop("peft_config", None)  # the weight tuner's: a new tuner would add itself to it
-            self.__dict__["edits"] = ReftModel(base, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
-            base.peft_config = self.peft_config
-        else:
-            self._inject(self.edits, name, config, low_cpu_mem_usage)
-
-    def add_weights(self, name: str, config: PeftConfig, low_cpu_mem_usage: bool) -> None:
-        """Add a weight adapter; what is active stays so. For users it is `add_adapter`."""
-        checks.check_same_type(name, config, self.peft_type)
-        self._inject(self.base_model, name, config, low_cpu_mem_usage)
-
-    def _inject(self, tuner: Any, name: str, config: PeftConfig, low_cpu_mem_usage: bool) -> None:
-        base = self.base_model.model
-        tuner.peft_config[name] = config
-        try:
-            tuner.inject_adapter(base, name, low_cpu_mem_usage=low_cpu_mem_usage)
-        except Exception:
-            del tuner.peft_config[name]
-            raise
-        base.peft_config = self.peft_config

@@ -24,8 +24,17 @@ def test_every_example_runs(
 ) -> None:
     (block,) = re.findall(r"```bash\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     lines = block.strip().splitlines()
-    assert {shlex.split(line)[1] for line in lines} == {"inspect", "validate", "diff", "push", "pull", "convert"}
+    assert {shlex.split(line)[1] for line in lines} == {
+        "bundle",
+        "convert",
+        "diff",
+        "inspect",
+        "pull",
+        "push",
+        "validate",
+    }
     (tmp_path / "my-reft").symlink_to(folders / "reft")
+    (tmp_path / "my-lora").symlink_to(folders / "lora")
     base_model("llama").save_pretrained(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     for line in (f"peft-reft push {folders / 'both'} me/both", *lines):
