@@ -202,13 +202,14 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         if (mapping := kwargs.pop("auto_mapping_dict", None)) is not None:
             stored["auto_mapping"] = mapping
         outgoing, self.outgoing = self.outgoing, None
+        coming = None if outgoing is None else outgoing.coming(folder)
         write_adapter_files(
             folder,
             stored,
             base_model=self._base(),
             producer=producer(),
-            pickled_tensors=pickled_tensors(folder),
-            coming=None if outgoing is None else outgoing.coming(folder),
+            pickled_tensors=pickled_tensors(folder) if coming is None else None,
+            coming=coming,
         )
 
     @classmethod

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
+from hub.client import hub
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,6 +23,9 @@ from peft_reft import MixedReftModel, ReftConfig, list_adapters
 from peft_reft.hub_format import check_folder
 from peft_reft.hub_format.errors import BaseMismatchError, IntegrityError, ManifestError
 from peft_reft.hub_format.manifest import MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
+from tools.loopback_hub import LoopbackHub
+
+__all__ = ["hub"]
 
 IDS = token_ids(2, 9)
 
@@ -170,6 +174,16 @@ def test_a_mixed_model_takes_it_as_a_member(base: Path, tmp_path: Path) -> None:
     mixed.load_adapter(str(tmp_path / "edit"), "from_transformers")
     mixed.set_adapter("from_transformers")
     assert torch.equal(logits(mixed), expected)
+
+
+def test_it_is_pushed_by_transformers_and_loaded_from_there(hub: LoopbackHub, base: Path) -> None:
+    model = edited(base)
+    model.push_to_hub("me/edit")
+    assert hub.storage.repos.keys() == {"me/edit"}
+    assert torch.equal(logits(PeftModel.from_pretrained(loaded(base), "me/edit")), logits(model))
+    again = loaded(base)
+    again.load_adapter("me/edit")
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_a_stock_trainers_checkpoints_load(base: Path, tmp_path: Path) -> None:
