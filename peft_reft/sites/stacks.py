@@ -113,7 +113,9 @@ def text_config(model: nn.Module) -> Any:
 def _text_tower(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> list[tuple[str, nn.ModuleList]]:
     config = getattr(model, "config", None)
     text = text_config(model)
-    if len(lists) < 2 or text is config or getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False):
+        return [(path, blocks) for path, blocks in lists if not _reads_no_tokens(model, path)] or lists
+    if len(lists) < 2 or text is config:
         return lists
     return [
         (path, blocks)
@@ -128,10 +130,12 @@ def _check_tower(model: nn.Module, chosen: list[tuple[str, nn.ModuleList]]) -> N
         model, [(path, blocks) for path, blocks in _outermost_lists(model) if _are_blocks(model, blocks)]
     )
     config = getattr(model, "config", None)
-    if text_config(model) is config or getattr(config, "is_encoder_decoder", False) or not text:
+    pair = getattr(config, "is_encoder_decoder", False)
+    if not text or (text_config(model) is config and not pair):
         return
     for path, _ in chosen:
-        if getattr(_owner_config(model, path), "model_type", None) != text_config(model).model_type:
+        model_type = getattr(_owner_config(model, path), "model_type", None)
+        if _reads_no_tokens(model, path) if pair else model_type != text_config(model).model_type:
             raise SiteError(
                 f"{path!r} is not in the text model of {type(model).__name__}",
                 code="site.tower",
@@ -154,8 +158,14 @@ def _owner_config(model: nn.Module, path: str) -> Any:
 def _role(model: nn.Module, path: str) -> str:
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return "only"
-    parts = path.split(".")
-    return next((role for role in ("encoder", "decoder") if role in parts), "only")
+    # the outermost name says it: a decoder may be a BERT, which keeps its blocks in an encoder
+    return next((part for part in path.split(".") if part in ("encoder", "decoder")), "only")
+
+
+def _reads_no_tokens(model: nn.Module, path: str) -> bool:
+    """Whether a list belongs to an encoder of images or sound: `main_input_name` is what a model's encoder takes."""
+    reads = getattr(model, "main_input_name", "input_ids")
+    return _role(model, path) == "encoder" and reads not in ("input_ids", "inputs_embeds")
 
 
 def _ends_with(path: str, name: str) -> bool:
