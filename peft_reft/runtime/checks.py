@@ -51,6 +51,15 @@ def check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation)
             fix="pass labels, prompt_mask or prompt_lengths (ReftDataCollator adds prompt_mask), or call model.eval() "
             "if this is a prefill",
         )
+    if call.past and call.length == 1 and adapter.counts_generated:
+        raise PromptBoundaryError(
+            f"adapter {adapter.name!r} counts generated tokens (g[a:b]), and a token on top of a cache of {call.past} "
+            "does not say how many were generated before",
+            code="positions.generated_count",
+            rule="a loop of one's own is seen one forward at a time, and only it knows how long the prompt was",
+            fix="pass prompt_lengths [batch] (or prompt_mask over the cached columns) to every forward of the loop, or "
+            "use generate",
+        )
     if call.past and call.length > 1 and _prompt_only(adapter):
         raise PromptBoundaryError(
             f"{call.length} tokens continue a cache of {call.past}: they may be prompt or completion",

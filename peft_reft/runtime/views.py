@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from peft_reft.hub_format.positions import Generated
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.positions import needs_prompt
 
@@ -38,6 +39,15 @@ class AdapterView:
     def needs_prompt(self) -> bool:
         """Whether a sequence without a prompt is an error."""
         return any(needs_prompt(group.positions) for group in self.groups)
+
+    @property
+    def counts_generated(self) -> bool:
+        """Whether it matters how many tokens after the prompt there were before."""
+        return any(
+            isinstance(term, Generated) and (term.start or term.stop is not None)
+            for group in self.groups
+            for term in (*group.positions.terms, *group.positions.exclusions)
+        )
 
     @property
     def units(self) -> int:
