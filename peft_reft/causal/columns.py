@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError, PositionError
 from peft_reft.hub_format.positions import Special, parse_positions
-from peft_reft.positions import layout_of, prompt_before_labels, sequence_starts, term_masks
+from peft_reft.positions import layout_of, prompt_before_labels, sequence_starts, shifted_right, term_masks
 
 from .inputs import named
 from .site import Column, Position
@@ -20,16 +21,28 @@ __all__ = ["columns_at", "real_tokens"]
 def real_tokens(inputs: Any, batch: int, length: int, *, role: str, device: torch.device) -> Tensor:
     """Bool `[batch, length]`: where the attention mask of the inputs is 1; everywhere if there is none of that shape.
 
+    A decoder whose tokens the model makes of the encoder's, shifted, gets no mask: the encoder's, shifted, says it.
+
     Args:
         inputs: what the model is called with.
         batch, length: of the activation.
         role: of the stack; a decoder beside an encoder has its own mask.
         device: of the activation.
     """
-    mask = named(inputs).get("decoder_attention_mask" if role == "decoder" else "attention_mask")
+    given = named(inputs)
+    mask = given.get("decoder_attention_mask" if role == "decoder" else "attention_mask")
+    if role == "decoder" and mask is None and not _has_own_tokens(given):
+        mask, labels = given.get("attention_mask"), given.get("labels")
+        if isinstance(labels, Tensor) and tuple(labels.shape) == (batch, length) and not labels.is_floating_point():
+            return ((labels != -100).flip(1).cumsum(1).flip(1) > 0).to(device)  # what follows the last is padding
+        mask = shifted_right(mask) if isinstance(mask, Tensor) and mask.dim() == 2 else None
     if isinstance(mask, Tensor) and tuple(mask.shape) == (batch, length):
         return mask.to(device).bool()
     return torch.ones(batch, length, dtype=torch.bool, device=device)
+
+
+def _has_own_tokens(given: Mapping[str, Any]) -> bool:
+    return any(given.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
 
 
 def columns_at(position: Position, inputs: Any, real: Tensor) -> Tensor:

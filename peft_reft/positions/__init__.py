@@ -9,6 +9,7 @@ from .layout import (
     prompt_from_mask,
     prompt_runs,
     sequence_starts,
+    shifted_right,
     without_filler,
 )
 from .reading import any_true, first_where, is_transformed, is_vmapped
@@ -31,6 +32,7 @@ __all__ = [
     "prompt_from_mask",
     "prompt_runs",
     "sequence_starts",
+    "shifted_right",
     "term_masks",
     "term_width",
     "without_filler",

@@ -21,6 +21,7 @@ __all__ = [
     "prompt_from_mask",
     "prompt_runs",
     "sequence_starts",
+    "shifted_right",
     "turn_starts",
     "without_filler",
 ]
@@ -91,6 +92,18 @@ def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_len
         restart = (ids[:, 1:] <= ids[:, :-1]) & real[:, 1:] & real[:, :-1]
         starts = starts | torch.nn.functional.pad(restart, (1, 0), value=False)
     return torch.where(starts, columns, torch.zeros_like(columns)).cummax(1).values
+
+
+def shifted_right(mask: Tensor) -> Tensor:
+    """Which tokens are real where a start token is put before a row and its last column falls off, bool `[batch, seq]`.
+
+    As many as before, so that a padded row has the tokens of the same row alone.
+
+    Args:
+        mask: `[batch, seq]`, not 0 on the real tokens of the row as it was.
+    """
+    moved = torch.nn.functional.pad(mask.bool()[:, :-1], (1, 0), value=True)
+    return moved & (moved.cumsum(1) <= mask.bool().sum(1, keepdim=True))
 
 
 def count_before(mask: Tensor, start: Tensor | None) -> Tensor:

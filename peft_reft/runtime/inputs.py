@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError
+from peft_reft.positions import shifted_right
 
 from .past import cache_of, past_length
 
@@ -120,16 +121,20 @@ class CallInputs:
         return end if end >= width else width  # no max(): inductor cannot write one of a symbolic size
 
 
-def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) -> CallInputs | None:
+def call_inputs(
+    call: Mapping[str, Any], role: str, *, seen: int | None = None, alone: bool = False, labels_are_tokens: bool = True
+) -> CallInputs | None:
     """A stack's view of a bound call of its model; None when the call does not run that stack.
 
     In an encoder-decoder the encoder's tokens are `input_ids`, the decoder's `decoder_input_ids`, or follow from
-    `labels`.
+    `labels`, or from `input_ids`, shifted: so BART and T5 classify, and find answers.
 
     Args:
         call: arguments by name.
         role: of the stack.
         seen: how many tokens went into the cache, for caches that do not say, or not to a graph.
+        alone: whether a stack is called by itself, so that its tokens have plain names.
+        labels_are_tokens: whether the model makes a decoder's tokens of `labels`; a classifier's are none.
     """
     if role == "encoder":
         if call.get("encoder_outputs") is not None:
@@ -137,13 +142,16 @@ def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) 
         tokens = _first(call, "input_ids", "inputs_embeds", "input_features", "inputs")
         view = _view(tokens, call.get("attention_mask"))
         return view if view is None else replace(view, input_ids=_ids(tokens))
-    if role == "decoder" and not _is_inner_call(call):
-        labels = call.get("labels")
+    if role == "decoder" and not alone:
+        labels = call.get("labels") if labels_are_tokens else None
         tokens = _first(call, "decoder_input_ids", "decoder_inputs_embeds")
         ids = _ids(tokens)  # made from labels they are the labels, shifted: not ours to know
-        if tokens is None:
-            tokens = labels if labels is not None else call.get("input_ids")
         mask = call.get("decoder_attention_mask")
+        if tokens is None and labels is not None:
+            tokens = labels
+        elif tokens is None:
+            tokens = call.get("input_ids")
+            mask = _shifted(call.get("attention_mask")) if mask is None else mask
     else:
         labels = call.get("labels")
         tokens = _first(call, "input_ids", "inputs_embeds", "pixel_values", "inputs")
@@ -169,9 +177,9 @@ def call_inputs(call: Mapping[str, Any], role: str, *, seen: int | None = None) 
     )
 
 
-def _is_inner_call(call: Mapping[str, Any]) -> bool:
-    """Whether this is a call of the decoder by itself: its own tokens, beside the encoder's states."""
-    return "encoder_hidden_states" in call
+def _shifted(mask: Any) -> Any:
+    """The mask of tokens that the model makes of the encoder's, which it does not pass on."""
+    return shifted_right(mask) if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def _view(tokens: Any, mask: Any) -> CallInputs | None:

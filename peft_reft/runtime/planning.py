@@ -34,10 +34,20 @@ class Planner:
     def __init__(self, state: ModelState, providers: Sequence[BoundaryProvider]) -> None:
         self.state = state
         self.providers = providers
+        can_generate = getattr(state.model, "can_generate", None)
+        self.labels_are_tokens = bool(can_generate()) if callable(can_generate) else True
         self.takes_labels = "labels" in inspect.signature(type(state.model).forward).parameters
 
     @beside_graphs
-    def frame(self, paths: Sequence[str], call: Mapping[str, Any], explicit: Explicit, module: nn.Module) -> Frame:
+    def frame(
+        self,
+        paths: Sequence[str],
+        call: Mapping[str, Any],
+        explicit: Explicit,
+        module: nn.Module,
+        *,
+        alone: bool = False,
+    ) -> Frame:
         """The frame of a forward that starts.
 
         Args:
@@ -45,6 +55,7 @@ class Planner:
             call: its arguments by name, without the positions that it states.
             explicit: those positions.
             module: whose forward it is.
+            alone: whether it is of one stack of an encoder-decoder, whose tokens have plain names.
 
         Raises:
             PromptBoundaryError, LocationError: see `slot_masks`.
@@ -58,7 +69,7 @@ class Planner:
             return Frame({}, {})
         if known is not None:
             call, explicit = known.arguments(call), explicit or known.explicit
-        plans = {path: self._plan(path, call, explicit, known, rows) for path in paths}
+        plans = {path: self._plan(path, call, explicit, known, rows, alone=alone) for path in paths}
         frame = Frame(plans, activity.units, rows)
         if known is not None and known.keeps:
             frame.keeper, frame.rotations = known, known.rotations
@@ -75,12 +86,25 @@ class Planner:
         return None
 
     def _plan(
-        self, path: str, call: Mapping[str, Any], explicit: Explicit, known: Knowledge | None, rows: RowAdapters | None
+        self,
+        path: str,
+        call: Mapping[str, Any],
+        explicit: Explicit,
+        known: Knowledge | None,
+        rows: RowAdapters | None,
+        *,
+        alone: bool,
     ) -> StackPlan | None:
         stack, active = self.state.stacks[path], self.state.activity().stacks[path]
         if known is not None and known.plans_itself and not explicit:
             return known.plan(stack.role, active.views) if active.views else None
-        inputs = call_inputs(call, stack.role, seen=None if known is None else known.seen)
+        inputs = call_inputs(
+            call,
+            stack.role,
+            seen=None if known is None else known.seen,
+            alone=alone,
+            labels_are_tokens=self.labels_are_tokens,
+        )
         if inputs is None or not active.views:
             if rows is not None and inputs is not None:
                 rows.repeats(inputs.batch)  # a wrong number of names is refused also where none of them edits

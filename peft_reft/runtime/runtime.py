@@ -86,6 +86,13 @@ class Runtime:
 
     def _open(self, module: nn.Module, *stacks: str) -> None:
         entry = make_entry(module, self.state.running, self.planner)
+        entry.alone = module is not self.state.model and not _takes_both(module)
         if not any(known is module for known in self.entries):
             self.entries.append(module)
         entry.stacks.extend(stacks)
+
+
+def _takes_both(module: nn.Module) -> bool:
+    """Whether a module is called with the tokens of an encoder and of a decoder."""
+    names = inspect.signature(module.forward).parameters
+    return any(name.startswith("decoder_input") for name in names)

@@ -38,8 +38,10 @@ _IDLE = Frame({}, {})
 class FramePlanner(Protocol):
     """Makes the frame of a forward."""
 
-    def frame(self, paths: list[str], call: dict[str, Any], explicit: Explicit, module: nn.Module) -> Frame:
-        """The frame for a call of `module`, in which the stacks `paths` run."""
+    def frame(
+        self, paths: list[str], call: dict[str, Any], explicit: Explicit, module: nn.Module, *, alone: bool
+    ) -> Frame:
+        """The frame for a call of `module`, in which the stacks `paths` run; see `Planner.frame`."""
 
 
 class Entry:
@@ -51,12 +53,14 @@ class Entry:
 
     Attributes:
         stacks: paths of the stacks that run in its forward.
+        alone: whether it is one stack of an encoder-decoder, whose tokens have plain names.
     """
 
     def __init__(self, running: Running, planner: FramePlanner) -> None:
         self.running = running
         self.planner = planner
         self.stacks: list[str] = []
+        self.alone = False
 
     def frame(
         self, module: nn.Module, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -67,7 +71,7 @@ class Entry:
             return _IDLE, kwargs
         explicit, kwargs = Explicit.take(kwargs)
         call = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
-        return self.planner.frame(self.stacks, call, explicit, module), kwargs
+        return self.planner.frame(self.stacks, call, explicit, module, alone=self.alone), kwargs
 
 
 class _Forward:
