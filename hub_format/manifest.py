@@ -12,13 +12,14 @@ from .errors import ManifestError
 from .migrations import migrate
 from .strict_json import load_json
 from .tensors import TensorInfo, file_digest
-from .versions import SPEC_VERSION
+from .versions import SPEC_VERSION, parse_version
 
 __all__ = [
     "CARD_NAME",
     "CONFIG_NAME",
     "MANIFEST_NAME",
     "PICKLE_NAME",
+    "STREAMS_SINCE",
     "WEIGHTS_NAME",
     "FileInfo",
     "Manifest",
@@ -31,7 +32,10 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 CARD_NAME = "README.md"
 MAX_HIDDEN = 2**24
-BASE_FIELDS = ("architecture", "config", "hidden_size", "model_type", "stacks", "tokenizer", "vocab_size")
+MAX_STREAMS = 2**10
+STREAMS_SINCE = "1.1"
+"""The version of the format that brought `streams`; what records it is written as that one."""
+BASE_FIELDS = ("architecture", "config", "hidden_size", "model_type", "stacks", "streams", "tokenizer", "vocab_size")
 FIELDS = {"annotations", "base_model", "files", "members", "producer", "required_features", "spec_version", "tensors"}
 
 
@@ -59,7 +63,8 @@ class Manifest:
     """The manifest of one folder.
 
     Attributes:
-        base_model: identity of the base model: class, model type, hidden size, blocks per stack.
+        base_model: identity of the base model: class, model type, hidden size, blocks per stack; `streams`, the
+            residual streams of a token's state, where there are several.
         members: the adapters of the folder; version 1 has exactly one.
         files: every file that carries behaviour.
         tensors: every tensor of the weights file.
@@ -116,6 +121,8 @@ class Manifest:
             if not isinstance(stored[name], list) or not all(isinstance(entry, dict) for entry in stored[name]):
                 raise _refuse(f"field {name!r} is not a list of objects")
         _check_base_model(stored["base_model"])
+        if "streams" in stored["base_model"] and parse_version(raw["spec_version"]) < parse_version(STREAMS_SINCE):
+            raise _refuse(f"gives streams, which version {STREAMS_SINCE} brought, and says {raw['spec_version']}")
         paths = [str(entry.get("path"))[:200] for entry in stored["files"]]
         weights = [path for path in paths if path != CONFIG_NAME]
         expected = [{"kind": "reft", "config": CONFIG_NAME, "weights": weights[0] if weights else None}]
@@ -141,6 +148,13 @@ def _check_base_model(stored: Mapping[str, Any]) -> None:
         size = stored.get(name, 1)
         if not ((type(size) is int and 1 <= size <= MAX_HIDDEN) or (size is None and name == "vocab_size")):
             raise _refuse(f"gives the base model a {name} of {str(size)[:40]}")
+    streams = stored.get("streams", 2)
+    if (
+        type(streams) is not int
+        or not 2 <= streams <= MAX_STREAMS
+        or ("streams" in stored) > ("hidden_size" in stored)
+    ):
+        raise _refuse(f"gives the base model streams of {str(streams)[:40]}")
     stacks = stored.get("stacks")
     lengths = stacks.values() if isinstance(stacks, dict) else [stacks]
     if not (stacks is None or isinstance(stacks, dict)) or not all(type(n) in (int, type(None)) for n in lengths):

@@ -128,7 +128,7 @@ def check_folder(folder: Path, *, pickles: bool = False) -> CheckedFolder | None
             fix="save or download the adapter again",
         )
     with in_file(weights[0]):
-        check_tensor_names(manifest.tensors, groups, hidden=manifest.base_model.get("hidden_size"))
+        check_tensor_names(manifest.tensors, groups, base_model=manifest.base_model)
         check_beside(config, [name for name in manifest.tensors if not _of_edit(name)])
     return CheckedFolder(config, manifest, groups)
 
@@ -139,9 +139,16 @@ def unit_signatures(groups: tuple[SiteGroup, ...]) -> list[SiteGroup]:
 
 
 def check_tensor_names(
-    tensors: Mapping[str, TensorInfo], groups: tuple[SiteGroup, ...], *, hidden: object = None
+    tensors: Mapping[str, TensorInfo], groups: tuple[SiteGroup, ...], *, base_model: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuse tensors that the config's kinds, ranks and terms do not have, and sites that lack one of theirs."""
+    """Refuse tensors that the config's kinds, ranks and terms do not have, and sites that lack one of theirs.
+
+    Args:
+        tensors: of the weights file.
+        groups: of the config.
+        base_model: what the manifest says of the base: its hidden size, and residual streams where there are several.
+    """
+    hidden, streams = ((base_model or {}).get(name) for name in ("hidden_size", "streams"))
     units, widths = unit_signatures(groups), _widths(tensors)
     siblings = [range(first, first + group.units) for first, group in _firsts(groups) for _ in range(group.units)]
     sites: dict[tuple[str, int], set[str]] = {}
@@ -157,7 +164,10 @@ def check_tensor_names(
         if re.fullmatch(r"0|[1-9][0-9]{0,5}", number) is None or int(number) >= len(units):
             raise _unfit(name, f"the config describes {len(units)} interventions per site")
         group = units[int(number)]
-        size = hidden if isinstance(hidden, int) and group.full_width else widths[name.rpartition(".")[0]]
+        size = width = widths[name.rpartition(".")[0]]
+        if isinstance(hidden, int) and group.full_width:
+            whole = hidden * streams if isinstance(streams, int) else hidden
+            size = whole if width == whole else hidden  # of all streams, or of a part that sees one
         if group.r > size and group.signature.has_rank:
             raise ConfigError(
                 f"r={group.r} is larger than the hidden size {size}",

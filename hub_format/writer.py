@@ -12,11 +12,21 @@ from typing import Any
 
 from .envelope import check_beside, check_envelope
 from .errors import FileFormatError, IntegrityError
-from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, FileInfo, Manifest, describe_file
+from .manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    PICKLE_NAME,
+    STREAMS_SINCE,
+    WEIGHTS_NAME,
+    FileInfo,
+    Manifest,
+    describe_file,
+)
 from .reader import check_tensor_names, edit_of
 from .schema import check_fields, from_object
 from .strict_json import dump_json
 from .tensors import TensorInfo, read_tensor_table
+from .versions import parse_version
 
 __all__ = ["ComingWeights", "producer", "write_adapter_files", "write_atomic"]
 
@@ -80,7 +90,9 @@ def write_adapter_files(
     weights, tensors = _weights(folder, pickled_tensors) if coming is None else _announced(folder, coming)
     stored = dict(config["reft"])
     if weights is not None:
-        check_tensor_names(tensors, check_fields(from_object(stored)), hidden=base_model.get("hidden_size"))
+        if "streams" in base_model:
+            stored["spec_version"] = max(stored["spec_version"], STREAMS_SINCE, key=parse_version)
+        check_tensor_names(tensors, check_fields(from_object(stored)), base_model=base_model)
         check_beside(config, [name for name in tensors if edit_of(name) is None])
         stored["tensors"] = {name: info.to_json() for name, info in tensors.items()}
     write_atomic(folder / CONFIG_NAME, dump_json({**config, "reft": stored}))

@@ -98,7 +98,14 @@ def convert(
     if to not in ("pyreft", "adapters", "gguf"):
         raise ConfigError(f"to={to!r}", value=to, rule="it is 'reft', 'pyreft', 'adapters' or 'gguf'")
     adapter, base = _read_reft(source)
-    hidden = int(base.get("hidden_size") or 0)
+    hidden, streams = int(base.get("hidden_size") or 0), int(base.get("streams") or 1)
+    widest = max(tensor.shape[-1] for record in adapter.records for tensor in record.tensors.values() if tensor.dim())
+    if streams > 1 and widest == hidden * streams:
+        hidden = widest  # a token's state has the numbers of all streams
+        if to == "gguf":
+            raise cannot_hold(
+                "a control vector", f"{streams} residual streams", "it has one vector of the hidden size"
+            )
     if to == "gguf":
         with staged_file(target) as stage:
             write_gguf(adapter, stage, model_type=str(base.get("model_type") or ""))

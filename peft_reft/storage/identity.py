@@ -35,13 +35,17 @@ CONFIG_FIELDS = (
 )
 
 
-def base_identity(model: nn.Module, stacks: Sequence[Stack], hidden_size: int) -> dict[str, Any]:
-    """Class, model type, hidden size, blocks per stack, vocabulary size, and the hash of the config."""
+def base_identity(model: nn.Module, stacks: Sequence[Stack], hidden_size: int, *, streams: int = 1) -> dict[str, Any]:
+    """Class, model type, hidden size, blocks per stack, vocabulary size, and the hash of the config.
+
+    Where a token's state has several residual streams, their number too.
+    """
     config = getattr(model, "config", None)
     return {
         "architecture": type(model).__name__,
         "model_type": getattr(config, "model_type", None),
         "hidden_size": hidden_size,
+        **({"streams": streams} if streams > 1 else {}),
         "stacks": {stack.path: stack.length for stack in stacks},
         "vocab_size": getattr(config, "vocab_size", None),
         "config": config_hash(text_config(model)),
