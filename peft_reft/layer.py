@@ -54,7 +54,7 @@ def units_at(site: Site, groups: tuple[SiteGroup, ...], hidden_size: int) -> lis
     """The interventions that an adapter of these groups has at a site."""
     view = AdapterView("", groups)
     return [
-        UnitSpec(view.first_unit(number) + offset, groups[number], tap, tap.width or hidden_size)
+        UnitSpec(view.first_unit(number) + offset, groups[number], tap, tap.width or hidden_size * tap.form.streams)
         for number, tap in zip(site.groups, site.taps, strict=True)
         for offset in range(groups[number].units)
     ]

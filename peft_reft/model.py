@@ -78,7 +78,8 @@ class ReftModel(SavingTuner):
         refuse_tokens(peft_config.trainable_token_indices, self.model)
         self._hidden_size = hidden_size_of(self.model)
         peft_config.target_modules = tuple(self._sites)
-        peft_config.base_identity = base_identity(self.model, stacks, self._hidden_size)
+        streams = max((tap.form.streams for site in sites for tap in site.taps), default=1)
+        peft_config.base_identity = base_identity(self.model, stacks, self._hidden_size, streams=streams)
         peft_config.base_tokenizer = base_tokenizer(self.model)
         return peft_config
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from peft_reft.hub_format.errors import SiteError
-from peft_reft.sites import hidden_of, with_hidden
+from peft_reft.sites import PLAIN, hidden_of, with_hidden
 
 from .edits import Edit, apply_edit
-from .inputs import call_model, check_module
+from .inputs import call_model, check_module, named
 from .site import Address, Site
 from .spaces import Rotation
 from .traces import recomputing_nothing
@@ -70,12 +70,14 @@ def run(
 
         return visit
 
+    ids = named(inputs).get("input_ids", inputs)
+    length = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() > 1 else None
     for edit in edits:
         address = edit.site.address(model)
-        stops.append(_Stop(edit.site, address, edits_here(edit, address)))
+        stops.append(_Stop(edit.site, address, edits_here(edit, address), length))
     for place, site in enumerate(reads):
         address = site.address(model)
-        stops.append(_Stop(site, address, reads_here(place, site, address)))
+        stops.append(_Stop(site, address, reads_here(place, site, address), length))
     handles: list[RemovableHandle] = []
     try:
         for stop in stops:
@@ -93,8 +95,8 @@ def run(
 class _Stop:
     """One site of a pass: counts the calls of its module and visits the one that is meant."""
 
-    def __init__(self, site: Site, address: Address, visit: Visit) -> None:
-        self.site, self.address, self.visit = site, address, visit
+    def __init__(self, site: Site, address: Address, visit: Visit, length: int | None) -> None:
+        self.site, self.address, self.visit, self.length = site, address, visit, length
         self.calls = 0
 
     def attach(self, model: nn.Module) -> RemovableHandle:
@@ -123,7 +125,20 @@ class _Stop:
                 rule="a site is one call of its module",
                 fix="say which with call=0, 1, …",
             )
-        return self.visit(tensor) if self.site.call in (None, self.calls - 1) else None
+        if self.site.call not in (None, self.calls - 1):
+            return None
+        form = self.address.tap.form
+        if form == PLAIN:
+            return self.visit(tensor)
+        if not form.fits(tensor):
+            raise SiteError(
+                f"{self.site.describe()}: the activation has shape {list(tensor.shape)}",
+                code="site.shape",
+                value=list(tensor.shape),
+                rule=f"it is [{form.axes}]",
+            )
+        edited = self.visit(form.states(tensor, self.length or tensor.shape[1]))
+        return None if edited is None else form.put_back(edited, tensor)
 
     def check_reached(self) -> None:
         if self.calls <= (self.site.call or 0):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -122,7 +122,7 @@ def _same(model: nn.Module, site: Site, address: Address) -> bool:
         found = site.address(model)
     except SiteError:
         return False
-    return found.path == address.path and found.tap == address.tap
+    return found.path == address.path and replace(found.tap, form=address.tap.form) == address.tap
 
 
 def _positions(site: Site) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import SiteError
 from peft_reft.hub_format.positions import parse_positions
-from peft_reft.sites import Tap, find_stacks, site_table
+from peft_reft.sites import Tap, find_stacks, forms_at, role_of, site_table
 
 from .spaces import Space
 
@@ -158,7 +158,12 @@ class Site:
                     value=self.module,
                     rule=f"its modules are: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}",
                 ) from error
-            return Address(self.module, Tap(on_input=self.on_input))
+            role = role_of(model, self.module)
+            if self.position is None:  # the whole activation, whatever it is
+                return Address(self.module, Tap(on_input=self.on_input), role)
+            spot = (self.module, self.on_input)
+            form = forms_at(model, {spot: role}, strict=False)[spot]
+            return Address(self.module, Tap(on_input=self.on_input, form=form), role)
         stacks = find_stacks(model, self.layers_pattern)
         if len(stacks) != 1:
             raise SiteError(

@@ -57,8 +57,8 @@ def check_boundary(call: CallInputs, adapter: AdapterView, situation: Situation)
             "does not say how many were generated before",
             code="positions.generated_count",
             rule="a loop of one's own is seen one forward at a time, and only it knows how long the prompt was",
-            fix="pass prompt_lengths [batch] (or prompt_mask over the cached columns) to every forward of the loop, or "
-            "use generate",
+            fix="pass prompt_lengths [batch] (or prompt_mask over all columns so far) to every forward of the loop, "
+            "or use generate",
         )
     if call.past and call.length > 1 and _prompt_only(adapter):
         raise PromptBoundaryError(

@@ -12,8 +12,9 @@ from peft_reft.hub_format.errors import PromptBoundaryError
 
 __all__ = ["cache_of", "is_marked", "mark_cache", "past_length", "unknown_length"]
 
-_NAMES = ("past_key_values", "cache_params", "state", "cache")
-"""What models call the cache that they take: attention's, a state space's, RWKV's, the one of continuous batching."""
+_NAMES = ("past_key_values", "cache_params", "state", "cache", "mems")
+"""What models call the cache that they take: attention's, a state space's, RWKV's, the one of continuous batching,
+XLNet's, which holds the inputs of its blocks."""
 
 _MARK = "_reft_counts_from_end"
 
@@ -43,6 +44,8 @@ def past_length(cache: Any, *, seen: int | None = None) -> int | None:
         return int(length)
     if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], (tuple, list)):  # older: (keys, values)
         return int(cache[0][0].shape[-2])
+    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], Tensor) and cache[0].dim() == 3:
+        return int(cache[0].shape[0])  # mems: [cached, batch, hidden] for each block
     return None
 
 

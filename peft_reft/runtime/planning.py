@@ -23,6 +23,10 @@ from .state import ModelState
 __all__ = ["Planner"]
 
 
+_RECOMPUTED = 2
+"""So many tokens XLNet takes off its mems again, to compute them once more; what holds more has dropped some."""
+
+
 class Planner:
     """Plans the forwards of one model.
 
@@ -36,6 +40,8 @@ class Planner:
         self.providers = providers
         can_generate = getattr(state.model, "can_generate", None)
         self.labels_are_tokens = bool(can_generate()) if callable(can_generate) else True
+        kept = getattr(getattr(state.model, "config", None), "mem_len", None)
+        self.window = kept - _RECOMPUTED if isinstance(kept, int) and kept > 0 else None
         self.takes_labels = "labels" in inspect.signature(type(state.model).forward).parameters
 
     @beside_graphs
@@ -114,7 +120,7 @@ class Planner:
             inputs = known.inputs(inputs, explicit)
         if _is_generated(inputs) and not active.generates and not explicit and not (known and known.tells_prompt):
             return None
-        if not inputs.past_known:
+        if not inputs.past_known or (self.window is not None and inputs.past >= self.window):
             raise unknown_length()
         situation = Situation(
             role=stack.role,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import PositionError, SiteError
-from peft_reft.sites import hidden_of, with_hidden, with_slice
+from peft_reft.sites import PLAIN, hidden_of, with_hidden, with_slice
 
 from .activity import LiveUnit
 from .edit import Edit, apply_edits
@@ -64,10 +64,21 @@ def _plan_of(layer: Any, frame: Frame | None, *, on_input: bool) -> StackPlan | 
 
 
 def _edited(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPlan, frame: Frame) -> Tensor:
-    """h `[batch, seq, hidden]` with the edits of some units applied."""
+    """The tensor of a module's call with the edits of some units applied, in the form that it has."""
+    form = units[0].tap.form
+    if form is not PLAIN and form != PLAIN:  # a copied model has a copy of it
+        if not form.fits(hidden):
+            raise _other_shape(layer, hidden, plan)
+        states = form.states(hidden, plan.shape[1])
+        return form.put_back(_edited_states(layer, states, units, plan, frame), hidden)
     flat = hidden.dim() == 2  # OPT's feed-forward part
-    if flat:
-        hidden = hidden.reshape(*plan.shape, -1)
+    if not flat:
+        return _edited_states(layer, hidden, units, plan, frame)
+    return _edited_states(layer, hidden.reshape(*plan.shape, -1), units, plan, frame).flatten(0, 1)
+
+
+def _edited_states(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPlan, frame: Frame) -> Tensor:
+    """h `[batch, seq, hidden]` with the edits of some units applied."""
     _check_shape(layer, hidden, plan)
     rotations = layer.rotations.of(frame)
     stack = None if frame.rows is None else frame.rows.stack
@@ -83,16 +94,20 @@ def _edited(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPl
             hidden if whole else hidden[..., tap.start : tap.stop], plan.rows(chosen), edits, tap.factor
         )
         hidden = part if whole else with_slice(hidden, tap, part)
-    return hidden.flatten(0, 1) if flat else hidden
+    return hidden
 
 
 def _check_shape(layer: Any, hidden: Tensor, plan: StackPlan) -> None:
-    if not torch.compiler.is_compiling() and hidden.shape[:2] != plan.shape:
-        raise SiteError(
-            f"{layer.path} gave hidden states of shape {list(hidden.shape)}",
-            code="site.shape",
-            rule=f"[batch, seq, hidden] = [{plan.batch}, {plan.length}, …], as the model was called",
-        )
+    if not torch.compiler.is_compiling() and (hidden.dim() != 3 or hidden.shape[:2] != plan.shape):
+        raise _other_shape(layer, hidden, plan)
+
+
+def _other_shape(layer: Any, hidden: Tensor, plan: StackPlan) -> SiteError:
+    return SiteError(
+        f"{layer.path} gave hidden states of shape {list(hidden.shape)}",
+        code="site.shape",
+        rule=f"[batch, seq, hidden] = [{plan.batch}, {plan.length}, …], as the model was called",
+    )
 
 
 def _at_work(layer: Any, one: LiveUnit, rotation: Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]) -> Edit:

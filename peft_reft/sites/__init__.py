@@ -4,20 +4,26 @@ Shared by the tuner, the causal toolkit and serving; knows nothing of adapters.
 """
 
 from .components import COMPONENTS, Place, Tap, component_place
-from .stacks import Stack, find_stacks, hidden_size_of, text_config
+from .forms import PLAIN, Form
+from .shapes import forms_at
+from .stacks import Stack, find_stacks, hidden_size_of, role_of, text_config
 from .table import Site, site_table
 from .tensors import hidden_of, with_hidden, with_slice
 
 __all__ = [
     "COMPONENTS",
+    "PLAIN",
+    "Form",
     "Place",
     "Site",
     "Stack",
     "Tap",
     "component_place",
     "find_stacks",
+    "forms_at",
     "hidden_of",
     "hidden_size_of",
+    "role_of",
     "site_table",
     "text_config",
     "with_hidden",

@@ -15,6 +15,7 @@ from torch import nn
 
 from peft_reft.hub_format.errors import SiteError
 
+from .forms import PLAIN, Form
 from .parts import attention_output, head_count, mlp_output, multiplier, output_projection
 
 __all__ = ["COMPONENTS", "Place", "Tap", "component_place"]
@@ -30,12 +31,14 @@ class Tap:
         on_input: the input instead of the output.
         start, stop: the slice of the last dimension; None for all of it.
         factor: what the block multiplies the tensor with before it adds it; the product is what is read and edited.
+        form: how the tokens' states lie in the tensor; start and stop are of a state.
     """
 
     on_input: bool = False
     start: int | None = None
     stop: int | None = None
     factor: float = 1.0
+    form: Form = PLAIN
 
     @property
     def width(self) -> int | None:

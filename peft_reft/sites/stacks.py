@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_reft.hub_format.errors import SiteError
 
-__all__ = ["Stack", "find_stacks", "hidden_size_of", "text_config"]
+__all__ = ["Stack", "find_stacks", "hidden_size_of", "role_of", "text_config"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_stacks(model: nn.Module, pattern: str | Sequence[str] | None = None) ->
             chosen = [(path, blocks) for path, blocks in lists if _fits_config(model, blocks)]
         if not chosen:
             raise _refuse(f"the blocks of {type(model).__name__} cannot be told", lists)
-    stacks = [Stack(path, _role(model, path), len(blocks)) for path, blocks in chosen]
+    stacks = [Stack(path, role_of(model, path), len(blocks)) for path, blocks in chosen]
     if len({stack.role for stack in stacks}) != len(stacks):
         raise _refuse(f"{type(model).__name__} has several stacks of blocks", chosen)
     return stacks
@@ -155,7 +155,8 @@ def _owner_config(model: nn.Module, path: str) -> Any:
     return None
 
 
-def _role(model: nn.Module, path: str) -> str:
+def role_of(model: nn.Module, path: str) -> str:
+    """The role of the stack that a module belongs to, by its dotted name."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return "only"
     # the outermost name says it: a decoder may be a BERT, which keeps its blocks in an encoder
@@ -165,7 +166,7 @@ def _role(model: nn.Module, path: str) -> str:
 def _reads_no_tokens(model: nn.Module, path: str) -> bool:
     """Whether a list belongs to an encoder of images or sound: `main_input_name` is what a model's encoder takes."""
     reads = getattr(model, "main_input_name", "input_ids")
-    return _role(model, path) == "encoder" and reads not in ("input_ids", "inputs_embeds")
+    return role_of(model, path) == "encoder" and reads not in ("input_ids", "inputs_embeds")
 
 
 def _ends_with(path: str, name: str) -> bool:

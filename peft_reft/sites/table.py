@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from peft_reft.hub_format.errors import SiteError
 
 from .components import Place, Tap, component_place
 from .probe import check_components, probed
+from .shapes import forms_at
 from .stacks import Stack, text_config
 
 __all__ = ["Site", "site_table"]
@@ -64,9 +65,19 @@ def site_table(
                 places.setdefault((stack.path, block, path), []).append((number, place.tap))
     if unproven:
         check_components(model, unproven)
+    forms = forms_at(
+        model,
+        {(path, tap.on_input): stacks[stack].role for (stack, _, path), found in places.items() for _, tap in found},
+    )
     order = {path: place for place, path in enumerate(stacks)}
     sites = [
-        Site(path, stacks[stack], block, tuple(n for n, _ in found), tuple(tap for _, tap in found))
+        Site(
+            path,
+            stacks[stack],
+            block,
+            tuple(n for n, _ in found),
+            tuple(replace(tap, form=forms[path, tap.on_input]) for _, tap in found),
+        )
         for (stack, block, path), found in sorted(places.items(), key=lambda item: (order[item[0][0]], *item[0][1:]))
     ]
     return sites, list(stacks.values())

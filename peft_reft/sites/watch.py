@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .stacks import text_config
+from .plain_tokens import device_of_inputs, plain_tokens
 
 __all__ = ["Call", "Trace", "watched_forward"]
 
@@ -71,7 +71,7 @@ def watched_forward(model: nn.Module, blocks: Mapping[str, nn.Module], judge: Ca
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_states_kept(model))
         stack.enter_context(_alone(model))
-        stack.enter_context(torch.autocast(_device(model).type, enabled=False))
+        stack.enter_context(torch.autocast(device_of_inputs(model).type, enabled=False))
         products = stack.enter_context(_Products())
         for path, block in blocks.items():
             _watch(path, block, products, judge)
@@ -158,12 +158,7 @@ def _states_kept(model: nn.Module) -> Iterator[None]:
 
 def _inputs(model: nn.Module) -> dict[str, Any]:
     """Two plain tokens, and what else a text model is called with."""
-    config = text_config(model)
-    special = _special({}, getattr(model, "config", None), config)
-    size = getattr(config, "vocab_size", None)
-    size = size if isinstance(size, int) else 64
-    plain = [token for token in range(min(size, 4096)) if token not in special][-TOKENS:]
-    ids = torch.tensor([plain], device=_device(model))
+    ids = plain_tokens(model, 1, TOKENS)
     takes = inspect.signature(model.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids}
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -171,32 +166,6 @@ def _inputs(model: nn.Module) -> dict[str, Any]:
     if "use_cache" in takes:
         inputs["use_cache"] = False
     return inputs
-
-
-def _special(found: dict[int, None], *configs: Any) -> dict[int, None]:
-    """Ids that a config names, its sub-configs' included: padding, images and the like."""
-    for config in configs:
-        for name, value in (config.to_dict() if hasattr(config, "to_dict") else {}).items():
-            named = value.items() if isinstance(value, dict) else [(name, value)]
-            for key, ids in named:
-                if str(key).endswith(("_id", "_ids", "_index")):
-                    found.update(
-                        dict.fromkeys(one for one in (ids if isinstance(ids, list) else [ids]) if _is_id(one))
-                    )
-    return found
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _device(model: nn.Module) -> torch.device:
-    """Where the inputs go: to the embedding, else to the first parameter."""
-    get: Any = getattr(model, "get_input_embeddings", None)
-    embedding = get() if callable(get) else None
-    owner = embedding if isinstance(embedding, nn.Module) else model
-    found = next((tensor.device for tensor in (*owner.parameters(), *model.parameters())), None)
-    return torch.device("cpu") if found is None else found
 
 
 def _first(output: Any) -> Any:
