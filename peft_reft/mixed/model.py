@@ -102,7 +102,10 @@ class MixedReftModel(TwoTuners):
         """
         bundle = open_bundle(str(model_id), **kwargs)
         configs = bundle.configs(is_trainable=is_trainable, allow_other_base=allow_other_base)
-        checks.check_parts(configs)
+        if bundle.indexed:
+            checks.check_configs(configs)
+        else:
+            checks.check_parts(configs)
         with made_by_peft(", ".join(configs)):
             mixed = cls._made(model, configs, autocast_adapter_dtype)
         return checkpoint.filled(mixed, bundle, is_trainable=is_trainable)

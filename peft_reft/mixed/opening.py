@@ -26,10 +26,17 @@ __all__ = ["Bundle", "made_by_peft", "open_bundle"]
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder on this machine and its checked members."""
+    """An opened bundle.
+
+    Attributes:
+        root: its folder on this machine.
+        members: after their checks.
+        indexed: whether an index lists them; False for a weight adapter alone.
+    """
 
     root: Path
     members: tuple[Member, ...]
+    indexed: bool = True
 
     def configs(self, *, is_trainable: bool, allow_other_base: bool = False) -> dict[str, PeftConfig]:
         """Name → config of every member, weight adapters first."""
@@ -82,15 +89,14 @@ def open_bundle(source: str, *, allow_patterns: bool = False, **kwargs: Any) -> 
     """
     root = Path(source) if Path(source).exists() else fetch_folder(source, **kwargs)
     settle(root)
-    members = read_index(root)
-    if members is None:
-        members = [_alone(root, source)]
+    listed = read_index(root)
+    members = [_alone(root, source)] if listed is None else listed
     for member in members:
         if member.kind == "reft":
             check_folder(root / member.folder)
         else:
             check_weight_member(root / member.folder, allow_patterns=allow_patterns)
-    return Bundle(root, tuple(members))
+    return Bundle(root, tuple(members), indexed=listed is not None)
 
 
 def _alone(root: Path, source: str) -> Member:
