@@ -13,6 +13,7 @@ from .interventions import Intervention, register_intervention
 from .mixed import MixedReftModel
 from .model import ReftModel
 from .register import REFT
+from .runtime.position_warning import PositionWarning
 from .storage.convert import convert
 from .storage.hub import list_adapters, pull, push_to_hub
 from .storage.save import save_pretrained
@@ -23,6 +24,7 @@ if REFT not in PEFT_TYPE_TO_CONFIG_MAPPING:
 __all__ = [
     "Intervention",
     "MixedReftModel",
+    "PositionWarning",
     "ReftConfig",
     "ReftModel",
     "convert",

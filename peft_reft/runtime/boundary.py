@@ -97,6 +97,10 @@ class BoundaryProvider:
         """
         return None
 
+    def runs_model(self) -> bool:
+        """Whether what it speaks for runs the model now, also where it has nothing to say of a forward."""
+        return False
+
 
 _REGISTERED: list[type[BoundaryProvider]] = []
 

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
+from .activity import StackActivity
 from .boundary import BoundaryProvider, Knowledge
 from .compiling import beside_graphs
 from .frames import Frame
 from .inputs import CallInputs, Explicit, call_inputs
 from .past import unknown_length
 from .plan import StackPlan
+from .position_warning import warn_of_prefill
 from .resolve import columns_of, slot_masks
 from .row_choice import RowAdapters
 from .situation import Situation
@@ -43,6 +46,7 @@ class Planner:
         kept = getattr(getattr(state.model, "config", None), "mem_len", None)
         self.window = kept - _RECOMPUTED if isinstance(kept, int) and kept > 0 else None
         self.takes_labels = "labels" in inspect.signature(type(state.model).forward).parameters
+        self.warns = True
 
     @beside_graphs
     def frame(
@@ -122,6 +126,8 @@ class Planner:
             return None
         if not inputs.past_known or (self.window is not None and inputs.past >= self.window):
             raise unknown_length()
+        if self.warns and known is None and not explicit:
+            self._warn(stack.role, inputs, active)
         situation = Situation(
             role=stack.role,
             has_completion=active.has_completion,
@@ -148,6 +154,22 @@ class Planner:
         }
         whole = rows.stack is not None
         return StackPlan(inputs.batch, inputs.length, selected, inputs.past, row_by_row=True, whole=whole)
+
+    def _warn(self, role: str, inputs: CallInputs, active: StackActivity) -> None:
+        """Warn, once, of a forward that is taken for a prefill because nobody says where its prompt ends."""
+        if (
+            torch.compiler.is_compiling()
+            or not (active.from_end and active.has_completion)
+            or role == "encoder"
+            or inputs.labels is not None
+            or inputs.length == 1
+            or inputs.past
+            or self.state.model.training
+            or any(provider.runs_model() for provider in self.providers)
+        ):
+            return
+        self.warns = False
+        warn_of_prefill(inputs.length, [view.name for view in active.views if view.needs_prompt_end])
 
     def _encoder_edited(self) -> bool:
         stacks = self.state.activity().stacks

@@ -63,6 +63,10 @@ class Trainers(BoundaryProvider):
         labels = self._asked_between_graphs(call) if torch.compiler.is_compiling() else self._asked(call)
         return None if labels is None else _Labelled(labels)
 
+    def runs_model(self) -> bool:
+        """Whether a trainer runs it."""
+        return self.noted is not None
+
     def _asked(self, call: Mapping[str, Any]) -> torch.Tensor | None:
         running = running_trainer()
         if running is None:  # it has ended since, or has handed the model on
