@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     if not Path(arguments[0]).is_file():
         raise SystemExit(f"{arguments[0]} is not a file. {USAGE}")
     sys.argv = arguments
-    _integrate(Path(arguments[0]).stem.replace("-", "_"))
+    _integrate(Path(arguments[0]).name.replace("-", "_"))  # `lm-eval`, as pip installs it
     sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
     runpy.run_path(arguments[0], run_name="__main__")
 

@@ -90,8 +90,8 @@ class ReftLM(HFLM):  # type: ignore[misc]  # the harness's types are not followe
             for group in view.groups:
                 if _depends_on_prompt(group.positions):
                     raise PromptBoundaryError(
-                        f"adapter {view.name!r} edits {str(group.positions)!r}, and loglikelihood_rolling scores whole "
-                        "texts",
+                        f"adapter {view.name!r} edits {str(group.positions)!r}, and loglikelihood_rolling scores "
+                        "whole texts",
                         code="positions.no_prompt",
                         value=str(group.positions),
                         rule="a text that is scored from its first token has no prompt: only 'all', 'tok(…)' and "
