@@ -36,6 +36,8 @@ def real_tokens(inputs: Any, batch: int, length: int, *, role: str, device: torc
         if isinstance(labels, Tensor) and tuple(labels.shape) == (batch, length) and not labels.is_floating_point():
             return ((labels != -100).flip(1).cumsum(1).flip(1) > 0).to(device)  # what follows the last is padding
         mask = shifted_right(mask) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    if isinstance(mask, Tensor) and mask.dim() == 3:  # [batch, choices, seq], of multiple choice
+        mask = mask.flatten(0, 1)
     if isinstance(mask, Tensor) and tuple(mask.shape) == (batch, length):
         return mask.to(device).bool()
     return torch.ones(batch, length, dtype=torch.bool, device=device)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from transformers import GenerationMixin
 
 from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.runtime.inputs import Explicit
@@ -74,7 +76,9 @@ def _session(state: ModelState, explicit: Explicit, tokens: Tensor | None, kwarg
     batch, width = (1, 1) if tokens is None else tokens.shape[:2]
     if getattr(getattr(state.model, "config", None), "is_encoder_decoder", False):
         own = _decoder_width(state, kwargs)
-        return Session(state, batch, own, None, _own_columns(explicit, own, kwargs.get("labels")))
+        theirs: Any = type(state.model).generate  # type: ignore[attr-defined]  # a generating model has it
+        restarts = inspect.unwrap(theirs) is not inspect.unwrap(GenerationMixin.generate)
+        return Session(state, batch, own, None, _own_columns(explicit, own, kwargs.get("labels")), restarts=restarts)
     mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     cached = past_length(cache)
     if cached is None:

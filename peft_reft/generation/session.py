@@ -33,6 +33,8 @@ class Session:
         prefilled: whether the cache holds the whole prompt.
         seen: how many tokens have gone into the cache.
         rotations: of the active adapters; parameters do not change while generating.
+        restarts: whether its model's own `generate` decodes several times, each from tokens of its own making
+            (Whisper: languages, segments, temperatures): then each has the prompt that its first forward has.
         recording: stack → masks of what was edited, where a prompt cache is made: the prompt goes on after it.
     """
 
@@ -46,6 +48,7 @@ class Session:
     seen: int = 0
     rotations: Rotated | None = field(default=None, repr=False)
     recording: dict[str, dict[UnitKey, Tensor]] | None = field(default=None, repr=False)
+    restarts: bool = False
 
     def is_continued_by(self, tokens: Tensor | None) -> bool:
         """Whether an inner `generate` drafts this one's tokens: the model is its own assistant."""
@@ -56,7 +59,7 @@ class Session:
 
     def is_decoding(self, call: Mapping[str, Any]) -> bool:
         """Whether a forward computes generated tokens only, told without a look at any tensor."""
-        return self.prefilled and cache_of(call) is not None
+        return self.prefilled and not self.restarts and cache_of(call) is not None
 
     def edits_nothing(self, call: Mapping[str, Any]) -> bool:
         """Whether a forward edits nothing, told by a few tests: every token that is generated comes by here."""
@@ -64,6 +67,8 @@ class Session:
 
     def situation(self, call: CallInputs, situation: Situation) -> Situation:
         """What is known about one forward of this generation."""
+        if self.restarts and call.past == 0 and (call.cached or call.length != self.seen + 1):
+            self.width, self.real, self.batch, self.prefilled = None, None, call.batch, False
         if self.width is None:
             self.width = call.past + call.length
         self.seen = call.past + call.length

@@ -95,7 +95,7 @@ def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_len
 
 
 def shifted_right(mask: Tensor) -> Tensor:
-    """Which tokens are real, bool `[batch, seq]`, where a start token comes before a row, whose last column falls off.
+    """Which tokens are real, bool `[batch, seq]`, where a start token is put before and the last column falls off.
 
     As many as before, so that a padded row has the tokens of the same row alone.
 

@@ -14,7 +14,7 @@ from peft_reft.positions import shifted_right
 
 from .past import cache_of, past_length
 
-__all__ = ["EXPLICIT", "NOTHING", "CallInputs", "Explicit", "call_inputs"]
+__all__ = ["EXPLICIT", "NOTHING", "CallInputs", "Explicit", "call_inputs", "rows_of_choices"]
 
 EXPLICIT = ("prompt_mask", "prompt_lengths", "intervention_locations")
 """Keywords of `forward` and `generate` by which a caller states positions; the model itself never sees them."""
@@ -77,6 +77,8 @@ class Explicit:
         return locations
 
 
+_OF_CHOICES = {**dict.fromkeys(("input_ids", "attention_mask", "position_ids"), 3), "inputs_embeds": 4}
+"""What runs along the tokens of a choice, and its axes."""
 NOTHING = Explicit()
 """Nothing is stated."""
 
@@ -175,6 +177,16 @@ def call_inputs(
         labels=labels,
         input_ids=ids,
     )
+
+
+def rows_of_choices(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call with several choices a question, `[batch, choices, seq]`, as the rows that the model computes."""
+    return {name: _one_row_each(name, value) for name, value in call.items()}
+
+
+def _one_row_each(name: str, value: Any) -> Any:
+    axes = _OF_CHOICES.get(name)
+    return value.flatten(0, 1) if axes is not None and isinstance(value, Tensor) and value.dim() == axes else value
 
 
 def _shifted(mask: Any) -> Any:

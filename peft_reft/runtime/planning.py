@@ -14,7 +14,7 @@ from .activity import StackActivity
 from .boundary import BoundaryProvider, Knowledge
 from .compiling import beside_graphs
 from .frames import Frame
-from .inputs import CallInputs, Explicit, call_inputs
+from .inputs import CallInputs, Explicit, call_inputs, rows_of_choices
 from .past import unknown_length
 from .plan import StackPlan
 from .position_warning import warn_of_prefill
@@ -45,6 +45,7 @@ class Planner:
         self.labels_are_tokens = bool(can_generate()) if callable(can_generate) else True
         kept = getattr(getattr(state.model, "config", None), "mem_len", None)
         self.window = kept - _RECOMPUTED if isinstance(kept, int) and kept > 0 else None
+        self.takes_choices = any("MultipleChoice" in cls.__name__ for cls in type(state.model).__mro__)
         self.takes_labels = "labels" in inspect.signature(type(state.model).forward).parameters
         self.warns = True
 
@@ -79,6 +80,8 @@ class Planner:
             return Frame({}, {})
         if known is not None:
             call, explicit = known.arguments(call), explicit or known.explicit
+        if self.takes_choices:
+            call = rows_of_choices(call)
         plans = {path: self._plan(path, call, explicit, known, rows, alone=alone) for path in paths}
         frame = Frame(plans, activity.units, rows)
         if known is not None and known.keeps:

@@ -55,7 +55,7 @@ class Form:
             return states
         order = _ORDERS[self.axes]
         if len(order) == 4:
-            states = states.unflatten(2, (self.streams, -1))  # type: ignore[no-untyped-call]
+            states = states.reshape(*states.shape[:2], self.streams, -1)
         back = [order.index(axis) for axis in range(len(order))]
         return states.permute(back)
 

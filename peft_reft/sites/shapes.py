@@ -135,11 +135,11 @@ def _watch(ghost: nn.Module, spots: list[Spot], found: dict[Spot, torch.Size], d
         devices = {parameter.device for parameter in ghost.parameters() if parameter.device.type == "cuda"}
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
         if device is not None:
-            stack.enter_context(_Valueless())  # type: ignore[no-untyped-call]
+            stack.enter_context(_Valueless())  # type: ignore[no-untyped-call]  # torch's class has no types
         ghost(**_inputs(ghost, device))
 
 
-class _Valueless(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Valueless(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the same
     """Answers questions for values that a meta tensor does not have, so that a forward goes on: shapes are the same.
 
     All of something holds (no padding, nothing packed), numbers are 0, and no expert is chosen.

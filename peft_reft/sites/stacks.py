@@ -22,11 +22,13 @@ class Stack:
         path: dotted name of the `ModuleList`, e.g. `"model.layers"`.
         role: `"encoder"` or `"decoder"` in an encoder-decoder model, else `"only"`.
         length: number of blocks.
+        passes: how often they run in one forward, all together, where that is oftener (ALBERT shares its blocks).
     """
 
     path: str
     role: str
     length: int
+    passes: int | None = None
 
 
 def find_stacks(model: nn.Module, pattern: str | Sequence[str] | None = None) -> list[Stack]:
@@ -54,10 +56,10 @@ def find_stacks(model: nn.Module, pattern: str | Sequence[str] | None = None) ->
     else:
         chosen = _text_tower(model, [(path, blocks) for path, blocks in lists if _are_blocks(model, blocks)])
         if not chosen:
-            chosen = [(path, blocks) for path, blocks in lists if _fits_config(model, blocks)]
+            chosen = [(p, blocks) for p, blocks in lists if _fits_config(model, blocks) or _passes(model, blocks)]
         if not chosen:
             raise _refuse(f"the blocks of {type(model).__name__} cannot be told", lists)
-    stacks = [Stack(path, role_of(model, path), len(blocks)) for path, blocks in chosen]
+    stacks = [Stack(path, role_of(model, path), len(blocks), _passes(model, blocks)) for path, blocks in chosen]
     if len({stack.role for stack in stacks}) != len(stacks):
         raise _refuse(f"{type(model).__name__} has several stacks of blocks", chosen)
     return stacks
@@ -102,6 +104,14 @@ def _fits_config(model: nn.Module, blocks: nn.ModuleList) -> bool:
     config = text_config(model)
     lengths = {getattr(config, name, None) for name in ("num_hidden_layers", "num_layers", "n_layer", "n_layers")}
     return len(blocks) in lengths and len({type(block) for block in blocks}) == 1 and any(blocks[0].children())
+
+
+def _passes(model: nn.Module, blocks: nn.ModuleList) -> int | None:
+    """How often groups of blocks run that share their weights, as the config says; None where nothing is shared."""
+    config = text_config(model)
+    groups, passes = (getattr(config, name, None) for name in ("num_hidden_groups", "num_hidden_layers"))
+    shared = isinstance(groups, int) and isinstance(passes, int) and groups == len(blocks) < passes
+    return passes if shared and len({type(block) for block in blocks}) == 1 and any(blocks[0].children()) else None
 
 
 def text_config(model: nn.Module) -> Any:

@@ -86,6 +86,16 @@ def site_table(
 def _indices(layers: Sequence[int] | None, stack: Stack) -> list[int]:
     if layers is None:
         return list(range(stack.length))
+    if stack.passes is not None:
+        raise SiteError(
+            f"layers_to_transform={list(layers)!r}: {stack.path!r} holds {stack.length} "
+            f"group{'s' if stack.length > 1 else ''} of blocks that run {stack.passes} times",
+            code="site.shared",
+            value=list(layers),
+            rule="passes share one module, and so do its edits: they are made at every pass",
+            fix="leave layers_to_transform out; to read or change one pass use peft_reft.causal with "
+            f"Site(module='{stack.path}.0', call=…)",
+        )
     for layer in layers:
         if not -stack.length <= layer < stack.length:
             raise SiteError(
