@@ -24,8 +24,9 @@ from .tiny_sft import base_model, reft, tokenizer
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'peft-reft[evals]'")
 
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
-from lm_eval.api.registry import get_model
+from lm_eval.tasks import TaskManager
 
 from peft_reft.integrations.lm_eval import ReftLM
 
@@ -223,33 +224,50 @@ def accuracy(reference: Slow) -> float:
     return right / len(DOCS)
 
 
-def harness(model: str, folders: tuple[Path, Path, Path], output: Path, *arguments: str, tasks: str) -> dict[str, Any]:
-    """Results of `python -m peft_reft -m lm_eval …`, as its user types it."""
-    command = [sys.executable, "-m", "peft_reft", "-m", "lm_eval", "--model", model, "--tasks", tasks]
-    given = ",".join([f"pretrained={folders[0]}", *arguments])
-    command += ["--model_args", given, "--include_path", str(folders[2]), "--device", "cpu", "--batch_size", "3"]
+def test_accuracy_of_the_bare_base_and_of_a_class_that_is_told_nothing(
+    folders: tuple[Path, Path, Path], adapted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness's own class scores another model than the one that was trained, and our warning says so."""
+    base, adapter, tasks = folders
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+
+    def evaluated(model: str, **given: str) -> float:
+        arguments = {"pretrained": str(base), **given}
+        results = simple_evaluate(
+            model,
+            arguments,
+            ["colours"],
+            device="cpu",
+            batch_size=3,
+            task_manager=TaskManager(include_path=str(tasks)),
+        )
+        accuracy: float = results["results"]["colours"]["acc,none"]
+        return accuracy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PositionWarning)
+        assert evaluated("peft-reft", reft=str(adapter)) == accuracy(slow(adapted)) == 1.0
+        assert evaluated("hf") == accuracy(slow(adapted, first=0, last=0)) < 1.0
+    with pytest.warns(PositionWarning, match="--model peft-reft"):
+        evaluated("hf", peft=str(adapter))
+
+
+def test_the_command_line(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """`python -m peft_reft -m lm_eval …`, as its user types it: no import, no path of ours."""
+    base, adapter, tasks = folders
+    command = [sys.executable, "-m", "peft_reft", "-m", "lm_eval", "--model", "peft-reft"]
+    command += ["--model_args", f"pretrained={base},reft={adapter}", "--tasks", "colours,colours_said"]
+    command += ["--include_path", str(tasks), "--device", "cpu", "--batch_size", "3"]
     done = subprocess.run(
-        [*command, "--output_path", str(output)],
+        [*command, "--output_path", str(tmp_path / "out")],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(output / "cache")},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (written,) = output.rglob("results_*.json")
-    results: dict[str, Any] = json.loads(written.read_text("utf-8"))
-    return results | {"stderr": done.stderr}
-
-
-def test_the_command_line(folders: tuple[Path, Path, Path], tmp_path: Path, adapted: Any) -> None:
-    """Accuracies of the bare base, of the trained adapter, and of the harness's own class, which is told nothing."""
-    assert get_model("peft-reft") is ReftLM
-    given = f"reft={folders[1]}"
-    ours = harness("peft-reft", folders, tmp_path / "ours", given, tasks="colours,colours_said")
-    found = ours["results"]["colours"]["acc,none"]
-    assert found == accuracy(slow(adapted)) == 1.0
-    assert ours["config"]["reft_positions"] == {"default": ["f2+l2"]}
-    assert "PositionWarning" not in ours["stderr"]
-    bare = harness("hf", folders, tmp_path / "bare", tasks="colours")["results"]["colours"]["acc,none"]
-    assert bare == accuracy(slow(adapted, first=0, last=0)) < found
-    theirs = harness("hf", folders, tmp_path / "theirs", f"peft={folders[1]}", tasks="colours")
-    assert "PositionWarning" in theirs["stderr"]
+    assert "PositionWarning" not in done.stderr
+    (written,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(written.read_text("utf-8"))
+    assert results["results"]["colours"]["acc,none"] == 1.0
+    assert "exact_match,none" in results["results"]["colours_said"]
+    assert results["config"]["reft_positions"] == {"default": ["f2+l2"]}
