@@ -49,11 +49,13 @@ class Running(threading.local):
 
     Attributes:
         frame: of the forward that runs.
+        call: that this forward belongs to.
         session: what a generation that runs knows of its prompt.
         rows: what a call with `adapter_names` says for its rows.
     """
 
     frame: Frame | None = None
+    call: Any = None
     session: Any = None
     rows: Any = None
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any, Protocol
 
 from torch import nn
 
+from .calls import Call, shows_tokens
 from .compiling import beside_graphs, python_only
 from .frames import Frame, Running
 from .inputs import Explicit
@@ -33,13 +35,14 @@ _BOUND = "_reft_bound"
 """The same, inside a frame."""
 _IDLE = Frame({}, {})
 """The frame of a forward that edits nothing."""
+_NUMBERS = itertools.count(1)
 
 
 class FramePlanner(Protocol):
     """Makes the frame of a forward."""
 
     def frame(
-        self, paths: list[str], call: dict[str, Any], explicit: Explicit, module: nn.Module, *, alone: bool
+        self, paths: list[str], call: Mapping[str, Any], explicit: Explicit, module: nn.Module, *, alone: bool
     ) -> Frame:
         """The frame for a call of `module`, in which the stacks `paths` run; see `Planner.frame`."""
 
@@ -54,6 +57,7 @@ class Entry:
     Attributes:
         stacks: paths of the stacks that run in its forward.
         alone: whether it is one stack of an encoder-decoder, whose tokens have plain names.
+        number: of its own.
     """
 
     def __init__(self, running: Running, planner: FramePlanner) -> None:
@@ -61,17 +65,19 @@ class Entry:
         self.planner = planner
         self.stacks: list[str] = []
         self.alone = False
+        self.number = next(_NUMBERS)
 
-    def frame(
-        self, module: nn.Module, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Frame, dict[str, Any]]:
-        """The frame of a call, and its keywords without the positions that it states."""
-        session = self.running.session
-        if session is not None and session.edits_nothing(kwargs):
-            return _IDLE, kwargs
-        explicit, kwargs = Explicit.take(kwargs)
-        call = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
-        return self.planner.frame(self.stacks, call, explicit, module, alone=self.alone), kwargs
+    @beside_graphs
+    def call(self, level: int, arguments: dict[str, Any], explicit: Explicit) -> Call:
+        """The call that comes in here."""
+        running, labels = self.running, arguments.get("labels")
+        return Call([(self.number, level)], arguments, explicit, labels, running.session, running.rows)
+
+    def frame(self, module: nn.Module, call: Call) -> Frame:
+        """The frame of a call."""
+        if call.session is not None and not call.explicit and call.session.edits_nothing(call.arguments):
+            return _IDLE
+        return self.planner.frame(self.stacks, call.arguments, call.explicit, module, alone=self.alone)
 
 
 class _Forward:
@@ -107,7 +113,9 @@ class _Forward:
             module.__dict__.pop(_BOUND, None)
             return
         module.__dict__[_REPLACED] = value
-        module.__dict__[_BOUND] = MethodType(_framed(value.__func__ if bound else _with_self(value)), module)
+        module.__dict__[_BOUND] = MethodType(
+            _framed(value.__func__ if bound else _with_self(value), level=next(_NUMBERS)), module
+        )
 
     def __delete__(self, module: nn.Module) -> None:
         module.__dict__.pop(_BOUND, None)
@@ -115,8 +123,8 @@ class _Forward:
             raise AttributeError("forward")
 
 
-def _framed(own: Callable[..., Any]) -> Callable[..., Any]:
-    """A class's forward inside a frame."""
+def _framed(own: Callable[..., Any], *, level: int = 0) -> Callable[..., Any]:
+    """A class's forward inside a frame, or, at a level of its own, one that was put in its place."""
     names = _positional(own)[1:]
 
     @functools.wraps(own)
@@ -126,18 +134,44 @@ def _framed(own: Callable[..., Any]) -> Callable[..., Any]:
         if entry is None:
             return own(self, *args, **kwargs)
         running = entry.running
-        if running.frame is not None:
-            return own(self, *args, **Explicit.take(kwargs)[1])
+        frame, outer, here = running.frame, running.call, (entry.number, level)
+        leaves = outer is not None and outer.is_left(here, running)
+        explicit, inner = Explicit.take(kwargs)
+        if frame is not None and not leaves:
+            if outer is None:
+                return own(self, *args, **inner)
+            depth = len(outer.inside)
+            try:
+                outer.inside.append(here)
+                if entry.number == outer.inside[0][0] and outer.updated(_named(names, args, inner), explicit):
+                    running.frame = entry.frame(self, outer)
+                return own(self, *args, **inner)
+            finally:
+                del outer.inside[depth:]
+        arguments = _named(names, args, inner)
+        if level and not shows_tokens(arguments):
+            return own(self, *args, **kwargs)  # it takes a batch of its own kind, which our next way in will see
+        session, rows = running.session, running.rows
         try:
-            running.frame, kwargs = entry.frame(self, names, args, kwargs)
-            output = own(self, *args, **kwargs)
+            if outer is not None:
+                running.session = None if session is outer.session else session
+                running.rows = None if rows is outer.rows else rows
+            running.call = entry.call(level, arguments, explicit)
+            running.frame = entry.frame(self, running.call)
+            output = own(self, *args, **inner)
             if running.frame.counts_from_end:
                 mark_cache(output)
             return output
         finally:
-            running.frame = None
+            running.frame, running.call = frame, outer
+            if outer is not None:
+                running.session, running.rows = session, rows
 
     return forward
+
+
+def _named(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
 
 
 def _with_self(replaced: Callable[..., Any]) -> Callable[..., Any]:
