@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike, fspath
+from pathlib import Path
 
 __all__ = [
     "AdapterLoadError",
@@ -25,6 +27,7 @@ __all__ = [
     "ReftError",
     "SiteError",
     "UnsupportedVersionError",
+    "as_path",
     "in_file",
     "shown",
 ]
@@ -173,3 +176,22 @@ class CausalModelError(ReftError):
     """A causal model that is no acyclic graph of functions, or an alignment between one and a network."""
 
     default_code = "causal"
+
+
+def as_path(value: object, name: str) -> Path:
+    """An argument that names a file or folder.
+
+    Raises:
+        ConfigError: it is no path, or one that no file system takes.
+    """
+    path = fspath(value) if isinstance(value, (str, PathLike)) else None
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError(f"{name} is {shown(value)}", value=value, rule="it is a path, a str or an os.PathLike")
+    if any(len(part.encode(errors="surrogatepass")) > 255 for part in Path(path).parts):
+        raise ConfigError(
+            f"{name} is {shown(value)}",
+            value=value,
+            rule="no name in a path is longer than 255 bytes",
+            fix="choose a shorter one",
+        )
+    return Path(path)

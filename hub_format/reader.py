@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .envelope import MODEL_PREFIX, check_beside, check_envelope
-from .errors import ConfigError, FileFormatError, IntegrityError, ManifestError, in_file
+from .errors import ConfigError, FileFormatError, IntegrityError, ManifestError, as_path, in_file
 from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, Manifest, describe_file
 from .migrations import migrate
 from .pickles import check_pickle, refuse_pickle
@@ -57,6 +57,7 @@ def check_folder(folder: Path, *, pickles: bool = False) -> CheckedFolder | None
         IntegrityError: a file or tensor whose bytes are not those that were saved.
         FileFormatError, ConfigError, PositionSyntaxError: a file that the format does not allow.
     """
+    folder = as_path(folder, "folder")
     for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME):
         check_link(folder / name)
         check_regular(folder / name)

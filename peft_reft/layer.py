@@ -165,6 +165,16 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         return self
 
     @property
+    def in_features(self) -> int:
+        """How wide what is edited is; of several widths at one site the widest."""
+        return max((unit.hidden_size for unit in self.modules() if isinstance(unit, Intervention)), default=0)
+
+    @property
+    def out_features(self) -> int:
+        """The same: an edit gives what it takes."""
+        return self.in_features
+
+    @property
     def weight(self) -> Tensor:
         """Not there: an edit has no weight of its own name."""
         raise AttributeError("a ReFT layer wraps no weight")

@@ -14,7 +14,7 @@ from peft_reft.hub_format.errors import ConfigError
 
 from .adapters.calls import rows_in_use
 from .adapters.hiding import others_hidden
-from .adapters.names import check_free, check_names_apart
+from .adapters.names import check_free, check_known, check_names_apart
 from .adapters.per_row import split_rows
 from .adapters.refusals import no_merge, refuse_absent, refuse_saved_sites, refuse_tokens, refuse_unbound
 from .adapters.stacking import stacks_of
@@ -196,6 +196,12 @@ class ReftModel(SavingTuner):
             if isinstance(module, ReftLayer):
                 for key in [(adapter_name, unit) for unit in module.units.get(adapter_name, ())]:
                     module.unit(key).to(dtype)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make these adapters the active ones; see PEFT's `BaseTuner.set_adapter`."""
+        several = isinstance(adapter_name, (list, tuple, set))
+        check_known(adapter_name if several else [adapter_name], self.peft_config)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; the model keeps its hooks, which do nothing without an active one."""

@@ -27,6 +27,12 @@ def is_batch(example: Mapping[str, Any]) -> bool:
     Raises:
         LocationError: there are no tokens.
     """
+    if not isinstance(example, Mapping):
+        raise LocationError(
+            f"the example is a {type(example).__name__}",
+            value=type(example).__name__,
+            rule="it is a dict of columns, input_ids among them",
+        )
     ids = example.get("input_ids")
     if ids is None or not hasattr(ids, "__len__") or len(ids) == 0:
         raise LocationError(

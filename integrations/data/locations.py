@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from peft_reft import ReftConfig
-from peft_reft.hub_format.errors import ConfigError, PositionError
+from peft_reft.hub_format.errors import ConfigError, PositionError, shown
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import unbound_tokens
 from peft_reft.model import COMPLETION_TASKS
@@ -66,7 +66,17 @@ def add_intervention_locations(
     {'intervention_locations': [[0, -1], [2, 3]]}
     """
     if config is None:
+        for name, value in (("positions", positions), ("share_weights", share_weights), ("turns", turns)):
+            if not isinstance(value, (str, bool, type(None))):
+                raise ConfigError(
+                    f"{name} is {shown(value)}",
+                    value=value,
+                    rule="positions and turns are strings, share_weights a bool",
+                    fix="pass a ReftConfig as config=",
+                )
         config = _config(positions, share_weights, turns)
+    elif not isinstance(config, ReftConfig):
+        raise ConfigError(f"config is {shown(config)}", value=config, rule="it is a ReftConfig")
     elif not (positions is None and share_weights is None and turns is None):
         raise ConfigError(
             "config is given beside positions, share_weights or turns",

@@ -16,6 +16,7 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
+from peft_reft.adapters.names import check_known
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.model import ReftModel
@@ -61,6 +62,7 @@ class References:
         """What `set_adapter(asked)` is to make active, and what it is to restore after a reference."""
         if not isinstance(asked, (str, list, tuple)):
             raise ConfigError(f"adapter_name={asked!r} is not allowed", rule="it is a name or a list of names")
+        check_known([name for name in asked if not isinstance(name, str)], model.peft_config)
         names = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
         if isinstance(asked, str) and asked in self.members:
             return self.enter(model, asked), None

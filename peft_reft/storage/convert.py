@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.activations import canonical_activation
-from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, FileFormatError, SiteError
+from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, FileFormatError, SiteError, as_path
 from peft_reft.hub_format.importers import (
     Imported,
     Record,
@@ -84,7 +84,7 @@ def convert(
         ReftError: a source that cannot be read, a value that is missing or contradicts the source, or a target that
             cannot hold the adapter. Nothing is written then.
     """
-    source, target = Path(source), Path(target)
+    source, target = as_path(source, "source"), as_path(target, "target")
     if target.is_symlink() or not is_vacant(target):
         raise ConfigError(f"{target} exists", value=str(target), rule="an existing target is not overwritten")
     if to == "reft":

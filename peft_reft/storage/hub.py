@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import REFT_FOLDER, Member, check_name, read_index, write_index
 from peft_reft.hub_format.card import CardFacts, is_hub_id
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, as_path
 from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, Manifest
 from peft_reft.hub_format.push import PushOptions, describe, push_folder
@@ -22,6 +22,8 @@ from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
 from peft_reft.hub_format.writer import producer, write_adapter_files, write_atomic
+
+from .save import check_saves
 
 __all__ = ["list_adapters", "pull", "push_stage", "push_to_hub"]
 
@@ -44,8 +46,9 @@ def list_adapters(
         HubError: the repository is missing, gated, or out of reach; `code` tells which.
         ManifestError: there is no adapter, or the index is malformed.
     """
-    if Path(repo_or_folder).exists():
-        return list_members(Path(repo_or_folder))
+    folder = as_path(repo_or_folder, "repo_or_folder")
+    if folder.exists():
+        return list_members(folder)
     return list_members(fetch_listing(str(repo_or_folder), revision=revision, token=token))
 
 
@@ -112,6 +115,7 @@ def push_to_hub(
 
     A path of a local base model is not pushed.
     """
+    check_saves(model)
     edits = {name: config for name, config in model.peft_config.items() if isinstance(config, ReftConfig)}
     if not edits:
         raise ConfigError("the model has no ReFT adapter", fix="use the model's own push_to_hub")

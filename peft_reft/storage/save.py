@@ -13,13 +13,29 @@ from peft import PeftModel
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import check_name
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, as_path
 from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
 from peft_reft.hub_format.writer import write_atomic
 
-__all__ = ["save_pretrained", "stage_adapter"]
+__all__ = ["check_saves", "save_pretrained", "stage_adapter"]
+
+
+def check_saves(model: object) -> None:
+    """Refuse what is no model of PEFT's.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(model, PeftModel):
+        kind = type(model).__name__
+        raise ConfigError(
+            f"model is a {kind}",
+            value=kind,
+            rule="it is a PeftModel with ReFT adapters",
+            fix="pass what get_peft_model or PeftModel.from_pretrained returned",
+        )
 
 
 def save_pretrained(
@@ -52,6 +68,8 @@ def save_pretrained(
         IntegrityError: another process keeps saving into the folder (`save.busy`).
         OSError: the folder cannot be written. It is as it was.
     """
+    check_saves(model)
+    save_directory = as_path(save_directory, "save_directory")
     options: dict[str, Any] = {"is_main_process": is_main_process, "save_embedding_layers": save_embedding_layers}
     if type(model).save_pretrained is not PeftModel.save_pretrained:  # a MixedReftModel, which saves a bundle
         model.save_pretrained(

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from contract.open_frames import open_frames
+from contract.tiny import reft_model
 
-from .counting import base, batch, fresh_compiler, labelled, reft
+from .counting import base, batch, fresh_compiler, labelled
 
 
 def fused_head(self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
@@ -32,7 +33,7 @@ def test_one_graph_whoever_replaced_forward(place: str, backend: str) -> None:
     plain = base("llama")
     if place == "before":
         plain.forward = MethodType(fused_head, plain)
-    model = reft("llama", base=plain, intervention="bias", positions="f1+l2")
+    model = reft_model("llama", base=plain, intervention="bias", positions="f1+l2")
     if place == "method":
         plain.forward = MethodType(fused_head, plain)
     if place == "lambda":

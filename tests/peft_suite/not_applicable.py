@@ -65,9 +65,6 @@ NOT_APPLICABLE: dict[str, Reason] = {
     "test_unmerge_after_sequential_merge_restores_base": MERGING,
     "test_training_decoders_gradient_checkpointing": UNLABELLED,
     "test_training_encoder_decoders_gradient_checkpointing": UNLABELLED,
-    "test_in_features_out_features_exposed": Reason(
-        "an edit stands beside a block and wraps no linear map", AssertionError
-    ),
     "test_from_pretrained_sanity_check": Reason(
         "a file that is no config is refused as every file is, with a ValueError; the test expects a TypeError",
         ConfigError,
