@@ -4,6 +4,7 @@ Shared by the tuner, the causal toolkit and serving; knows nothing of adapters.
 """
 
 from .components import COMPONENTS, Place, Tap, component_place
+from .fields import config_field
 from .forms import PLAIN, Form
 from .shapes import forms_at
 from .stacks import Stack, find_stacks, hidden_size_of, role_of, text_config
@@ -19,6 +20,7 @@ __all__ = [
     "Stack",
     "Tap",
     "component_place",
+    "config_field",
     "find_stacks",
     "forms_at",
     "hidden_of",

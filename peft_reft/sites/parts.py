@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .fields import config_field
+
 __all__ = [
     "attention_output",
     "attentions",
@@ -113,11 +115,7 @@ def head_count(block: nn.Module, projection: str, config: object) -> int | None:
     owners = [block.get_submodule(".".join(parts[:end])) for end in range(len(parts), 0, -1)]
     for owner in (*owners, *(child for module in owners[-1:] for child in module.children()), config):
         for name in _HEADS:
-            try:
-                value = getattr(owner, name, None)
-            except Exception:  # a config whose layers differ raises errors of its own class
-                continue
-            if isinstance(value, int):
+            if isinstance(value := config_field(owner, name), int):
                 return value
     return None
 

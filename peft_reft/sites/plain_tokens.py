@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .fields import config_field
 from .stacks import text_config
 
 __all__ = ["device_of_inputs", "plain_tokens"]
@@ -25,7 +26,7 @@ def plain_tokens(model: nn.Module, batch: int, length: int, *, device: torch.dev
     """
     config = text_config(model)
     special = _special({}, getattr(model, "config", None), config)
-    size = getattr(config, "vocab_size", None)
+    size = config_field(config, "vocab_size")
     size = size if isinstance(size, int) else 64
     plain = [token for token in range(min(size, _MOST)) if token not in special][-length:] or [0]
     row = [plain[place % len(plain)] for place in range(length)]

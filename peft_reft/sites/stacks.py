@@ -11,6 +11,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_reft.hub_format.errors import SiteError
 
+from .fields import config_field
+
 __all__ = ["Stack", "find_stacks", "hidden_size_of", "role_of", "text_config"]
 
 
@@ -73,7 +75,7 @@ def hidden_size_of(model: nn.Module) -> int:
     """
     config = text_config(model)
     for name in ("hidden_size", "d_model", "n_embd", "dim"):
-        if isinstance(size := getattr(config, name, None), int):
+        if isinstance(size := config_field(config, name), int):
             return size
     raise SiteError(
         f"the hidden size of {type(model).__name__} cannot be told",
@@ -102,7 +104,8 @@ def _are_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
 
 def _fits_config(model: nn.Module, blocks: nn.ModuleList) -> bool:
     config = text_config(model)
-    lengths = {getattr(config, name, None) for name in ("num_hidden_layers", "num_layers", "n_layer", "n_layers")}
+    names = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+    lengths = [config_field(config, name) for name in names]
     return len(blocks) in lengths and len({type(block) for block in blocks}) == 1 and any(blocks[0].children())
 
 

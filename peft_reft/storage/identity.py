@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from peft_reft.hub_format.errors import BaseMismatchError
-from peft_reft.sites import Stack, hidden_size_of, text_config
+from peft_reft.sites import Stack, config_field, hidden_size_of, text_config
 
 from .base_tokenizer import base_tokenizer
 
@@ -47,16 +47,19 @@ def base_identity(model: nn.Module, stacks: Sequence[Stack], hidden_size: int, *
         "hidden_size": hidden_size,
         **({"streams": streams} if streams > 1 else {}),
         "stacks": {stack.path: stack.length for stack in stacks},
-        "vocab_size": getattr(config, "vocab_size", None),
+        "vocab_size": config_field(config, "vocab_size"),
         "config": config_hash(text_config(model)),
     }
 
 
 def config_hash(config: Any) -> str | None:
-    """`sha256:` of the JSON of a (text) config's fields that fix what the blocks compute; None without a config."""
+    """`sha256:` of the JSON of a (text) config's fields that fix what the blocks compute; None without a config.
+
+    A field in which layers differ counts with all their values.
+    """
     if config is None:
         return None
-    fields = {name: getattr(config, name, None) for name in CONFIG_FIELDS}
+    fields = {name: config_field(config, name) for name in CONFIG_FIELDS}
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
