@@ -20,6 +20,12 @@ NOT_MODULES = ("default", "reft", "weight", "bias")
 """Last parts of names that are never modules to save: an adapter's, ours, and parameters."""
 IF_PRESENT = ("classifier", "score", "qa_outputs")
 """Heads that PEFT lists by task, whether the model has them or not (peft/peft_model.py, `classifier_module_names`)."""
+LISTED_BY_TASK = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Task → the heads that PEFT lists for it. BART and T5 have none of them: theirs is `classification_head`."""
 BESIDE_NEVER = frozenset({*FIELDS, "kinds", "tensors", "self", "cls"})
 """No key of the envelope: behaviour that would be passed over, and names that break the call which makes a config."""
 EMBEDDINGS = (
@@ -103,8 +109,9 @@ def check_beside(config: Mapping[str, Any], names: Iterable[str]) -> None:
             )
         found.update(owners, [TOKEN_ADAPTER] if token else [])
     lacking = [name for name in saved if name not in IF_PRESENT and name not in found]
-    if saved and not found & set(saved):
-        lacking = list(saved)
+    listed = LISTED_BY_TASK.get(str(config.get("task_type")), ())
+    if not found & set(saved):
+        lacking = [name for name in saved if name not in listed]  # whether the base has those shows on it alone
     if tokens and TOKEN_ADAPTER not in found:
         lacking.append("trainable_token_indices")
     if lacking:

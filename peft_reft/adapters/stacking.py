@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from peft_reft.interventions import Intervention, orthonormal_rows
+from peft_reft.positions import is_transformed
 from peft_reft.runtime.state import ModelState
 
 __all__ = ["AdapterStack", "StackStore", "StackedUnit", "Stacks", "Structure", "stacks_of"]
@@ -156,9 +157,13 @@ class Stacks:
         self.structures: dict[str, tuple[Any, Structure | None]] = {}
 
     def for_rows(self, rows: Sequence[Sequence[str]]) -> AdapterStack | None:
-        """The stack for rows that name at most one adapter each, all of one structure; None where they are not."""
+        """The stack for rows that name at most one adapter each, all of one structure; None where they are not.
+
+        None also inside a transform of `torch.func`: it differentiates by the adapters' own parameters, of which a
+        stack holds copies, and what it computes must not be kept.
+        """
         names = list(dict.fromkeys(name for row in rows for name in row))
-        if len(names) < 2 or any(len(row) > 1 for row in rows):
+        if len(names) < 2 or any(len(row) > 1 for row in rows) or is_transformed():
             return None
         structure = self._structure(names[0])
         if structure is None or any(self._structure(name) != structure for name in names):
