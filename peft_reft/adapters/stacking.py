@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -84,7 +85,7 @@ class StackStore:
         template: a unit of theirs.
         slots: adapter → its place in the first dimension.
         free: places there that deleted adapters have left.
-        taken: adapter → its units, their tensors and the tensors' versions, as they were when they were stacked.
+        taken: adapter → its units and their tensors, as they were when they were stacked.
         tensors: name → `[adapters, places, …]`; a vector per unit stands as one row, so that it adds to tokens.
     """
 
@@ -92,17 +93,16 @@ class StackStore:
     template: Intervention
     slots: dict[str, int] = field(default_factory=dict)
     free: list[int] = field(default_factory=list)
-    taken: dict[str, tuple[list[Intervention], list[Tensor], list[int]]] = field(default_factory=dict)
+    taken: dict[str, tuple[list[Intervention], Taken]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, name: str, units: list[Intervention]) -> None:
         """Stack an adapter that is new here, or has changed."""
         held = self.taken.get(name)
-        if held is not None and all(map(is_, held[0], units)) and _versions(held[1]) == held[2]:
+        if held is not None and all(map(is_, held[0], units)) and held[1].still_holds():
             return
-        tensors = [tensor for unit in units for tensor in unit.named_tensors().values()]
         self._write(name, units)
-        self.taken[name] = (units, tensors, _versions(tensors))
+        self.taken[name] = (units, Taken.of(units))
 
     def drop(self, name: str) -> None:
         """Leave an adapter's place to the next one."""
@@ -131,8 +131,38 @@ class StackStore:
             held[slot] = values
 
 
+@dataclass(frozen=True)
+class Taken:
+    """The tensors of an adapter as they were when they were stacked.
+
+    Attributes:
+        owners: what modules keep their parameters and buffers in.
+        tensors: that stood there.
+        versions: of them, and the first one's address: what changes when a tensor is written to, or moved.
+    """
+
+    owners: list[Mapping[str, Tensor | None]]
+    tensors: list[Any]
+    versions: list[int]
+
+    @classmethod
+    def of(cls, units: Sequence[Intervention]) -> Taken:
+        """Of an adapter's units."""
+        owners = [owner for unit in units for owner in (unit._parameters, unit._buffers) if owner]
+        tensors = _in(owners)
+        return cls(owners, tensors, _versions(tensors))
+
+    def still_holds(self) -> bool:
+        """Whether none was written to since, moved, or replaced: `functional_call` puts others in their place."""
+        present = _in(self.owners)
+        return all(map(is_, self.tensors, present)) and _versions(self.tensors) == self.versions
+
+
+def _in(owners: Sequence[Mapping[str, Tensor | None]]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, owners)))  # type: ignore[arg-type]  # they are dicts
+
+
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    """What changes when a tensor is written to, or moved."""
     return [tensor._version for tensor in tensors] + [tensors[0].data_ptr()]
 
 

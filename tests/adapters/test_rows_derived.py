@@ -90,3 +90,16 @@ def test_rows_are_stacked_again_afterwards_and_give_the_same(model: PeftModel) -
         grad(lambda given: score(model, given, IDS, ROWS))(of_adapters(model))
         after = model(IDS, adapter_names=ROWS).logits
     assert torch.equal(before, after)
+
+
+def test_other_parameters_for_one_call_are_those_that_edit(model: PeftModel) -> None:
+    """`functional_call` without a transform, after the adapters were stacked."""
+    parameters = {name: one * 1.5 for name, one in of_adapters(model).items()}
+    with torch.no_grad():
+        before = score(model, of_adapters(model), IDS, ROWS)
+        found = score(model, parameters, IDS, ROWS)
+        after = score(model, of_adapters(model), IDS, ROWS)
+        expected = row_by_row(model, parameters)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    assert torch.equal(before, after)
+    assert not torch.allclose(found, before)
