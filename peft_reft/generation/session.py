@@ -12,7 +12,7 @@ from torch import Tensor
 from peft_reft.runtime.frames import Rotated
 from peft_reft.runtime.inputs import CallInputs, Explicit
 from peft_reft.runtime.masks import real_slots
-from peft_reft.runtime.past import cache_of
+from peft_reft.runtime.past import cache_of, hidden_cache, unknown_length
 from peft_reft.runtime.situation import Situation, UnitKey
 from peft_reft.runtime.state import ModelState
 
@@ -66,13 +66,23 @@ class Session:
         return self.prefilled and self.is_decoding(call) and not self.state.activity().generates
 
     def situation(self, call: CallInputs, situation: Situation) -> Situation:
-        """What is known about one forward of this generation."""
+        """What is known about one forward of this generation.
+
+        Raises:
+            PromptBoundaryError: the model has a cache that is not seen, or computes tokens again of a cache that does
+                not count: which tokens these are would be a guess.
+        """
         if self.restarts and call.past == 0 and (call.cached or call.length != self.seen + 1):
             self.width, self.real, self.batch, self.prefilled = None, None, call.batch, False
         if self.width is None:
             self.width = call.past + call.length
+        if self.seen >= self.width:  # the prompt is through
+            if not call.cached and call.length < self.width:
+                raise hidden_cache(call.length, self.seen)
+            if not call.past_told and call.length > 1:
+                raise unknown_length()
         self.seen = call.past + call.length
-        if call.cached and call.past + call.length >= self.width:
+        if call.cached and call.past_told and call.past + call.length >= self.width:
             self.prefilled = True
         repeats = max(1, call.batch // self.batch)
         known = replace(

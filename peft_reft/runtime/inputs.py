@@ -12,7 +12,7 @@ from torch import Tensor
 from peft_reft.hub_format.errors import LocationError
 from peft_reft.positions import shifted_right
 
-from .past import cache_of, past_length
+from .past import cache_of, is_known, past_length
 
 __all__ = ["EXPLICIT", "NOTHING", "CallInputs", "Explicit", "call_inputs", "rows_of_choices"]
 
@@ -92,6 +92,8 @@ class CallInputs:
         past: how many slots the cache holds before them.
         past_known: whether that is known; a state of fixed size does not say how many tokens went into it, and a paged
             cache holds many sequences.
+        past_told: whether the cache says it, or is one that goes on where it ended; with another it is only known what
+            has gone into it.
         cached: whether a cache was passed, empty or not.
         attention_mask: as passed, 2-D, 4-D, or a dict of 4-D masks.
         position_ids, cu_seq_lens, labels, input_ids: as passed, where passed.
@@ -104,6 +106,7 @@ class CallInputs:
     device: torch.device
     past: int = 0
     past_known: bool = True
+    past_told: bool = True
     cached: bool = False
     attention_mask: Any = None
     position_ids: Tensor | None = None
@@ -165,12 +168,13 @@ def call_inputs(
     if view is None:
         return None
     cache = cache_of(call)
-    past = past_length(cache, seen=seen)
-    past = seen if past is None else past
+    told = past_length(cache, seen=seen)
+    past = seen if told is None else told
     return replace(
         view,
         past=past or 0,
         past_known=past is not None,
+        past_told=told is not None or is_known(call),
         cached=cache is not None,
         position_ids=call.get("position_ids") if role == "only" else None,
         cu_seq_lens=_first(call, "cu_seq_lens_q", "cu_seqlens_q"),
