@@ -12,7 +12,7 @@ __all__ = ["any_true", "first_where", "is_transformed", "is_vmapped"]
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` runs here: what is computed belongs to it, and must not be kept for later."""
+    """Whether a transform of `torch.func` runs: what is computed belongs to it, and must not be kept for later."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from hostile import folders as f
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from hostile import folders as f
 from peft_reft import ReftConfig
 from peft_reft.hub_format.envelope import check_beside
 from peft_reft.hub_format.errors import ReftError
@@ -86,7 +86,10 @@ def test_a_head_of_another_name_is_neither_trained_nor_saved_as_with_a_lora(name
 def test_a_head_of_another_name_is_trained_and_saved_where_it_is_named(name: str, tmp_path: Path) -> None:
     made = config(name, positions="f2", init_weights=False, modules_to_save=["classification_head"])
     model = get_peft_model(base(name), made).eval()
-    heads = [parameter for path, parameter in model.named_parameters() if "classification_head.modules_to_save" in path]
+    named = dict(model.named_parameters())
+    heads = [named[path] for path in named if "classification_head.modules_to_save" in path]
+        parameter for path, parameter in model.named_parameters() if "classification_head.modules_to_save" in path
+    ]
     assert all(parameter.requires_grad for parameter in heads)
     for parameter in heads:
         parameter.data.add_(0.5)
