@@ -69,7 +69,7 @@ def _unknown(model: nn.Module, spot: Spot, shape: torch.Size, length: int) -> Si
     return SiteError(
         f"{spot[0]} ({type(model.get_submodule(spot[0])).__name__}) {'takes' if spot[1] else 'gives'} {list(shape)} "
         f"for {BATCH} rows of {length} tokens",
-        code="site.shape",
+        code="site.component",
         value=list(shape),
         rule="known are [batch, seq, hidden], [seq, batch, hidden], and several residual streams, "
         "[batch, seq, streams, hidden] or [streams, batch, seq, hidden]: elsewhere it is not known which numbers are "

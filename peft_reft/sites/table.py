@@ -90,7 +90,7 @@ def _indices(layers: Sequence[int] | None, stack: Stack) -> list[int]:
         raise SiteError(
             f"layers_to_transform={list(layers)!r}: {stack.path!r} holds {stack.length} "
             f"group{'s' if stack.length > 1 else ''} of blocks that run {stack.passes} times",
-            code="site.shared",
+            code="site.layer",
             value=list(layers),
             rule="passes share one module, and so do its edits: they are made at every pass",
             fix="leave layers_to_transform out; to read or change one pass use peft_reft.causal with "
