@@ -49,6 +49,9 @@ class ReftLM(HFLM):  # type: ignore[misc]  # the harness's types are not followe
         ConfigError: there is no ReFT to evaluate, or it is not said which; `peft` and `reft` at once.
     """
 
+    _model: Any  # of HFLM
+    batch_sizes: dict[int, int]  # of HFLM
+
     def __init__(
         self,
         pretrained: Any,
@@ -142,7 +145,7 @@ class ReftLM(HFLM):  # type: ignore[misc]  # the harness's types are not followe
             self.batch_sizes = {}
         start = 0
         while start < len(rows):
-            fixed = override_bs if self.batch_size == "auto" else self.batch_size
+            fixed: Any = override_bs if self.batch_size == "auto" else self.batch_size
             size = int(self._batch_scheduler(start, ordered) if search else fixed)
             yield rows[start : start + size]
             start += size

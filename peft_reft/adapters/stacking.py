@@ -141,7 +141,7 @@ class Taken:
         versions: of them, and the first one's address: what changes when a tensor is written to, or moved.
     """
 
-    owners: list[Mapping[str, Tensor | None]]
+    owners: Sequence[Mapping[str, Tensor | None]]
     tensors: list[Any]
     versions: list[int]
 

@@ -7,8 +7,7 @@ of a call outlives it: two forwards may precede one backward.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from .plan import StackPlan
 from .situation import UnitKey
 
-__all__ = ["Frame", "Rotated", "Running"]
+__all__ = ["During", "Frame", "Rotated", "Running"]
 
 Rotated = dict[tuple[str, UnitKey], Tensor]
 """(path of a site, unit) → R."""
@@ -59,16 +58,24 @@ class Running(threading.local):
     session: Any = None
     rows: Any = None
 
-    @contextmanager
-    def during(self, name: str, value: Any) -> Iterator[None]:
+    def during(self, name: str, value: Any) -> During:
         """Let one of these be `value` for a while, e.g. the frame while a block is recomputed in a backward pass."""
-        before = getattr(self, name)
-        try:
-            setattr(self, name, value)
-            yield
-        finally:
-            setattr(self, name, before)
+        return During(self, name, value)
 
     def __reduce__(self) -> tuple[type[Running], tuple[()]]:
         """A copy of a model runs nothing."""
         return Running, ()
+
+
+class During:
+    """One value of a `Running` for a while. A class: an interrupt finds no generator between enter and exit."""
+
+    def __init__(self, running: Running, name: str, value: Any) -> None:
+        self.running, self.name, self.value = running, name, value
+        self.before = getattr(running, name)
+
+    def __enter__(self) -> None:
+        setattr(self.running, self.name, self.value)
+
+    def __exit__(self, *raised: object) -> None:
+        setattr(self.running, self.name, self.before)

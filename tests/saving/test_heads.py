@@ -88,8 +88,6 @@ def test_a_head_of_another_name_is_trained_and_saved_where_it_is_named(name: str
     model = get_peft_model(base(name), made).eval()
     named = dict(model.named_parameters())
     heads = [named[path] for path in named if "classification_head.modules_to_save" in path]
-        parameter for path, parameter in model.named_parameters() if "classification_head.modules_to_save" in path
-    ]
     assert all(parameter.requires_grad for parameter in heads)
     for parameter in heads:
         parameter.data.add_(0.5)
