@@ -7,9 +7,10 @@ Python's stack; from there it is read while the forward starts, and nothing of i
 
 What this relies on, of transformers 5 and TRL 1: a trainer's methods call their first argument `self`; the batch
 stands in a local variable of one of them, as a mapping with the forward's tokens under `input_ids` or a name that ends
-so; the labels stand in it as `labels` or `completion_mask` under the same prefix, or in a variable `labels`. Where a
-trainer runs and its batch is not found, as a new version of TRL may have it, the forward is refused with an error that
-names `ReftDataCollator`, which states the prompts in every batch: a prompt's end is never guessed.
+so; the labels stand in it as `labels` or `completion_mask` under the same prefix, or in a variable `labels`; or
+prompts and answers stand apart, as `prompt_ids` and `completion_ids`. Where a trainer runs and its batch is not found,
+as a new version of TRL may have it, the forward is refused with an error that names `ReftDataCollator`, which states
+the prompts in every batch: a prompt's end is never guessed.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class RunningTrainer:
         shape = (decoder if isinstance(decoder, Tensor) else ids).shape
         found = False
         for scope in self._scopes():
+            if (labels := _of_two_parts(scope, ids)) is not None:
+                return True, labels
             for batch, prefix in _batches(scope, ids):
                 found = True
                 if _fits(labels := batch.get(f"{prefix}labels"), shape):
@@ -128,6 +131,24 @@ def _batches(scope: Mapping[str, Any], ids: Tensor) -> Iterator[tuple[Mapping[st
         for name, value in batch.items():
             if isinstance(name, str) and name.endswith(IDS) and _same(value, ids):
                 yield batch, name.removesuffix(IDS)
+
+
+def _of_two_parts(scope: Mapping[str, Any], ids: Tensor) -> Tensor | None:
+    """Labels where a method holds prompts and answers apart, and these tokens are one behind the other."""
+    prompt, answer, mask = (scope.get(name) for name in ("prompt_ids", "completion_ids", "completion_mask"))
+    if not _is_batch(prompt) or not _is_batch(answer) or len(prompt) != len(answer):
+        return None
+    if not _same(torch.cat([prompt, answer], 1), ids):
+        return None
+    labels = ids.clone()
+    labels[:, : prompt.shape[1]] = -100
+    if isinstance(mask, Tensor) and mask.shape == answer.shape:
+        labels[:, prompt.shape[1] :].masked_fill_(mask.to(ids.device) == 0, -100)
+    return labels
+
+
+def _is_batch(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
 
 
 def _same(value: Any, ids: Tensor) -> bool:
