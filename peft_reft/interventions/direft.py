@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .base import Intervention, activation
 from .registry import register_intervention
@@ -21,7 +20,7 @@ def direft_delta(
 
     hidden `[..., hidden]`, projection P and weight W `[rank, hidden]`, bias b `[rank]`; returns `[..., hidden]`.
     """
-    return activation(act_fn, linear(hidden, weight, bias)) @ projection
+    return activation(act_fn, hidden @ weight.mT + bias) @ projection
 
 
 class SourceStartsAtZero(Intervention):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .base import Intervention, activation
 from .registry import register_intervention
@@ -19,8 +18,8 @@ def loreft_delta(hidden: Tensor, rotation: Tensor, weight: Tensor, bias: Tensor,
     hidden `[..., hidden]`, rotation R and weight W `[rank, hidden]`, bias b `[rank]`; returns `[..., hidden]`.
     """
     if act_fn is None:  # W − R folded: one product over the hidden size instead of two
-        return linear(hidden, weight - rotation, bias) @ rotation
-    source = activation(act_fn, linear(hidden, weight, bias))
+        return (hidden @ (weight - rotation).mT + bias) @ rotation
+    source = activation(act_fn, hidden @ weight.mT + bias)
     return (source - hidden @ rotation.mT) @ rotation
 
 

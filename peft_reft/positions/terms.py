@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -79,20 +78,27 @@ def needs_prompt(positions: Positions) -> bool:
 
 
 class _Counts:
-    """A layout, and what several terms count in it, counted once."""
+    """A layout, and what several terms count in it, counted once. No `cached_property`: its lock stops a compiler."""
 
     def __init__(self, layout: Layout) -> None:
         self.real, self.start, self.prompt = layout.real, layout.start, layout.prompt
+        self._rank: Tensor | None = None
+        self._length: Tensor | None = None
 
-    @cached_property
+    @property
     def rank(self) -> Tensor:
         """Of each token of the prompt, how many of it stand before: long `[batch, seq]`, of no meaning elsewhere."""
-        return self.prompt.cumsum(1) - 1 if self.start is None else count_before(self.prompt, self.start)
+        if self._rank is None:
+            one = self.start is None
+            self._rank = self.prompt.cumsum(1) - 1 if one else count_before(self.prompt, self.start)
+        return self._rank
 
-    @cached_property
+    @property
     def length(self) -> Tensor:
         """Of the prompt of each column's sequence: long `[batch, seq]` or `[batch, 1]`."""
-        return count_in_sequence(self.prompt, self.start)
+        if self._length is None:
+            self._length = count_in_sequence(self.prompt, self.start)
+        return self._length
 
 
 def _mask(term: Term, counts: _Counts, input_ids: Tensor | None, token_ids: Mapping[str, int]) -> Tensor:

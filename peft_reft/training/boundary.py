@@ -1,12 +1,14 @@
 """The provider that asks a running trainer for the labels which a forward was not given.
 
 A trainer calls its model's `train` before every step and `eval` before every evaluation. These calls reach our layers,
-and there it is looked up, once, whether a trainer runs. A forward then makes one truth test; only where a trainer runs
-that trains this model, and the forward has neither labels nor stated positions, is the trainer's batch looked for.
+and there it is looked up, once, whether a trainer runs. If somebody else called them, the first forward without labels
+and stated positions looks once more: a trainer's method may be called by hand. After that a forward outside of a
+trainer makes one truth test. Only inside of one is the batch looked for.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +38,16 @@ class _Noted:
     cuts: bool
 
 
+_UNKNOWN = _Noted(None, cuts=False)
+"""Nobody has looked since the mode was changed."""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _traced_for_trainer() -> bool:
+    """Where a forward is traced: whether a trainer runs. The graph itself sees no stack."""
+    return running_trainer() is not None
+
+
 class Trainers(BoundaryProvider):
     """Knows whether a trainer runs the model, and asks it."""
 
@@ -45,7 +57,7 @@ class Trainers(BoundaryProvider):
         """Note whether it is a trainer that calls."""
         running = running_trainer()
         if running is None or not (running.starts or running.trains(self.state.model)):
-            self.noted = None
+            self.noted = _UNKNOWN if "transformers.trainer" in sys.modules else None
             return
         self.noted = _Noted(running.settings, cuts_rows(running.settings))
 
@@ -60,7 +72,10 @@ class Trainers(BoundaryProvider):
             )
         if explicit or call.get("labels") is not None:
             return None
-        labels = self._asked_between_graphs(call) if torch.compiler.is_compiling() else self._asked(call)
+        if torch.compiler.is_compiling():
+            labels = self._asked_between_graphs(call) if _traced_for_trainer() else None
+        else:
+            labels = self._asked(call)
         return None if labels is None else _Labelled(labels)
 
     def runs_model(self) -> bool:
