@@ -45,8 +45,9 @@ def is_batch(example: Mapping[str, Any]) -> bool:
 
 def rows_of(example: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a batch, each with the columns that are read; a single example is one row."""
+    several = is_batch(example)
     columns = {name: example[name] for name in COLUMNS if name in example and example[name] is not None}
-    if not is_batch(example):
+    if not several:
         return [columns]
     return [
         {name: values[number] for name, values in columns.items() if values[number] is not None}

@@ -130,7 +130,7 @@ class MixedReftModel(TwoTuners):
             self.active_adapters,
             [name for name, value in self.named_parameters() if value.requires_grad],
         )
-        if any(peft_config is config for config in super().peft_config.values()):
+        if any(peft_config is config for config in self.base_model.peft_config.values()):
             self.references.members[adapter_name] = add_reference(self, adapter_name, peft_config, low_cpu_mem_usage)
         elif isinstance(peft_config, ReftConfig):
             self.add_edit(adapter_name, peft_config, low_cpu_mem_usage)
@@ -219,7 +219,7 @@ class MixedReftModel(TwoTuners):
                 yield
             return
         rows = split_rows(names, list(self.peft_config), training=self.training)
-        weights, edits = checks.by_part(rows, set(super().peft_config))
+        weights, edits = checks.by_part(rows, set(self.base_model.peft_config))
         with (
             rows_in_use(self.base_model.model, state, edits, kwargs.get("intervention_locations")),
             super()._enable_peft_forward_hooks(*args, adapter_names=weights, **kwargs),

@@ -55,13 +55,13 @@ def test_the_others_are_as_they_were_when_one_is_added() -> None:
     model.set_adapter("a1")
     names = [name for name, _ in model.named_parameters()]
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
-    active = model.base_model.model._reft_runtime.active()
+    active = model.base_model.model._reft_runtime.state.active()
     add(model, "new", seed=5, positions="f2+l2")
     after = [name for name, _ in model.named_parameters()]
     assert [name for name in after if ".new." not in name] == names
     assert set(after) - set(names)
     assert {name for name, value in model.named_parameters() if value.requires_grad} == trained
-    assert model.base_model.model._reft_runtime.active() == active == ["a1"]
+    assert model.base_model.model._reft_runtime.state.active() == active == ["a1"]
 
 
 def test_an_adapter_that_fails_to_be_added_leaves_the_others() -> None:

@@ -111,14 +111,14 @@ def test_a_forward_on_such_a_cache_outside_of_a_generation_is_refused() -> None:
 
 
 def test_several_tokens_on_a_cache_that_does_not_count_are_refused() -> None:
-    """As XLNet goes on: with its last two tokens again, and one more."""
+    """As a model with a cache of its own name may go on: with the last two tokens again, and one more."""
 
-    class Again(renamed("mems", Held)):  # type: ignore[misc]
+    class Again(renamed("memories", Held)):  # type: ignore[misc]
         def prepare_inputs_for_generation(self, ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             inputs = super().prepare_inputs_for_generation(ids, *args, **kwargs)
-            if inputs.get("mems") is not None and inputs["mems"][0].inside.get_seq_length() > 0:
+            if inputs.get("memories") is not None and inputs["memories"][0].inside.get_seq_length() > 0:
                 inputs["input_ids"] = ids[:, -2:]
-                inputs["mems"][0].inside.crop(-1)
+                inputs["memories"][0].inside.crop(-1)
             return inputs
 
     with pytest.raises(PromptBoundaryError, match="does not say how many went before"):
