@@ -53,10 +53,11 @@ class Running(threading.local):
         rows: what a call with `adapter_names` says for its rows.
     """
 
-    frame: Frame | None = None
-    call: Any = None
-    session: Any = None
-    rows: Any = None
+    def __init__(self) -> None:
+        self.frame: Frame | None = None
+        self.call: Any = None
+        self.session: Any = None
+        self.rows: Any = None
 
     def during(self, name: str, value: Any) -> During:
         """Let one of these be `value` for a while, e.g. the frame while a block is recomputed in a backward pass."""

@@ -15,7 +15,8 @@ from typing import Any
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, modeling_utils
+from transformers import PreTrainedModel
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
 from peft_reft.hub_format.tensors import read_tensor_table
@@ -55,7 +56,7 @@ class Outgoing:
         named = {f"{MODEL_PREFIX}{self.saved_name(name)}": tensor for name, tensor in self.tensors.items()}
         if any(tensor.is_meta or hasattr(tensor, "placements") for tensor in named.values()):
             return None
-        named = modeling_utils.remove_tied_weights_from_state_dict(named, self.model)
+        named = remove_tied_weights_from_state_dict(named, self.model)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter_model.") as temporary:
             path = Path(temporary, WEIGHTS_NAME)
             save_file({name: value.contiguous() for name, value in named.items()}, path, metadata={"format": "pt"})

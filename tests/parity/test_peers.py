@@ -45,7 +45,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def tolerance(case: Case) -> float:
-    return 2e-5 if case.dtype == torch.float32 else 3e-2  # bfloat16: the peer rounds W, here it is float32
+    # bfloat16: the peer rounds W, here it is float32; processors with AVX512-BF16 multiply it otherwise, 3.4e-2
+    return 2e-5 if case.dtype == torch.float32 else 4e-2
 
 
 def at_real_tokens(logits: Tensor, case: Case) -> Tensor:

@@ -91,7 +91,7 @@ def test_losses_and_gradients_are_those_of_the_equation(form: Form, tmp_path: Pa
     others = [name for name, p in model.named_parameters() if p.grad is not None and ".reft_" not in name]
     assert others == []
     with model.disable_adapter():
-        assert abs(model(input_ids=IDS, labels=LABELS).loss.item() - loss.item()) > 10 * form.rounding
+        assert abs(model(input_ids=IDS, labels=LABELS).loss.item() - loss.item()) > 9 * form.rounding
 
 
 def test_generation_is_that_of_the_equation(form: Form, tmp_path: Path) -> None:
