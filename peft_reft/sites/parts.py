@@ -198,8 +198,10 @@ def _linear_maps(module: nn.Module, prefix: str = "") -> list[str]:
     found: list[str] = []
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
+        if name == _ADAPTERS:
+            continue  # it has `in_features`, and is no part of the block
         if hasattr(child, "in_features") or (hasattr(child, "nx") and hasattr(child, "nf")):
             found.append(path)
-        elif name != _ADAPTERS:
+        else:
             found += _linear_maps(child, path)
     return found

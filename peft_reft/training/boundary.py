@@ -63,19 +63,22 @@ class Trainers(BoundaryProvider):
 
     def knowledge(self, call: Mapping[str, Any], explicit: Explicit) -> Knowledge | None:
         """The labels of the batch whose tokens a forward got."""
-        if self.noted is None or not self.state.activity().units:
+        if (
+            torch.compiler.is_compiling()
+        ):  # a graph reads what was noted only inside of a trainer: it would guard on it
+            if not _traced_for_trainer():
+                return None
+        elif self.noted is None:
             return None
-        if self.noted.cuts and explicit.locations is None:
+        noted = self.noted or _UNKNOWN
+        if not self.state.activity().units:
+            return None
+        if noted.cuts and explicit.locations is None:
             views = self.state.active_views()
-            refuse_cut_rows(
-                self.noted.settings, [(view.name, group.positions) for view in views for group in view.groups]
-            )
+            refuse_cut_rows(noted.settings, [(view.name, group.positions) for view in views for group in view.groups])
         if explicit or call.get("labels") is not None:
             return None
-        if torch.compiler.is_compiling():
-            labels = self._asked_between_graphs(call) if _traced_for_trainer() else None
-        else:
-            labels = self._asked(call)
+        labels = self._asked_between_graphs(call) if torch.compiler.is_compiling() else self._asked(call)
         return None if labels is None else _Labelled(labels)
 
     def runs_model(self) -> bool:
