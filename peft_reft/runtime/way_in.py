@@ -73,6 +73,7 @@ class Entry:
         running, labels = self.running, arguments.get("labels")
         return Call([(self.number, level)], arguments, explicit, labels, running.session, running.rows)
 
+    @beside_graphs
     def frame(self, module: nn.Module, call: Call) -> Frame:
         """The frame of a call."""
         if call.session is not None and not call.explicit and call.session.edits_nothing(call.arguments):
