@@ -129,7 +129,8 @@ class Planner:
             return None
         if not inputs.past_known or (self.window is not None and inputs.past >= self.window):
             raise unknown_length()
-        if self.warns and known is None and not explicit:
+        # asked last: a graph that has read the flag is made again once it has changed
+        if known is None and not explicit and not torch.compiler.is_compiling() and self.warns:
             self._warn(stack.role, inputs, active)
         situation = Situation(
             role=stack.role,
@@ -161,8 +162,7 @@ class Planner:
     def _warn(self, role: str, inputs: CallInputs, active: StackActivity) -> None:
         """Warn, once, of a forward that is taken for a prefill because nobody says where its prompt ends."""
         if (
-            torch.compiler.is_compiling()
-            or not (active.from_end and active.has_completion)
+            not (active.from_end and active.has_completion)
             or role == "encoder"
             or inputs.labels is not None
             or inputs.length == 1

@@ -89,7 +89,7 @@ def test_the_tokens_that_the_spec_means_are_edited(seed: int) -> None:
 
 def test_a_decode_only_batch_does_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt's adapter resolves no positions and calls no unit once every request of the batch decodes."""
-    model = model_for("llama", "f2+l2")
+    model = model_for.__wrapped__("llama", "f2+l2")  # a new one: R is kept in one that has run
     log: list[str] = []
     spy_on(monkeypatch, peft_reft.generation.requests, "slot_masks", log)
     spy_on(monkeypatch, peft_reft.runtime.site_edit, "apply_edits", log)
