@@ -81,7 +81,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         self.stack = stack
         self.state = runtime.state
         self.running = runtime.state.running
-        self.rotations = runtime.rotations
+        self.operands = runtime.operands
         self.runtime = runtime
         self.adapter_layer_names: tuple[str, ...] = ()
         self.units: dict[str, tuple[int, ...]] = {}

@@ -10,7 +10,7 @@ import torch
 
 from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.runtime.boundary import BoundaryProvider, Knowledge
-from peft_reft.runtime.frames import Rotated
+from peft_reft.runtime.frames import Prepared
 from peft_reft.runtime.inputs import CallInputs, Explicit
 from peft_reft.runtime.past import cache_of, past_length
 from peft_reft.runtime.situation import Situation, UnitKey, UnitMask
@@ -74,14 +74,14 @@ class _Generated(Knowledge):
         self.fresh = False
 
     @property
-    def rotations(self) -> Rotated | None:
+    def prepared(self) -> Prepared | None:
         """Kept by the session: parameters do not change while it runs."""
-        return None if self.session is None else self.session.rotations
+        return None if self.session is None else self.session.prepared
 
-    @rotations.setter
-    def rotations(self, value: Rotated | None) -> None:
+    @prepared.setter
+    def prepared(self, value: Prepared | None) -> None:
         if self.session is not None:
-            self.session.rotations = value
+            self.session.prepared = value
 
     def inputs(self, inputs: CallInputs, explicit: Explicit) -> CallInputs:
         """With the ids of the cached tokens, where a record knows them."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_reft.runtime.frames import Rotated
+from peft_reft.runtime.frames import Prepared
 from peft_reft.runtime.inputs import CallInputs, Explicit
 from peft_reft.runtime.masks import real_slots
 from peft_reft.runtime.past import cache_of, hidden_cache, unknown_length
@@ -32,7 +32,7 @@ class Session:
         prompt: ids or embeddings as given, where there is one stack.
         prefilled: whether the cache holds the whole prompt.
         seen: how many tokens have gone into the cache.
-        rotations: of the active adapters; parameters do not change while generating.
+        prepared: of the active adapters; parameters do not change while generating.
         restarts: whether its model's own `generate` decodes several times, each from tokens of its own making
             (Whisper: languages, segments, temperatures): then each has the prompt that its first forward has.
         recording: stack → masks of what was edited, where a prompt cache is made: the prompt goes on after it.
@@ -46,7 +46,7 @@ class Session:
     prompt: Tensor | None = field(default=None, repr=False)
     prefilled: bool = False
     seen: int = 0
-    rotations: Rotated | None = field(default=None, repr=False)
+    prepared: Prepared | None = field(default=None, repr=False)
     recording: dict[str, dict[UnitKey, Tensor]] | None = field(default=None, repr=False)
     restarts: bool = False
 

@@ -17,11 +17,13 @@ from . import (
     rotated_interchange,
     sae,
 )
+from .affine import Affine
 from .base import Intervention
 from .registry import intervention_class, register_intervention
 from .rotation import orthonormal_rows
 
 __all__ = [
+    "Affine",
     "Intervention",
     "bias",
     "consreft",

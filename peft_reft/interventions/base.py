@@ -15,6 +15,7 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.kinds import Option, kind_signature
 
 from .activations import activation, starts_at_zero
+from .affine import Affine
 from .rotation import orthonormal_rows
 
 __all__ = ["Init", "Intervention", "activation"]
@@ -160,6 +161,21 @@ class Intervention(nn.Module):
     def edit_delta(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """h′ − h `[..., hidden]` for h `[..., hidden]`, float32 or float64; see the class for further arguments."""
         raise NotImplementedError
+
+    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
+        """The edit as two thin products, so that a forward prepares those of all sites in a few calls.
+
+        Not inherited, since a subclass has another formula; not asked while dropout falls on the edit.
+
+        Args:
+            tensors: the parameters of a kind, or of several units that differ in nothing else, stacked `[units, ...]`;
+                all of one floating dtype. Without the raw one of R.
+            rotation: R `[..., rank, hidden]` in the same dtype, for kinds that have one.
+
+        Returns:
+            None where the edit is not affine in h.
+        """
+        return None
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
         """The edit times a factor, as an edit again; not inherited, since a subclass has another formula.

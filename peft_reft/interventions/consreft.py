@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from .affine import Affine, affine_of
 from .base import Intervention
 from .registry import register_intervention
 from .rotation import orthonormal_rows
@@ -45,6 +48,10 @@ class ConsReft(ConstantSource):
     def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
         """See `consreft_delta`."""
         return consreft_delta(hidden, rotation, self.parameter("bias", hidden))
+
+    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
+        """Rᵀ(−Rh + b)."""
+        return None if rotation is None else affine_of(-rotation, tensors["bias"], rotation)
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
         """Rᵀ(b − Rh) is `direft` with P = R and W = −R."""

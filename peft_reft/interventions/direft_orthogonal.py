@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
+from .affine import Affine, affine_of
 from .direft import SourceStartsAtZero, direft_delta
 from .registry import register_intervention
 from .rotation import orthonormal_rows
@@ -29,6 +32,10 @@ class DiReftOrthogonal(SourceStartsAtZero):
         """See `direft_delta`, with R for P."""
         weight, bias = self.parameter("weight", hidden), self.parameter("bias", hidden)
         return direft_delta(hidden, rotation, weight, bias, self.act_fn)
+
+    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
+        """Rᵀ(Wh + b), without an activation."""
+        return None if self.act_fn or rotation is None else affine_of(tensors["weight"], tensors["bias"], rotation)
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
         """`direft` with P = R times the factor."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from .affine import Affine, affine_of
 from .base import Intervention, activation
 from .registry import register_intervention
 from .rotation import orthonormal_rows
@@ -50,6 +53,12 @@ class LoReft(Intervention):
         """See `loreft_delta`."""
         weight, bias = self.parameter("weight", hidden), self.parameter("bias", hidden)
         return loreft_delta(hidden, rotation, weight, bias, self.act_fn)
+
+    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
+        """Rᵀ((W − R)h + b), without an activation."""
+        if self.act_fn is not None or rotation is None:
+            return None
+        return affine_of(tensors["weight"] - rotation, tensors["bias"], rotation)
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
         """Without an activation Rᵀ(Wh + b − Rh) is `direft` with P = R and W − R."""

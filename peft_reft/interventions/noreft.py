@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from peft_reft.hub_format.kinds import flag
 
+from .affine import Affine, affine_of
 from .base import Intervention
 from .loreft import loreft_delta
 from .registry import register_intervention
@@ -54,6 +57,13 @@ class NoReft(Intervention):
         if self.options["add_bias"]:
             delta = delta - self.parameter("projection_bias", hidden) @ projection
         return delta
+
+    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
+        """Pᵀ((W − P)h + b − c), without an activation."""
+        if self.act_fn is not None:
+            return None
+        bias = tensors["bias"] - tensors["projection_bias"] if self.options["add_bias"] else tensors["bias"]
+        return affine_of(tensors["weight"] - tensors["projection"], bias, tensors["projection"])
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
         """Without an activation Pᵀ(Wh + b − Ph − c) is `direft` with W − P and b − c."""

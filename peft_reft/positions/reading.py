@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["any_true", "first_where", "is_transformed", "is_vmapped"]
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` runs: what is computed belongs to it, and must not be kept for later."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether a transform of `torch.func` or forward-mode differentiation runs.
+
+    What is computed belongs to it, and must not be kept for later.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_vmapped(tensor: Tensor) -> bool:

@@ -30,8 +30,8 @@ class Knowledge:
         seen: how many tokens have gone into the cache, for caches that do not say.
         tells_prompt: whether it is known where the prompt ends, so that one token on top of a cache need not be taken
             for a generated one.
-        keeps: whether R stays the same from forward to forward, and is kept with this.
-        rotations: R, where it is kept.
+        keeps: whether what edits need stays the same from forward to forward, and is kept with this.
+        prepared: that, where it is kept.
         from_end: whether edits of this forward may count from the end of its prompt.
         plans_itself: whether `plan` is asked, in place of resolving the call.
     """
@@ -40,7 +40,7 @@ class Knowledge:
     seen: int | None = None
     tells_prompt: bool = False
     keeps: bool = False
-    rotations: dict[tuple[str, UnitKey], Tensor] | None = None
+    prepared: Prepared | None = None
     from_end: bool = True
     plans_itself: bool = False
 

@@ -11,15 +11,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from peft_reft.interventions import Affine
 
 from .plan import StackPlan
 from .situation import UnitKey
 
-__all__ = ["During", "Frame", "Rotated", "Running"]
+__all__ = ["During", "Frame", "Prepared", "Ready", "Running"]
 
-Rotated = dict[tuple[str, UnitKey], Tensor]
-"""(path of a site, unit) → R."""
+Prepared = dict[tuple[str, UnitKey], Affine | Tensor]
+"""(path of a site, unit) → its two thin products, or R."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The one edit of a site, where it is affine and falls on the whole output.
+
+    Attributes:
+        shape: `[batch, seq]` of the output.
+        dtype: of the output.
+        rows: long `[n]`, distinct rows of the flattened output.
+        used: bool `[n, 1]`, which of them are edited; None if all are.
+        affine: the edit.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    rows: Tensor
+    used: Tensor | None
+    affine: Affine
 
 
 @dataclass(slots=True)
@@ -30,15 +52,17 @@ class Frame:
         plans: stack path → its plan; None, or no entry, where nothing is edited in this call.
         units: site path → the units at work there.
         rows: what the call says for its rows, if it does.
-        rotations: R for all sites, computed in one call when the first is needed.
-        keeper: a generation that runs, which keeps R from forward to forward.
+        prepared: what the edits of all sites need beside h, made when the first does.
+        ready: path of a site → its edit in one step, where it has that; made with `prepared`.
+        keeper: a generation that runs, which keeps what is prepared from forward to forward.
         counts_from_end: whether an edit depends on where the prompt of this call ends.
     """
 
     plans: Mapping[str, StackPlan | None]
     units: Mapping[str, Any]
     rows: Any = None
-    rotations: Rotated | None = None
+    prepared: Prepared | None = None
+    ready: Mapping[str, Ready] | None = None
     keeper: Any = None
     counts_from_end: bool = False
 

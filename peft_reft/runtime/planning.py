@@ -85,9 +85,9 @@ class Planner:
         plans = {path: self._plan(path, call, explicit, known, rows, alone=alone) for path in paths}
         frame = Frame(plans, activity.units, rows)
         if known is not None and known.keeps:
-            frame.keeper, frame.rotations = known, known.rotations
+            frame.keeper, frame.prepared = known, known.prepared
         if getattr(module, "_is_replica", False):
-            frame.rotations = {}  # of DataParallel: a unit computes R on its own device, from its own copy
+            frame.prepared, frame.ready = {}, {}  # of DataParallel: a unit computes with its own copy, on its own device
         frame.counts_from_end = activity.from_end and not explicit and (known is None or known.from_end)
         return frame
 

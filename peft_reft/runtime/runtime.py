@@ -1,4 +1,4 @@
-"""`Runtime`: what one model carries beside its weights, put together: state, way in, planning, rotations."""
+"""`Runtime`: what one model carries beside its weights, put together: state, way in, planning, operands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft_reft.sites import Stack
 
 from .boundary import BoundaryProvider, providers_for
 from .planning import Planner
-from .rotations import Rotations
+from .operands import Operands
 from .state import ATTRIBUTE, ModelState
 from .way_in import make_entry, remove_entry
 
@@ -33,7 +33,7 @@ class Runtime:
         state: what is there, and what is active.
         providers: who is asked where a prompt ends.
         planner: a call → its frame.
-        rotations: R of a frame.
+        operands: what the edits of a frame need beside h.
         entries: the modules through which calls come in.
         handles: of hooks, or of what else is to be removed from the model.
     """
@@ -42,7 +42,7 @@ class Runtime:
         self.state = ModelState(model)
         self.providers = providers_for(self.state)
         self.planner = Planner(self.state, self.providers)
-        self.rotations = Rotations(self.state)
+        self.operands = Operands(self.state)
         self.entries: list[nn.Module] = []
         self.handles: list[Any] = []
         self._open(model)

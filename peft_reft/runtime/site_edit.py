@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import PositionError, SiteError
+from peft_reft.interventions import Affine
 from peft_reft.sites import PLAIN, hidden_of, with_hidden, with_slice
 
 from .activity import LiveUnit
+from .affine_edit import edit_affine
 from .edit import Edit, apply_edits
 from .frames import Frame
 from .plan import StackPlan
+from .ready import is_seen_here_only, ready_edits
 from .situation import UnitKey
 
 __all__ = ["CHILD", "edit_input", "edit_output"]
@@ -31,8 +34,16 @@ def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
     plan = _plan_of(layer, frame, on_input=False)
     if plan is None:
         return None
+    hidden = hidden_of(output)
+    if frame.ready is None:
+        frame.ready = ready_edits(layer.state, frame, layer.operands.of(frame, hidden), hidden.dtype)
+    ready = frame.ready.get(layer.path)
+    if ready is not None and hidden.dim() == 3 and hidden.shape[:2] == ready.shape and hidden.dtype is ready.dtype:
+        alone = is_seen_here_only(hidden, output)
+        edited = edit_affine(hidden, ready, in_place=alone)
+        return None if edited is hidden else with_hidden(output, edited)
     units = [one for one in frame.units.get(layer.path, ()) if not one.tap.on_input]
-    return with_hidden(output, _edited(layer, hidden_of(output), units, plan, frame)) if units else None
+    return with_hidden(output, _edited(layer, hidden, units, plan, frame)) if units else None
 
 
 def edit_input(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -80,7 +91,7 @@ def _edited(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPl
 def _edited_states(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPlan, frame: Frame) -> Tensor:
     """h `[batch, seq, hidden]` with the edits of some units applied."""
     _check_shape(layer, hidden, plan)
-    rotations = layer.rotations.of(frame)
+    prepared = layer.operands.of(frame, hidden)
     stack = None if frame.rows is None else frame.rows.stack
     for tap in dict.fromkeys(one.tap for one in units):
         members = [one for one in units if one.tap == tap]
@@ -88,7 +99,7 @@ def _edited_states(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: 
         if stack is not None:
             edits = [Edit(stack.unit(layer.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen]
         else:
-            edits = [_at_work(layer, one, rotations.get((layer.path, one.key)), plan, chosen) for one in members]
+            edits = [_at_work(layer, one, prepared.get((layer.path, one.key)), plan, chosen) for one in members]
         whole = tap.width is None
         part = apply_edits(
             hidden if whole else hidden[..., tap.start : tap.stop], plan.rows(chosen), edits, tap.factor
@@ -110,14 +121,26 @@ def _other_shape(layer: Any, hidden: Tensor, plan: StackPlan) -> SiteError:
     )
 
 
-def _at_work(layer: Any, one: LiveUnit, rotation: Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]) -> Edit:
+def _at_work(layer: Any, one: LiveUnit, given: Affine | Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]) -> Edit:
     """One unit with what it needs in this call; a compiled graph reads no name and no factor as a number."""
     compiling = torch.compiler.is_compiling()
+    if isinstance(given, Affine):
+        return Edit(_product_of(given), None, layer.scaling[one.name], None, wide=one.module.broadcasts and not layer.training)
     unit = one.module if compiling else layer.unit((one.name, one.key[1]))
     return Edit(
         unit,
-        rotation,
+        given,
         one.factor if compiling else layer.scaling[one.name],
         plan.sequences(chosen) if unit.across_tokens else None,
         wide=unit.broadcasts and not layer.training,
     )
+
+
+def _product_of(affine: Affine) -> Callable[..., Tensor]:
+    """Gathered rows `[n, hidden]` → their delta."""
+
+    def delta(rows: Tensor, rotation: None) -> Tensor:
+        down, bias, up = (held.to(rows.dtype) for held in affine)
+        return torch.addmm(bias, rows, down) @ up
+
+    return delta

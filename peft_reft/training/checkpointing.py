@@ -73,7 +73,7 @@ class _Carrying:
         frame = self.running.frame
         if frame is None:
             return self.checkpoint(function, *args, **kwargs)
-        inner = Frame(frame.plans, frame.units, frame.rows, rotations={})
+        inner = Frame(frame.plans, frame.units, frame.rows, prepared={}, ready={})
 
         def within(*given: Any, **named: Any) -> Any:
             with self.running.during("frame", inner):

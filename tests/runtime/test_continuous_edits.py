@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import peft_reft.generation.requests
-import peft_reft.runtime.rotations
+import peft_reft.runtime.operands
 import peft_reft.runtime.site_edit
 from contract.recording import differing, inputs_of, raw_outputs_of, reader_of
 from contract.tiny import BY_NAME, reft_model
@@ -93,7 +93,7 @@ def test_a_decode_only_batch_does_no_work(monkeypatch: pytest.MonkeyPatch) -> No
     log: list[str] = []
     spy_on(monkeypatch, peft_reft.generation.requests, "slot_masks", log)
     spy_on(monkeypatch, peft_reft.runtime.site_edit, "apply_edits", log)
-    spy_on(monkeypatch, peft_reft.runtime.rotations, "orthonormal_rows", log)
+    spy_on(monkeypatch, peft_reft.runtime.operands, "orthonormal_rows", log)
     base = model.get_base_model()
     handle = base.register_forward_pre_hook(lambda *args: log.append("forward"), prepend=True)
     try:

@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 
 import peft_reft.runtime.planning
-import peft_reft.runtime.rotations
+import peft_reft.runtime.operands
 import peft_reft.runtime.site_edit
 from contract.tiny import VOCABULARY, base_model, reft_model, token_ids
 from peft_reft import ReftConfig
@@ -300,7 +300,7 @@ def test_a_decode_step_does_no_work(name: str, way: str, monkeypatch: pytest.Mon
     spy_on(monkeypatch, peft_reft.runtime.planning, "slot_masks", log)
     spy_on(monkeypatch, peft_reft.runtime.planning, "call_inputs", log)
     spy_on(monkeypatch, peft_reft.runtime.site_edit, "apply_edits", log)
-    spy_on(monkeypatch, peft_reft.runtime.rotations, "orthonormal_rows", log)
+    spy_on(monkeypatch, peft_reft.runtime.operands, "orthonormal_rows", log)
     handle = model.get_base_model().register_forward_pre_hook(lambda *args: log.append("forward"), prepend=True)
     try:
         WAYS[way](model)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-import peft_reft.runtime.rotations
+import peft_reft.runtime.operands
 from contract.recording import inputs_of, raw_outputs_of, reader_of
 from contract.tiny import base_model, reft_model, token_ids
 from peft_reft.interventions import Intervention, intervention_class, orthonormal_rows
@@ -231,7 +231,7 @@ def test_all_layers_are_orthonormalised_in_one_call(
         seen.append(tuple(raw.shape))
         return orthonormal_rows(raw, **settings)
 
-    monkeypatch.setattr(peft_reft.runtime.rotations, "orthonormal_rows", spy)
+    monkeypatch.setattr(peft_reft.runtime.operands, "orthonormal_rows", spy)
     monkeypatch.setattr("peft_reft.interventions.base.orthonormal_rows", spy)
     monkeypatch.setattr("peft_reft.interventions.loreft.orthonormal_rows", spy)
     model(input_ids=token_ids(2, 6))
@@ -265,7 +265,7 @@ def test_generation_of_an_encoder_decoder_orthonormalises_once(monkeypatch: pyte
         seen.append(tuple(raw.shape))
         return orthonormal_rows(raw, **settings)
 
-    monkeypatch.setattr(peft_reft.runtime.rotations, "orthonormal_rows", spy)
+    monkeypatch.setattr(peft_reft.runtime.operands, "orthonormal_rows", spy)
     monkeypatch.setattr("peft_reft.interventions.base.orthonormal_rows", spy)
     monkeypatch.setattr("peft_reft.interventions.loreft.orthonormal_rows", spy)
     model.generate(input_ids=token_ids(2, 6), max_new_tokens=3)

@@ -1,0 +1,101 @@
+"""The hot path of an affine edit: its rows are read, edited in two thin products, and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .frames import Ready
+
+__all__ = ["edit_affine"]
+
+
+def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool) -> Tensor:
+    """h′ = h + (h A + c) B at the planned rows, computed in the dtype of A, B and c and rounded once.
+
+    Args:
+        hidden: h `[batch, seq, hidden]`.
+        ready: the rows, and A, c and B.
+        in_place: whether the rows are written into `hidden`; only where no gradients are needed.
+
+    Returns:
+        h′, a new tensor of the same shape and dtype, or `hidden`; rows outside the plan keep their bits.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _edited(hidden, ready, in_place)
+    return _edited(hidden, ready, in_place)
+
+
+def _edited(hidden: Tensor, ready: Ready, in_place: bool) -> Tensor:
+    if torch.is_grad_enabled():
+        written: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, *ready.affine)[0]  # type: ignore[no-untyped-call]
+        return written
+    flat = hidden.view(-1, hidden.shape[-1]) if in_place else hidden.reshape(-1, hidden.shape[-1])
+    picked = flat.index_select(0, ready.rows)
+    total = _total(picked, ready.used, *ready.affine)[0].to(hidden.dtype)
+    if in_place:
+        flat.index_copy_(0, ready.rows, total)
+        return hidden
+    return _unflattened(flat.index_copy(0, ready.rows, total), hidden)
+
+
+def _total(picked: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h′ of gathered rows, the rows and their source h A + c, in the dtype of the work."""
+    work = picked.to(down.dtype)
+    source = torch.addmm(bias, work, down)
+    total = torch.addmm(work, source, up)
+    return (total if used is None else torch.where(used, total, work)), work, source
+
+
+def _unflattened(flat: Tensor, like: Tensor) -> Tensor:
+    """No view of it: FSDP2 warns of blocks that return one."""
+    whole: Tensor = torch.ops.aten._unsafe_view.default(flat, like.shape)
+    return whole
+
+
+class _AffineRows(torch.autograd.Function):
+    """The edit with its derivative in closed form, which writes one gradient of the size of h in place of three.
+
+    The gathered rows are a second output, so that what is saved knows where it comes from: a backward pass that is
+    itself differentiated (`create_graph=True`) goes on through them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, rows: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        picked = flat.index_select(0, rows)
+        total, work, source = _total(picked, used, down, bias, up)
+        written = _unflattened(flat.index_copy(0, rows, total.to(hidden.dtype)), hidden)
+        ctx.shape = hidden.shape
+        ctx.save_for_backward(rows, used, down, bias, up, picked, source)
+        ctx.set_materialize_grads(False)
+        return written, picked
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_picked: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, used, down, bias, up, picked, source = ctx.saved_tensors
+        wants_hidden, wants_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
+        if grad is None:  # of a backward pass that goes on through the rows alone
+            assert grad_picked is not None
+            grad = grad_picked.new_zeros(ctx.shape)
+        flat = grad.reshape(-1, grad.shape[-1])
+        here = flat.index_select(0, rows).to(down.dtype)
+        edited = here if used is None else torch.where(used, here, 0.0)
+        of_source = edited @ up.mT
+        of_hidden, of_weights = None, (None, None, None)
+        if wants_weights:
+            work = picked.to(down.dtype)
+            if torch.is_grad_enabled():
+                source = torch.addmm(bias, work, down)  # what is saved does not know what it depends on
+            of_weights = (work.mT @ of_source, of_source.sum(0), source.mT @ edited)
+        if wants_hidden:
+            of_rows = torch.addmm(here, of_source, down.mT).to(grad.dtype)
+            of_rows = of_rows if grad_picked is None else of_rows + grad_picked
+            of_hidden = flat.index_copy(0, rows, of_rows).view(grad.shape)
+        return of_hidden, None, None, *of_weights

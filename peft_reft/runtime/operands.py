@@ -1,0 +1,222 @@
+"""What the edits of all sites need beside h, prepared in a few calls for all of them: thin products, or R."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from peft_reft.interventions import Affine, orthonormal_rows
+from peft_reft.positions import is_transformed
+
+from .activity import LiveUnit
+from .frames import Frame, Prepared
+from .situation import UnitKey
+from .state import ModelState
+
+__all__ = ["Operands", "is_gathered_alone", "is_placeholder"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Units that differ in their values only.
+
+    Attributes:
+        stacks: paths of those that they edit.
+        places: path of the site and unit, of each.
+        layers, units: the same.
+        names: of their parameters.
+    """
+
+    stacks: set[str]
+    places: list[tuple[str, UnitKey]]
+    layers: list[Any]
+    units: list[Any]
+    names: tuple[str, ...]
+
+
+class Operands:
+    """Prepares what edits need where a frame needs it: once, when its first edit does.
+
+    Args:
+        state: of the model.
+    """
+
+    def __init__(self, state: ModelState) -> None:
+        self.state = state
+        self.kept: dict[Any, tuple[list[Tensor], Any]] = {}
+        self.grouped: tuple[Any, list[_Group]] = (None, [])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a model keeps nothing."""
+        return {"state": self.state, "kept": {}, "grouped": (None, [])}
+
+    def of(self, frame: Frame, hidden: Tensor) -> Prepared:
+        """By (path of a site, unit): `Affine` where the edit is affine, or else R for kinds that have one.
+
+        A generation runs many frames, some of one stack only: there it is made once, for all stacks. Sharded
+        parameters are left out: the unit computes with them itself, where the shards are gathered.
+
+        Args:
+            frame: of the forward that runs.
+            hidden: what is edited first; it says whether the model computes in float64.
+        """
+        if frame.prepared is None:
+            frame.prepared = self._prepared(frame, hidden)
+            if frame.keeper is not None:
+                frame.keeper.prepared = frame.prepared
+        return frame.prepared
+
+    def _prepared(self, frame: Frame, hidden: Tensor) -> Prepared:
+        if frame.rows is not None and frame.rows.stack is not None:
+            return {}
+        found: Prepared = {}
+        if not torch.compiler.is_compiling() and not is_transformed():
+            for group in self._groups(frame.units):
+                if (frame.keeper is not None or any(map(frame.plans.get, group.stacks))) and self._may_fold(group):
+                    found.update(zip(group.places, self._affine(group, hidden.dtype), strict=False))
+        return found | self._rotations(frame, found)
+
+    def _groups(self, units: Mapping[str, Sequence[LiveUnit]]) -> list[_Group]:
+        """The units whose kind can be affine; worked out anew when others become active."""
+        known, groups = self.grouped
+        if known is not units:
+            made: dict[Any, _Group] = {}
+            for path, members in units.items():
+                layer = self.state.layers[path]
+                for one in members:
+                    unit = one.module
+                    if "affine" not in type(unit).__dict__ or unit._buffers:
+                        continue
+                    shapes = [(name, held.shape, held.dtype, held.device) for name, held in unit._parameters.items()]
+                    alike = (type(unit), unit.act_fn, repr(unit.options), unit.capacity, *shapes)
+                    group = made.setdefault(alike, _Group(set(), [], [], [], tuple(unit._parameters)))
+                    group.stacks.add(layer.stack)
+                    group.places.append((path, one.key))
+                    group.layers.append(layer)
+                    group.units.append(unit)
+            groups = list(made.values())
+            self.grouped = (units, groups)
+        return groups
+
+    def _may_fold(self, group: _Group) -> bool:
+        """Whether nothing at the units changes what their formula says, and all their parameters are at hand."""
+        training = group.layers[0].training
+        for layer, unit in zip(group.layers, group.units, strict=True):
+            if (
+                layer.training is not training
+                or unit.rows is not None
+                or (unit.training and unit.dropout.p)
+                or unit._forward_hooks
+                or unit._forward_pre_hooks
+                or unit._backward_hooks
+                or unit._backward_pre_hooks
+                or any(map(is_placeholder, unit._parameters.values()))
+            ):
+                return False
+        return not _is_distributed() or not any(
+            is_gathered_alone(self.state.model, layer.path, held)
+            for layer, unit in zip(group.layers, group.units, strict=True)
+            for held in unit._parameters.values()
+        )
+
+    def _affine(self, group: _Group, model_dtype: torch.dtype) -> Sequence[Affine]:
+        """The thin products of each unit.
+
+        Without gradients they are those of the forward before, where the parameters are the same. Their values say
+        so, not their versions: TRL writes into a reference through `.data`, which counts no version. To look at
+        values costs nothing on a CPU; an accelerator would have to be waited for.
+        """
+        raw = [torch.stack([unit._parameters[name] for unit in group.units]) for name in group.names]
+        like = group.units[0]
+        wide = like.broadcasts and not group.layers[0].training and raw[0].device.type != "mps"  # which has no float64
+        dtype = torch.float64 if wide or model_dtype == torch.float64 else torch.float32
+        if raw[0].device.type != "cpu" or any(held.requires_grad for held in raw):
+            return _folded(like, group.names, raw, dtype)
+        key = (group.places[0], dtype)
+        known = self.kept.get(key)
+        if known is None or len(known[0]) != len(raw) or not all(map(_same, known[0], raw)):
+            with torch.inference_mode(False):
+                raw = [held.clone() for held in raw]
+                known = self.kept[key] = (raw, _folded(like, group.names, raw, dtype))
+        made: Sequence[Affine] = known[1]
+        return made
+
+    def _rotations(self, frame: Frame, others: Prepared) -> Prepared:
+        """R of the units that have no thin products."""
+        groups: dict[Any, list[tuple[tuple[str, UnitKey], Tensor]]] = {}
+        for path, layer in self.state.layers.items():
+            if frame.keeper is None and frame.plans.get(layer.stack) is None:
+                continue
+            for one in frame.units.get(path, ()):
+                if (path, one.key) in others:
+                    continue
+                unit = one.module if torch.compiler.is_compiling() else layer.unit((one.name, one.key[1]))
+                for name in unit.orthonormal:
+                    raw = getattr(unit, name)
+                    if not is_gathered_alone(self.state.model, path, raw):
+                        alike = (raw.shape, raw.dtype, raw.device, unit.capacity is not None)
+                        groups.setdefault(alike, []).append(((path, one.key), unit.raw_rotation()))
+        found: Prepared = {}
+        for alike, members in groups.items():
+            rows = self._rows(alike, torch.stack([raw for _, raw in members]))
+            found.update(zip((where for where, _ in members), rows.unbind(0), strict=True))
+        return found
+
+    def _rows(self, alike: Any, raw: Tensor) -> Tensor:
+        """R of stacked raw parameters `[sites, rank, hidden]`; kept as the thin products are."""
+        padded = alike[-1]
+        if raw.device.type != "cpu" or torch.compiler.is_compiling() or is_transformed() or raw.requires_grad:
+            return orthonormal_rows(raw, padded=padded)
+        known = self.kept.get(alike)
+        if known is None or not _same(known[0][0], raw):
+            with torch.inference_mode(False):
+                known = self.kept[alike] = ([raw.clone()], orthonormal_rows(raw.clone(), padded=padded))
+        rows: Tensor = known[1]
+        return rows
+
+
+def _same(known: Tensor, raw: Tensor) -> bool:
+    return known.shape == raw.shape and torch.equal(known, raw)
+
+
+def _folded(like: Any, names: Sequence[str], raw: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Affine]:
+    """The thin products of units that are alike, or none where their formula has none."""
+    tensors = dict(zip(names, raw, strict=True))
+    rotation = None
+    for name in like.orthonormal:
+        rotation = orthonormal_rows(tensors.pop(name), padded=like.capacity is not None).to(dtype)
+    affine = like.affine({name: held.to(dtype) for name, held in tensors.items()}, rotation)
+    return [] if affine is None else [Affine(*parts) for parts in zip(*(held.unbind(0) for held in affine), strict=True)]
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def is_placeholder(parameter: nn.Parameter) -> bool:
+    """Whether an engine holds a parameter's values elsewhere until its module runs."""
+    return type(parameter) is not nn.Parameter or "ds_id" in parameter.__dict__ or parameter.is_meta
+
+
+def is_gathered_alone(model: nn.Module, path: str, parameter: nn.Parameter) -> bool:
+    """Whether an engine, or accelerate's offloading, brings a site's parameters around the site's block only.
+
+    The type alone does not say it: FSDP2 leaves a plain parameter where it does not free it after a forward.
+    """
+    if is_placeholder(parameter):
+        return True
+    if not _is_distributed():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    module = model
+    for part in path.split("."):
+        if isinstance(module, FSDPModule):
+            return True
+        module = module.get_submodule(part)
+    return isinstance(module, FSDPModule)

@@ -1,0 +1,91 @@
+"""Which sites of a frame have one affine edit of the whole output, which then is made in one step."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_reft.interventions import Affine
+from peft_reft.positions import is_transformed
+from peft_reft.sites import PLAIN, hidden_of
+
+from .frames import Frame, Prepared, Ready
+from .state import ModelState
+
+__all__ = ["is_seen_here_only", "ready_edits"]
+
+
+def ready_edits(state: ModelState, frame: Frame, prepared: Prepared, dtype: torch.dtype) -> dict[str, Ready]:
+    """Path of a site → its edit, for those that have it.
+
+    Args:
+        state: of the model.
+        frame: of the forward that runs.
+        prepared: for its edits.
+        dtype: of the hidden states, for which they were prepared.
+    """
+    if torch.compiler.is_compiling() or is_transformed() or frame.rows is not None:
+        return {}
+    found: dict[str, Ready] = {}
+    for path, units in frame.units.items():
+        one, layer = units[0], state.layers[path]
+        plan, tap = frame.plans.get(layer.stack), one.tap
+        affine = prepared.get((path, one.key))
+        whole = not tap.on_input and tap.start is None and tap.factor == 1.0 and (tap.form is PLAIN or tap.form == PLAIN)
+        if len(units) > 1 or plan is None or not isinstance(affine, Affine) or not whole:
+            continue
+        if layer.scaling[one.name] == 1.0:
+            chosen = plan.rows((one.key,))
+            member = chosen.members[0]
+            used = None if member is None else member[:, None]
+            found[path] = Ready(plan.shape, dtype, chosen.rows, used, affine)
+    return found
+
+
+def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
+    """Whether nobody but the hook of a module that has just run can see a tensor, so that it may be written into.
+
+    Called by that hook, as by the one below, which counts references to a tensor that nobody else holds.
+
+    Args:
+        hidden: the hidden states in `output`.
+        output: of the module.
+    """
+    if torch.is_grad_enabled() or type(hidden) is not Tensor or not hidden.is_contiguous():
+        return False
+    if hidden.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    return _holders(hidden, output) == _holders_of_new(type(output))
+
+
+def _holders(hidden: Tensor, output: Any) -> tuple[int, int, int]:
+    """How many hold the tensor in Python, hold it in C++, and share its memory."""
+    storage = hidden.untyped_storage()
+    return sys.getrefcount(hidden), hidden._use_count(), torch._C._storage_Use_Count(storage._cdata)
+
+
+@cache
+def _holders_of_new(kind: type) -> tuple[int, int, int] | None:
+    """The same of a tensor that a module has just made, counted here: it differs between versions of Python."""
+    if kind not in (Tensor, tuple):
+        return None
+    counted = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = hidden_of(output)
+        counted.append(_counted(hidden, output))
+
+    made = nn.Module()
+    made.forward = lambda: torch.zeros(1).add(1) if kind is Tensor else (torch.zeros(1).add(1),)
+    made.register_forward_hook(hook)
+    made()
+    return counted[0]
+
+
+def _counted(hidden: Tensor, output: Any) -> tuple[int, int, int]:
+    """Stands for `is_seen_here_only`."""
+    return _holders(hidden, output)
