@@ -63,7 +63,7 @@ class Session:
 
     def edits_nothing(self, call: Mapping[str, Any]) -> bool:
         """Whether a forward edits nothing, told by a few tests: every token that is generated comes by here."""
-        return self.prefilled and self.is_decoding(call) and not self.state.activity().generates
+        return self.prefilled and not self.state.activity().generates and self.is_decoding(call)
 
     def situation(self, call: CallInputs, situation: Situation) -> Situation:
         """What is known about one forward of this generation.

@@ -1,4 +1,4 @@
-"""An edit that is affine in h and of low rank, as the two thin products that compute it."""
+"""An edit that is affine in h and of low rank: the matrices of the two thin products that compute it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Affine", "affine_of"]
+__all__ = ["Affine"]
 
 
 class Affine(NamedTuple):
-    """delta(h) = (h A + c) B, of one unit or stacked over several.
+    """delta(h) = Pᵀ(Mh + c), of one unit or stacked over several.
 
     Attributes:
-        down: A `[..., hidden, rank]`.
+        source: M `[..., rank, hidden]`.
         bias: c `[..., rank]`.
-        up: B `[..., rank, hidden]`.
+        projection: P `[..., rank, hidden]`.
     """
 
-    down: Tensor
+    source: Tensor
     bias: Tensor
-    up: Tensor
-
-
-def affine_of(source: Tensor, bias: Tensor, projection: Tensor) -> Affine:
-    """Pᵀ(Mh + b) for M and P `[..., rank, hidden]` and b `[..., rank]`."""
-    return Affine(source.mT, bias, projection)
+    projection: Tensor

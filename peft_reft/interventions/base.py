@@ -162,20 +162,18 @@ class Intervention(nn.Module):
         """h′ − h `[..., hidden]` for h `[..., hidden]`, float32 or float64; see the class for further arguments."""
         raise NotImplementedError
 
-    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
+    def affine(self, tensors: Mapping[str, Tensor], *args: Any) -> Affine:
         """The edit as two thin products, so that a forward prepares those of all sites in a few calls.
 
-        Not inherited, since a subclass has another formula; not asked while dropout falls on the edit.
+        Defined by kinds whose edit is affine in h without an activation; not inherited, since a subclass has another
+        formula. With an entry in `orthonormal` it is `affine(tensors, rotation)`, R in the same dtype. Not asked where
+        there is an activation, or dropout falls on the edit.
 
         Args:
             tensors: the parameters of a kind, or of several units that differ in nothing else, stacked `[units, ...]`;
                 all of one floating dtype. Without the raw one of R.
-            rotation: R `[..., rank, hidden]` in the same dtype, for kinds that have one.
-
-        Returns:
-            None where the edit is not affine in h.
         """
-        return None
+        raise NotImplementedError
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
         """The edit times a factor, as an edit again; not inherited, since a subclass has another formula.

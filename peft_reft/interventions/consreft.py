@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .affine import Affine, affine_of
+from .affine import Affine
 from .base import Intervention
 from .registry import register_intervention
 from .rotation import orthonormal_rows
@@ -49,9 +49,9 @@ class ConsReft(ConstantSource):
         """See `consreft_delta`."""
         return consreft_delta(hidden, rotation, self.parameter("bias", hidden))
 
-    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
+    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor) -> Affine:
         """Rᵀ(−Rh + b)."""
-        return None if rotation is None else affine_of(-rotation, tensors["bias"], rotation)
+        return Affine(-rotation, tensors["bias"], rotation)
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
         """Rᵀ(b − Rh) is `direft` with P = R and W = −R."""

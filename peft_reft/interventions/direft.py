@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .affine import Affine, affine_of
+from .affine import Affine
 from .base import Intervention, activation
 from .registry import register_intervention
 
@@ -57,9 +57,9 @@ class DiReft(SourceStartsAtZero):
         projection, weight, bias = (self.parameter(name, hidden) for name in ("projection", "weight", "bias"))
         return direft_delta(hidden, projection, weight, bias, self.act_fn)
 
-    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
-        """Pᵀ(Wh + b), without an activation."""
-        return None if self.act_fn else affine_of(tensors["weight"], tensors["bias"], tensors["projection"])
+    def affine(self, tensors: Mapping[str, Tensor]) -> Affine:
+        """Pᵀ(Wh + b)."""
+        return Affine(tensors["weight"], tensors["bias"], tensors["projection"])
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
         """The factor goes into P."""

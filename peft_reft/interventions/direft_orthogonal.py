@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .affine import Affine, affine_of
+from .affine import Affine
 from .direft import SourceStartsAtZero, direft_delta
 from .registry import register_intervention
 from .rotation import orthonormal_rows
@@ -33,9 +33,9 @@ class DiReftOrthogonal(SourceStartsAtZero):
         weight, bias = self.parameter("weight", hidden), self.parameter("bias", hidden)
         return direft_delta(hidden, rotation, weight, bias, self.act_fn)
 
-    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
-        """Rᵀ(Wh + b), without an activation."""
-        return None if self.act_fn or rotation is None else affine_of(tensors["weight"], tensors["bias"], rotation)
+    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor) -> Affine:
+        """Rᵀ(Wh + b)."""
+        return Affine(tensors["weight"], tensors["bias"], rotation)
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
         """`direft` with P = R times the factor."""

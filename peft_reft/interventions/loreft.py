@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .affine import Affine, affine_of
+from .affine import Affine
 from .base import Intervention, activation
 from .registry import register_intervention
 from .rotation import orthonormal_rows
@@ -54,11 +54,9 @@ class LoReft(Intervention):
         weight, bias = self.parameter("weight", hidden), self.parameter("bias", hidden)
         return loreft_delta(hidden, rotation, weight, bias, self.act_fn)
 
-    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
-        """Rᵀ((W − R)h + b), without an activation."""
-        if self.act_fn is not None or rotation is None:
-            return None
-        return affine_of(tensors["weight"] - rotation, tensors["bias"], rotation)
+    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor) -> Affine:
+        """Rᵀ((W − R)h + b)."""
+        return Affine(tensors["weight"] - rotation, tensors["bias"], rotation)
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
         """Without an activation Rᵀ(Wh + b − Rh) is `direft` with P = R and W − R."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peft_reft.hub_format.kinds import flag
 
-from .affine import Affine, affine_of
+from .affine import Affine
 from .base import Intervention
 from .loreft import loreft_delta
 from .registry import register_intervention
@@ -58,12 +58,10 @@ class NoReft(Intervention):
             delta = delta - self.parameter("projection_bias", hidden) @ projection
         return delta
 
-    def affine(self, tensors: Mapping[str, Tensor], rotation: Tensor | None) -> Affine | None:
-        """Pᵀ((W − P)h + b − c), without an activation."""
-        if self.act_fn is not None:
-            return None
+    def affine(self, tensors: Mapping[str, Tensor]) -> Affine:
+        """Pᵀ((W − P)h + b − c)."""
         bias = tensors["bias"] - tensors["projection_bias"] if self.options["add_bias"] else tensors["bias"]
-        return affine_of(tensors["weight"] - tensors["projection"], bias, tensors["projection"])
+        return Affine(tensors["weight"] - tensors["projection"], bias, tensors["projection"])
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
         """Without an activation Pᵀ(Wh + b − Ph − c) is `direft` with W − P and b − c."""

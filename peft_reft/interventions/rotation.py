@@ -27,6 +27,8 @@ def orthonormal_rows(raw: Tensor, *, padded: bool = False) -> Tensor:
     Returns:
         `[..., rank, hidden]` with orthonormal rows, float64 for float64 input, else float32.
     """
+    if not raw.requires_grad or not torch.is_grad_enabled():
+        return _rows(raw, padded)[-1].to(_result_dtype(raw))
     if _transformed(raw):
         return _factored(_without_zeros(raw, padded), padded)[1].to(_result_dtype(raw))
     rows: Tensor = _OrthonormalRows.apply(raw, padded)  # type: ignore[no-untyped-call]
@@ -56,16 +58,27 @@ class _OrthonormalRows(torch.autograd.Function):
         inner = grad @ rows.mT
         inside = torch.triu(inner - inner.mT, diagonal=1) - inner
         tangent = grad + inside @ rows
-        solved: Tensor = torch.linalg.solve_triangular(factor.mT, tangent, upper=True).to(raw.dtype)
-        return solved, None
+        solved = torch.linalg.solve_triangular(factor.mT, tangent, upper=True).to(raw.dtype)
+        return solved.contiguous(), None  # else each layer's gradient is copied into the layout of its parameter
 
 
 def _factored(raw: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
     """C `[..., rank, rank]` and R `[..., rank, hidden]` of X = C R, in the dtype of the work."""
+    first, second, rows = _rows(raw, padded)
+    return _product(first, second), rows
+
+
+def _rows(raw: Tensor, padded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The factors of both rounds, whose product is C, and R."""
     work = raw.to(torch.float32 if raw.device.type == "mps" else torch.float64)  # MPS has no float64
     first, rows = _cholesky_rows(work, padded)
     second, rows = _cholesky_rows(rows, padded)
-    return first @ second, rows
+    return first, second, rows
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """As `@`, which looks for shapes to broadcast, and takes six calls for stacked matrices where this takes one."""
+    return torch.bmm(left, right) if left.dim() == 3 else left @ right
 
 
 def _without_zeros(raw: Tensor, padded: bool) -> Tensor:
@@ -74,7 +87,7 @@ def _without_zeros(raw: Tensor, padded: bool) -> Tensor:
 
 
 def _cholesky_rows(matrix: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
-    gram = matrix @ matrix.mT
+    gram = _product(matrix, matrix.mT)
     if padded:  # a row of zeros has the factor 1, which divides it to zeros
         gram = gram + torch.diag_embed((gram.diagonal(dim1=-2, dim2=-1) == 0).to(gram.dtype))
     factor, _ = torch.linalg.cholesky_ex(gram)

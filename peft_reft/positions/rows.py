@@ -51,4 +51,4 @@ def plan_rows(masks: Sequence[Tensor], width: int | None, *, exact: bool) -> Row
         score = union * torch.arange(length, 0, -1, device=union.device)
         columns = score.topk(width, dim=1).indices
         rows = (columns + torch.arange(batch, device=union.device)[:, None] * length).reshape(-1)
-    return RowPlan(rows, tuple(mask.reshape(-1)[rows] for mask in masks))
+    return RowPlan(rows, tuple(mask.reshape(-1).index_select(0, rows) for mask in masks))

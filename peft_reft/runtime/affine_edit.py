@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .edit import is_autocast, unflattened
 from .frames import Ready
 
 __all__ = ["edit_affine"]
@@ -24,37 +25,32 @@ def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool) -> Tensor:
         h′, a new tensor of the same shape and dtype, or `hidden`; rows outside the plan keep their bits.
     """
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
+    if is_autocast(device):
         with torch.autocast(device, enabled=False):
             return _edited(hidden, ready, in_place)
     return _edited(hidden, ready, in_place)
 
 
 def _edited(hidden: Tensor, ready: Ready, in_place: bool) -> Tensor:
-    if torch.is_grad_enabled():
-        written: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, *ready.affine)[0]  # type: ignore[no-untyped-call]
-        return written
+    down, bias, up, source = ready.products
+    if source is not None or (hidden.requires_grad and torch.is_grad_enabled()):
+        edited: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, down, bias, up, source)[0]  # type: ignore[no-untyped-call]
+        return edited
     flat = hidden.view(-1, hidden.shape[-1]) if in_place else hidden.reshape(-1, hidden.shape[-1])
     picked = flat.index_select(0, ready.rows)
-    total = _total(picked, ready.used, *ready.affine)[0].to(hidden.dtype)
+    total = _total(picked, ready.used, down, bias, up)[0].to(hidden.dtype)
     if in_place:
         flat.index_copy_(0, ready.rows, total)
         return hidden
-    return _unflattened(flat.index_copy(0, ready.rows, total), hidden)
+    return unflattened(flat.index_copy(0, ready.rows, total), hidden)
 
 
-def _total(picked: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """h′ of gathered rows, the rows and their source h A + c, in the dtype of the work."""
+def _total(picked: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """h′ of gathered rows, in the dtype of the work, and h A + c."""
     work = picked.to(down.dtype)
-    source = torch.addmm(bias, work, down)
-    total = torch.addmm(work, source, up)
-    return (total if used is None else torch.where(used, total, work)), work, source
-
-
-def _unflattened(flat: Tensor, like: Tensor) -> Tensor:
-    """No view of it: FSDP2 warns of blocks that return one."""
-    whole: Tensor = torch.ops.aten._unsafe_view.default(flat, like.shape)
-    return whole
+    inner = torch.addmm(bias, work, down)
+    total = torch.addmm(work, inner, up)
+    return (total if used is None else torch.where(used, total, work)), inner
 
 
 class _AffineRows(torch.autograd.Function):
@@ -66,36 +62,44 @@ class _AffineRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, rows: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        rows: Tensor,
+        used: Tensor | None,
+        down: Tensor,
+        bias: Tensor,
+        up: Tensor,
+        source: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         flat = hidden.reshape(-1, hidden.shape[-1])
         picked = flat.index_select(0, rows)
-        total, work, source = _total(picked, used, down, bias, up)
-        written = _unflattened(flat.index_copy(0, rows, total.to(hidden.dtype)), hidden)
+        total, inner = _total(picked, used, down, bias, up)
+        edited = unflattened(flat.index_copy(0, rows, total.to(hidden.dtype)), hidden)
         ctx.shape = hidden.shape
-        ctx.save_for_backward(rows, used, down, bias, up, picked, source)
+        ctx.save_for_backward(rows, used, down, bias, up, source, picked, inner)
         ctx.set_materialize_grads(False)
-        return written, picked
+        return edited, picked
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_picked: Tensor | None) -> tuple[Tensor | None, ...]:
-        rows, used, down, bias, up, picked, source = ctx.saved_tensors
-        wants_hidden, wants_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
+        rows, used, down, bias, up, source, picked, inner = ctx.saved_tensors
+        source = down.mT if source is None else source
         if grad is None:  # of a backward pass that goes on through the rows alone
-            assert grad_picked is not None
+            if grad_picked is None:
+                return (None,) * 7
             grad = grad_picked.new_zeros(ctx.shape)
         flat = grad.reshape(-1, grad.shape[-1])
         here = flat.index_select(0, rows).to(down.dtype)
-        edited = here if used is None else torch.where(used, here, 0.0)
-        of_source = edited @ up.mT
-        of_hidden, of_weights = None, (None, None, None)
-        if wants_weights:
+        delta = here if used is None else torch.where(used, here, 0.0)
+        of_inner = delta @ up.mT
+        of_hidden, of_bias, of_up, of_source = None, None, None, None
+        if any(ctx.needs_input_grad[4:]):
             work = picked.to(down.dtype)
             if torch.is_grad_enabled():
-                source = torch.addmm(bias, work, down)  # what is saved does not know what it depends on
-            of_weights = (work.mT @ of_source, of_source.sum(0), source.mT @ edited)
-        if wants_hidden:
-            of_rows = torch.addmm(here, of_source, down.mT).to(grad.dtype)
+                inner = torch.addmm(bias, work, source.mT)  # what is saved does not know what it depends on
+            of_bias, of_up, of_source = of_inner.sum(0), inner.mT @ delta, of_inner.mT @ work
+        if ctx.needs_input_grad[0]:
+            of_rows = torch.addmm(here, of_inner, source).to(grad.dtype)
             of_rows = of_rows if grad_picked is None else of_rows + grad_picked
             of_hidden = flat.index_copy(0, rows, of_rows).view(grad.shape)
-        return of_hidden, None, None, *of_weights
+        return of_hidden, None, None, None, of_bias, of_up, of_source

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from .frames import Prepared
 from .inputs import NOTHING, CallInputs, Explicit
 from .plan import StackPlan
 from .situation import Situation, UnitKey, UnitMask

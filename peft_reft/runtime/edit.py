@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peft_reft.positions import RowPlan
 
-__all__ = ["Edit", "apply_edits"]
+__all__ = ["Edit", "apply_edits", "is_autocast", "unflattened"]
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,32 @@ def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit], factor: fl
     Returns:
         A new tensor of the same shape and dtype; rows outside the plan keep their bits.
     """
+    device = hidden.device.type
+    if is_autocast(device):
+        with torch.autocast(device, enabled=False):
+            return _applied(hidden, plan, edits, factor)
+    return _applied(hidden, plan, edits, factor)
+
+
+def is_autocast(device: str) -> bool:
+    """Whether products on a device would be computed in a lower precision than their operands have."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def unflattened(flat: Tensor, like: Tensor) -> Tensor:
+    """New rows `[batch · seq, hidden]` in the shape of `like`; no view of them, of which FSDP2 warns."""
+    whole: Tensor = torch.ops.aten._unsafe_view.default(flat, like.shape)
+    return whole
+
+
+def _applied(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit], factor: float) -> Tensor:
     flat = hidden.reshape(-1, hidden.shape[-1])
-    with torch.autocast(hidden.device.type, enabled=False):
-        rows = flat.index_select(0, plan.rows).to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-        total, seen = rows, rows if factor == 1.0 else rows * factor
-        for edit, member in zip(edits, plan.members, strict=True):
-            delta = _placed(seen, member, edit)
-            total = total + (delta if factor == 1.0 else delta / factor)
-        written = flat.index_copy(0, plan.rows, total.to(hidden.dtype))
-        # no view of it: FSDP2 warns of blocks that return one
-        whole: Tensor = torch.ops.aten._unsafe_view.default(written, hidden.shape)
-        return whole
+    rows = flat.index_select(0, plan.rows).to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+    total, seen = rows, rows if factor == 1.0 else rows * factor
+    for edit, member in zip(edits, plan.members, strict=True):
+        delta = _placed(seen, member, edit)
+        total = total + (delta if factor == 1.0 else delta / factor)
+    return unflattened(flat.index_copy(0, plan.rows, total.to(hidden.dtype)), hidden)
 
 
 def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:

@@ -9,19 +9,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from peft_reft.interventions import Affine
-
 from .plan import StackPlan
 from .situation import UnitKey
 
-__all__ = ["During", "Frame", "Prepared", "Ready", "Running"]
+__all__ = ["During", "Frame", "Prepared", "Products", "Ready", "Running"]
 
-Prepared = dict[tuple[str, UnitKey], Affine | Tensor]
+
+class Products(NamedTuple):
+    """delta(h) = (h A + c) B, in the dtype in which the edit is computed.
+
+    Attributes:
+        down: A `[hidden, rank]`; gradients go to `source` in its place.
+        bias: c `[rank]`.
+        up: B `[rank, hidden]`.
+        source: Aᵀ where a gradient is wanted, so that the parameters' has their layout; else None.
+    """
+
+    down: Tensor
+    bias: Tensor
+    up: Tensor
+    source: Tensor | None
+
+
+Prepared = dict[tuple[str, UnitKey], Products | Tensor]
 """(path of a site, unit) → its two thin products, or R."""
 
 
@@ -34,14 +49,18 @@ class Ready:
         dtype: of the output.
         rows: long `[n]`, distinct rows of the flattened output.
         used: bool `[n, 1]`, which of them are edited; None if all are.
-        affine: the edit.
+        products: the edit.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     rows: Tensor
     used: Tensor | None
-    affine: Affine
+    products: Products
+
+    def fits(self, hidden: Tensor) -> bool:
+        """Whether an output is what the edit was made ready for: OPT's feed-forward part gives `[batch · seq, …]`."""
+        return hidden.dim() == 3 and hidden.shape[:2] == self.shape and hidden.dtype is self.dtype
 
 
 @dataclass(slots=True)

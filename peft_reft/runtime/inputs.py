@@ -18,6 +18,7 @@ __all__ = ["EXPLICIT", "NOTHING", "CallInputs", "Explicit", "call_inputs", "rows
 
 EXPLICIT = ("prompt_mask", "prompt_lengths", "intervention_locations")
 """Keywords of `forward` and `generate` by which a caller states positions; the model itself never sees them."""
+_EXPLICIT = frozenset(EXPLICIT)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Explicit:
     @classmethod
     def take(cls, kwargs: dict[str, Any]) -> tuple[Explicit, dict[str, Any]]:
         """Split the explicit keywords off a call's keywords."""
-        if not any(name in kwargs for name in EXPLICIT):
+        if _EXPLICIT.isdisjoint(kwargs):
             return NOTHING, kwargs
         rest = {name: value for name, value in kwargs.items() if name not in EXPLICIT}
         mask, lengths, locations = (kwargs.get(name) for name in EXPLICIT)
@@ -40,7 +41,7 @@ class Explicit:
         return cls(mask, lengths, locations), rest
 
     def __bool__(self) -> bool:
-        return any(value is not None for value in (self.prompt_mask, self.prompt_lengths, self.locations))
+        return not (self.prompt_mask is None and self.prompt_lengths is None and self.locations is None)
 
     def check_names(self, adapters: Collection[str], stacks: Collection[str]) -> None:
         """Refuse a dict of locations whose keys name neither adapters nor the model's stacks."""

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from peft_reft.interventions import Affine, orthonormal_rows
+from peft_reft.interventions import orthonormal_rows
 from peft_reft.positions import is_transformed
 
 from .activity import LiveUnit
-from .frames import Frame, Prepared
+from .frames import Frame, Prepared, Products
 from .situation import UnitKey
 from .state import ModelState
 
@@ -56,7 +56,7 @@ class Operands:
         return {"state": self.state, "kept": {}, "grouped": (None, [])}
 
     def of(self, frame: Frame, hidden: Tensor) -> Prepared:
-        """By (path of a site, unit): `Affine` where the edit is affine, or else R for kinds that have one.
+        """By (path of a site, unit): `Products` where the edit is affine, or else R for kinds that have one.
 
         A generation runs many frames, some of one stack only: there it is made once, for all stacks. Sharded
         parameters are left out: the unit computes with them itself, where the shards are gathered.
@@ -78,7 +78,7 @@ class Operands:
         if not torch.compiler.is_compiling() and not is_transformed():
             for group in self._groups(frame.units):
                 if (frame.keeper is not None or any(map(frame.plans.get, group.stacks))) and self._may_fold(group):
-                    found.update(zip(group.places, self._affine(group, hidden.dtype), strict=False))
+                    found.update(zip(group.places, self._affine(group, hidden.dtype), strict=True))
         return found | self._rotations(frame, found)
 
     def _groups(self, units: Mapping[str, Sequence[LiveUnit]]) -> list[_Group]:
@@ -90,10 +90,10 @@ class Operands:
                 layer = self.state.layers[path]
                 for one in members:
                     unit = one.module
-                    if "affine" not in type(unit).__dict__ or unit._buffers:
+                    if "affine" not in type(unit).__dict__ or unit.act_fn is not None or unit._buffers:
                         continue
                     shapes = [(name, held.shape, held.dtype, held.device) for name, held in unit._parameters.items()]
-                    alike = (type(unit), unit.act_fn, repr(unit.options), unit.capacity, *shapes)
+                    alike = (type(unit), repr(unit.options), unit.capacity, *shapes)
                     group = made.setdefault(alike, _Group(set(), [], [], [], tuple(unit._parameters)))
                     group.stacks.add(layer.stack)
                     group.places.append((path, one.key))
@@ -124,14 +124,17 @@ class Operands:
             for held in unit._parameters.values()
         )
 
-    def _affine(self, group: _Group, model_dtype: torch.dtype) -> Sequence[Affine]:
+    def _affine(self, group: _Group, model_dtype: torch.dtype) -> list[Products]:
         """The thin products of each unit.
 
         Without gradients they are those of the forward before, where the parameters are the same. Their values say
         so, not their versions: TRL writes into a reference through `.data`, which counts no version. To look at
         values costs nothing on a CPU; an accelerator would have to be waited for.
         """
-        raw = [torch.stack([unit._parameters[name] for unit in group.units]) for name in group.names]
+        raw: list[Tensor] = [
+            _Stacked.apply(*(unit._parameters[name] for unit in group.units))  # type: ignore[no-untyped-call]
+            for name in group.names
+        ]
         like = group.units[0]
         wide = like.broadcasts and not group.layers[0].training and raw[0].device.type != "mps"  # which has no float64
         dtype = torch.float64 if wide or model_dtype == torch.float64 else torch.float32
@@ -141,9 +144,9 @@ class Operands:
         known = self.kept.get(key)
         if known is None or len(known[0]) != len(raw) or not all(map(_same, known[0], raw)):
             with torch.inference_mode(False):
-                raw = [held.clone() for held in raw]
+                raw = [held.clone() if held.is_inference() else held for held in raw]
                 known = self.kept[key] = (raw, _folded(like, group.names, raw, dtype))
-        made: Sequence[Affine] = known[1]
+        made: list[Products] = known[1]
         return made
 
     def _rotations(self, frame: Frame, others: Prepared) -> Prepared:
@@ -175,23 +178,37 @@ class Operands:
         known = self.kept.get(alike)
         if known is None or not _same(known[0][0], raw):
             with torch.inference_mode(False):
-                known = self.kept[alike] = ([raw.clone()], orthonormal_rows(raw.clone(), padded=padded))
+                raw = raw.clone() if raw.is_inference() else raw
+                known = self.kept[alike] = ([raw], orthonormal_rows(raw, padded=padded))
         rows: Tensor = known[1]
         return rows
+
+
+class _Stacked(torch.autograd.Function):
+    """`torch.stack`, whose backward pass takes one call for all of them in place of one for each."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return grad.unbind(0)
 
 
 def _same(known: Tensor, raw: Tensor) -> bool:
     return known.shape == raw.shape and torch.equal(known, raw)
 
 
-def _folded(like: Any, names: Sequence[str], raw: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Affine]:
-    """The thin products of units that are alike, or none where their formula has none."""
+def _folded(like: Any, names: Sequence[str], raw: Sequence[Tensor], dtype: torch.dtype) -> list[Products]:
+    """The thin products of units that are alike."""
     tensors = dict(zip(names, raw, strict=True))
-    rotation = None
-    for name in like.orthonormal:
-        rotation = orthonormal_rows(tensors.pop(name), padded=like.capacity is not None).to(dtype)
-    affine = like.affine({name: held.to(dtype) for name, held in tensors.items()}, rotation)
-    return [] if affine is None else [Affine(*parts) for parts in zip(*(held.unbind(0) for held in affine), strict=True)]
+    rotation = [orthonormal_rows(tensors.pop(name), padded=like.capacity is not None) for name in like.orthonormal]
+    cast = {name: held.to(dtype) for name, held in tensors.items()}
+    source, bias, projection = like.affine(cast, *(rows.to(dtype) for rows in rotation))
+    trained = [None] * len(source) if not source.requires_grad else source.unbind(0)
+    columns = (source.detach().mT.unbind(0), bias.unbind(0), projection.unbind(0), trained)
+    return [Products(*parts) for parts in zip(*columns, strict=True)]
 
 
 def _is_distributed() -> bool:

@@ -87,7 +87,7 @@ class Planner:
         if known is not None and known.keeps:
             frame.keeper, frame.prepared = known, known.prepared
         if getattr(module, "_is_replica", False):
-            frame.prepared, frame.ready = {}, {}  # of DataParallel: a unit computes with its own copy, on its own device
+            frame.prepared, frame.ready = {}, {}  # of DataParallel: a unit computes with its own copy
         frame.counts_from_end = activity.from_end and not explicit and (known is None or known.from_end)
         return frame
 

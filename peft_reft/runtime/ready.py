@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_reft.interventions import Affine
 from peft_reft.positions import is_transformed
-from peft_reft.sites import PLAIN, hidden_of
+from peft_reft.sites import PLAIN, Tap, hidden_of
 
-from .frames import Frame, Prepared, Ready
+from .frames import Frame, Prepared, Products, Ready
 from .state import ModelState
 
 __all__ = ["is_seen_here_only", "ready_edits"]
@@ -31,19 +30,26 @@ def ready_edits(state: ModelState, frame: Frame, prepared: Prepared, dtype: torc
     if torch.compiler.is_compiling() or is_transformed() or frame.rows is not None:
         return {}
     found: dict[str, Ready] = {}
+    used: dict[int, Tensor] = {}
     for path, units in frame.units.items():
         one, layer = units[0], state.layers[path]
         plan, tap = frame.plans.get(layer.stack), one.tap
-        affine = prepared.get((path, one.key))
-        whole = not tap.on_input and tap.start is None and tap.factor == 1.0 and (tap.form is PLAIN or tap.form == PLAIN)
-        if len(units) > 1 or plan is None or not isinstance(affine, Affine) or not whole:
+        products = prepared.get((path, one.key))
+        if len(units) > 1 or plan is None or not isinstance(products, Products):
             continue
-        if layer.scaling[one.name] == 1.0:
+        if _is_whole(tap) and layer.scaling[one.name] == 1.0:
             chosen = plan.rows((one.key,))
             member = chosen.members[0]
-            used = None if member is None else member[:, None]
-            found[path] = Ready(plan.shape, dtype, chosen.rows, used, affine)
+            if member is not None and id(chosen) not in used:
+                used[id(chosen)] = member[:, None]
+            found[path] = Ready(plan.shape, dtype, chosen.rows, used.get(id(chosen)), products)
     return found
+
+
+def _is_whole(tap: Tap) -> bool:
+    """Whether the output is edited as it is, all of it."""
+    plain = tap.form is PLAIN or tap.form == PLAIN  # a copied model has a copy of it
+    return plain and not tap.on_input and tap.start is None and tap.factor == 1.0
 
 
 def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
@@ -59,20 +65,21 @@ def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
         return False
     if hidden.is_inference() and not torch.is_inference_mode_enabled():
         return False
-    return _holders(hidden, output) == _holders_of_new(type(output))
+    if type(output) not in (Tensor, tuple):
+        return False
+    return _holders(hidden, output) == _holders_of_new(type(output) is tuple)
 
 
 def _holders(hidden: Tensor, output: Any) -> tuple[int, int, int]:
     """How many hold the tensor in Python, hold it in C++, and share its memory."""
     storage = hidden.untyped_storage()
-    return sys.getrefcount(hidden), hidden._use_count(), torch._C._storage_Use_Count(storage._cdata)
+    in_cpp: int = hidden._use_count()  # type: ignore[attr-defined]  # a name that torch's stubs leave out
+    return sys.getrefcount(hidden), in_cpp, torch._C._storage_Use_Count(storage._cdata)
 
 
 @cache
-def _holders_of_new(kind: type) -> tuple[int, int, int] | None:
+def _holders_of_new(in_tuple: bool) -> tuple[int, int, int]:
     """The same of a tensor that a module has just made, counted here: it differs between versions of Python."""
-    if kind not in (Tensor, tuple):
-        return None
     counted = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -80,7 +87,7 @@ def _holders_of_new(kind: type) -> tuple[int, int, int] | None:
         counted.append(_counted(hidden, output))
 
     made = nn.Module()
-    made.forward = lambda: torch.zeros(1).add(1) if kind is Tensor else (torch.zeros(1).add(1),)
+    made.forward = lambda: (torch.zeros(1).add(1),) if in_tuple else torch.zeros(1).add(1)
     made.register_forward_hook(hook)
     made()
     return counted[0]

@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from peft_reft.sites import Stack
 
 from .boundary import BoundaryProvider, providers_for
-from .planning import Planner
 from .operands import Operands
+from .planning import Planner
 from .state import ATTRIBUTE, ModelState
 from .way_in import make_entry, remove_entry
 

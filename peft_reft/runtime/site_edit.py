@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import PositionError, SiteError
-from peft_reft.interventions import Affine
 from peft_reft.sites import PLAIN, hidden_of, with_hidden, with_slice
 
 from .activity import LiveUnit
 from .affine_edit import edit_affine
 from .edit import Edit, apply_edits
-from .frames import Frame
+from .frames import Frame, Products
 from .plan import StackPlan
 from .ready import is_seen_here_only, ready_edits
 from .situation import UnitKey
@@ -31,26 +30,40 @@ def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook of the site's module."""
     layer: Any = module._modules[CHILD]
     frame = layer.running.frame
-    plan = _plan_of(layer, frame, on_input=False)
-    if plan is None:
+    if frame is None:
+        _outside(layer, on_input=False)
         return None
-    hidden = hidden_of(output)
+    plan = frame.plans.get(layer.stack)
+    if plan is None:  # decoding, for one: whatever the adapters are, it edits nothing
+        return None
     if frame.ready is None:
+        if not _on_output(frame, layer):
+            return None
+        hidden = hidden_of(output)
         frame.ready = ready_edits(layer.state, frame, layer.operands.of(frame, hidden), hidden.dtype)
     ready = frame.ready.get(layer.path)
-    if ready is not None and hidden.dim() == 3 and hidden.shape[:2] == ready.shape and hidden.dtype is ready.dtype:
-        alone = is_seen_here_only(hidden, output)
-        edited = edit_affine(hidden, ready, in_place=alone)
-        return None if edited is hidden else with_hidden(output, edited)
-    units = [one for one in frame.units.get(layer.path, ()) if not one.tap.on_input]
-    return with_hidden(output, _edited(layer, hidden, units, plan, frame)) if units else None
+    if ready is not None:
+        hidden = hidden_of(output)
+        if ready.fits(hidden):
+            alone = is_seen_here_only(hidden, output)
+            edited = edit_affine(hidden, ready, in_place=alone)
+            return None if edited is hidden else with_hidden(output, edited)
+    units = _on_output(frame, layer)
+    return with_hidden(output, _edited(layer, hidden_of(output), units, plan, frame)) if units else None
+
+
+def _on_output(frame: Frame, layer: Any) -> list[LiveUnit]:
+    return [one for one in frame.units.get(layer.path, ()) if not one.tap.on_input]
 
 
 def edit_input(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the site's module: its first input is what is edited."""
     layer: Any = module._modules[CHILD]
     frame = layer.running.frame
-    plan = _plan_of(layer, frame, on_input=True)
+    if frame is None:
+        _outside(layer, on_input=True)
+        return None
+    plan = frame.plans.get(layer.stack)
     units = [] if plan is None else [one for one in frame.units.get(layer.path, ()) if one.tap.on_input]
     if plan is None or not units:
         return None
@@ -59,10 +72,8 @@ def edit_input(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
 
 
-def _plan_of(layer: Any, frame: Frame | None, *, on_input: bool) -> StackPlan | None:
-    """What is edited at a site in this call. Decoding edits nothing, whatever the adapters are."""
-    if frame is not None:
-        return frame.plans.get(layer.stack)
+def _outside(layer: Any, *, on_input: bool) -> None:
+    """Refuse to leave edits out of a module that runs where no forward of its model does."""
     if any(one.tap.on_input is on_input for one in layer.live()):
         raise PositionError(
             f"{layer.path} ran outside of its model's forward, so its positions are not known",
@@ -71,7 +82,6 @@ def _plan_of(layer: Any, frame: Frame | None, *, on_input: bool) -> StackPlan | 
             fix="call the whole model; for gradient checkpointing use the model's own "
             "(`gradient_checkpointing_enable`), which leaves hooks outside the recomputation",
         )
-    return None
 
 
 def _edited(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPlan, frame: Frame) -> Tensor:
@@ -121,11 +131,15 @@ def _other_shape(layer: Any, hidden: Tensor, plan: StackPlan) -> SiteError:
     )
 
 
-def _at_work(layer: Any, one: LiveUnit, given: Affine | Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]) -> Edit:
+def _at_work(
+    layer: Any, one: LiveUnit, given: Products | Tensor | None, plan: StackPlan, chosen: Sequence[UnitKey]
+) -> Edit:
     """One unit with what it needs in this call; a compiled graph reads no name and no factor as a number."""
     compiling = torch.compiler.is_compiling()
-    if isinstance(given, Affine):
-        return Edit(_product_of(given), None, layer.scaling[one.name], None, wide=one.module.broadcasts and not layer.training)
+    if isinstance(given, Products):
+        return Edit(
+            _product_of(given), None, layer.scaling[one.name], None, wide=one.module.broadcasts and not layer.training
+        )
     unit = one.module if compiling else layer.unit((one.name, one.key[1]))
     return Edit(
         unit,
@@ -136,11 +150,12 @@ def _at_work(layer: Any, one: LiveUnit, given: Affine | Tensor | None, plan: Sta
     )
 
 
-def _product_of(affine: Affine) -> Callable[..., Tensor]:
+def _product_of(products: Products) -> Callable[..., Tensor]:
     """Gathered rows `[n, hidden]` → their delta."""
 
     def delta(rows: Tensor, rotation: None) -> Tensor:
-        down, bias, up = (held.to(rows.dtype) for held in affine)
+        down = products.down if products.source is None else products.source.mT
+        down, bias, up = (held.to(rows.dtype) for held in (down, products.bias, products.up))
         return torch.addmm(bias, rows, down) @ up
 
     return delta

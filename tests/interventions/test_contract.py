@@ -48,6 +48,18 @@ def test_the_edit_is_the_formula(kind: Kind) -> None:
     assert_close(h + unit(h), kind.edit(h, tensors_of(unit), lambda source: source), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "affine" in vars(intervention_class(kind.name))], ids=str)
+def test_the_two_products_are_the_formula(kind: Kind) -> None:
+    unit = kind.make().double()
+    h, tensors = hidden_states(), tensors_of(unit)
+    rotation = [tensors.pop(name) for name in unit.orthonormal]
+    source, bias, projection = unit.affine(
+        {name: held[None] for name, held in tensors.items()}, *(r[None] for r in rotation)
+    )
+    found = h + (h @ source[0].mT + bias[0]) @ projection[0]
+    assert_close(found, kind.edit(h, tensors_of(unit), lambda same: same), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "gelu"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.activates], ids=str)
 def test_the_activation_falls_on_the_learned_source(kind: Kind, name: str) -> None:

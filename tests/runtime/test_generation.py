@@ -17,8 +17,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 
-import peft_reft.runtime.planning
 import peft_reft.runtime.operands
+import peft_reft.runtime.planning
 import peft_reft.runtime.site_edit
 from contract.tiny import VOCABULARY, base_model, reft_model, token_ids
 from peft_reft import ReftConfig

@@ -1,0 +1,176 @@
+"""How many calls of ATen an edit costs, once per forward and at each block: counted, as no timing can be exact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import peft_reft.runtime.operands
+from peft_reft import ReftConfig
+
+LOOKS = {"nonzero", "_local_scalar_dense", "equal", "is_nonzero", "masked_select", "unique", "item"}
+"""What waits for an accelerator, beside indexing with bools."""
+AFFINE = ("loreft", "direft", "noreft", "consreft", "direft_orthogonal")
+
+
+class Calls(TorchDispatchMode):
+    """Counts every call by the operator's name; indexing with bools has a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name == "index" and any(isinstance(one, Tensor) and one.dtype == torch.bool for one in args[1]):
+            name = "nonzero"
+        self.counted[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def llama(blocks: int, kind: str | None, device: str = "cpu") -> Any:
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=64,
+            num_hidden_layers=blocks,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=128,
+            vocab_size=128,
+            attn_implementation="eager",
+        )
+    )
+    if kind is None:
+        return base.to(device).requires_grad_(False)
+    config = ReftConfig(task_type="CAUSAL_LM", r=4, positions="f3+l3", intervention=kind, init_weights=False)
+    return get_peft_model(base, config).to(device)
+
+
+def batch(device: str = "cpu") -> dict[str, Tensor]:
+    ids = torch.full((4, 24), 7, device=device)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def prefill(blocks: int, kind: str | None, device: str = "cpu", *, first: bool = False) -> Counter[str]:
+    model = llama(blocks, kind, device).eval()
+    given = batch(device)
+    with torch.no_grad():
+        if not first:
+            model(**given)
+        with Calls() as calls:
+            model(**given)
+    return calls.counted
+
+
+def step(blocks: int, kind: str | None) -> Counter[str]:
+    """Forward and backward; the frozen base's starts from embeddings that want a gradient, as the first edit does."""
+    model = llama(blocks, kind).train()
+    given = {**batch(), "labels": batch()["input_ids"].clone()}
+    given["labels"][:, :12] = -100
+    if kind is None:
+        given["inputs_embeds"] = model.get_input_embeddings()(given.pop("input_ids")).requires_grad_()
+    with Calls() as calls:
+        model(**given).loss.backward()
+    return calls.counted
+
+
+def costs(counted: Any, kind: str, **settings: Any) -> tuple[float, float]:
+    """(once, per block), beyond the base's own."""
+    own = [counted(n, kind, **settings).total() - counted(n, None, **settings).total() for n in (2, 4)]
+    per_block = (own[1] - own[0]) / 2
+    return own[0] - 2 * per_block, per_block
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_a_prefill(kind: str) -> None:
+    once, per_block = costs(prefill, kind)
+    assert per_block == 7
+    assert once <= 19
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_the_first_prefill_prepares_the_products_of_all_blocks_in_one_go(kind: str) -> None:
+    once, per_block = costs(prefill, kind, first=True)
+    assert per_block == 7
+    assert once <= 35
+
+
+@pytest.mark.parametrize("kind", ["loreft", "direft"])
+def test_a_training_step(kind: str) -> None:
+    assert costs(step, kind)[1] <= 24
+
+
+@pytest.mark.filterwarnings("ignore::peft_reft.PositionWarning")
+@pytest.mark.parametrize("kind", [*AFFINE, "bias", "red", "lobireft", "gated"])
+def test_nothing_waits_for_an_accelerator(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of devices whose values are not looked at, taken here on the one that has none."""
+    monkeypatch.setattr(peft_reft.runtime.operands, "is_placeholder", lambda parameter: False)
+    own = prefill(2, kind, "meta") - prefill(2, None, "meta")
+    assert own["index_select"]
+    assert not LOOKS & own.keys()
+    once, per_block = costs(prefill, kind, device="meta")
+    assert once <= 43
+    if kind in AFFINE:
+        assert per_block == 8
+
+
+def test_no_whole_hidden_state_is_copied_without_gradients() -> None:
+    own = prefill(3, "loreft") - prefill(3, None)
+    assert own["index_copy_"] == 3
+    assert not {"clone", "index_copy", "copy_", "cat"} & own.keys()
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda h: h, lambda h: h.detach(), lambda h: h[:, :1], lambda h: [h], lambda h: h.view(-1)], ids=range(5)
+)
+def test_what_somebody_else_holds_is_left_as_it_was(keep: Callable[[Tensor], Any]) -> None:
+    model, held = llama(2, "loreft").eval(), []
+    block = model.get_base_model().model.layers[0]
+    own = block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = own(*args, **kwargs)
+        kept = keep(output)
+        held.append(kept[0] if isinstance(kept, list) else kept)
+        return output
+
+    block.forward = forward
+    with torch.no_grad():
+        edited = model(**batch()).logits
+        with model.disable_adapter():
+            assert not torch.equal(model(**batch()).logits, edited)
+    assert torch.equal(*held)
+
+
+def test_a_hook_before_ours_may_keep_the_output() -> None:
+    model = llama(2, "loreft").eval()
+    seen: list[Tensor] = []
+    block = model.get_base_model().model.layers[0]
+    block.register_forward_hook(lambda module, args, output: seen.append(output), prepend=True)
+    with torch.no_grad():
+        model(**batch())
+        with model.disable_adapter():
+            model(**batch())
+    assert torch.equal(*seen)
+
+
+def test_a_block_that_gives_back_its_input_leaves_the_input_alone() -> None:
+    model = llama(2, "loreft").eval()
+    block = model.get_base_model().model.layers[0]
+    block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    embedded = model.get_input_embeddings()(batch()["input_ids"]).detach()
+    before = embedded.clone()
+    with torch.no_grad():
+        edited = model(inputs_embeds=embedded, attention_mask=batch()["attention_mask"], output_hidden_states=True)
+    assert torch.equal(embedded, before)
+    assert not torch.equal(edited.hidden_states[1], before)
