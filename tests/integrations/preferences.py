@@ -84,9 +84,13 @@ def history(trainer: Any, key: str) -> list[float]:
 
 
 @contextmanager
-def edits_of_passes(model: PeftModel) -> Iterator[list[Tokens]]:
-    """For every forward in the block the tokens (row, column) that the first block's edit changes."""
-    base = model.get_base_model()
+def edits_of_passes(model: nn.Module) -> Iterator[list[Tokens]]:
+    """For every forward in the block the tokens (row, column) that the first block's edit changes.
+
+    Args:
+        model: with PEFT's wrapper, or with an adapter that `add_adapter` put on it.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     found: list[Tokens] = []
     first, second = (base.get_submodule(f"model.layers.{number}") for number in (0, 1))
     with raw_outputs_of(first) as raw, inputs_of(second) as read:
