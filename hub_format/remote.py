@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -22,6 +21,7 @@ from huggingface_hub.errors import (
 
 from .bundle import INDEX_NAME
 from .errors import HubError
+from .http_client import ConnectError, TransportError
 from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
 
 __all__ = ["fetch_folder", "fetch_listing", "hub_errors"]
@@ -90,7 +90,7 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
             rule="a revision is a branch, a tag, a commit or refs/pr/<number>",
             fix="leave it out for the default branch",
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.ConnectError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectError) as error:
         status = _status(error)
         if status is not None:
             raise _answered(repo_id, status) from error
@@ -104,12 +104,12 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         raise
     except HfHubHTTPError as error:
         raise _answered(repo_id, _status(error)) from error
-    except (httpx2.TransportError, OSError, RuntimeError) as error:
+    except (TransportError, OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of this machine's disk
         if (status := _status(error)) is not None:  # of one file of several, which the client wraps
             raise _answered(repo_id, status) from error
-        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, httpx2.TransportError):
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, TransportError):
             raise
         raise HubError(
             f"a file of {repo_id} did not arrive whole: {str(error).splitlines()[0][:160]}",
