@@ -31,7 +31,7 @@ from .storage.base_tokenizer import base_tokenizer
 from .storage.identity import base_identity, check_base
 from .storage.loading import check_sites, check_wrappers, loaded_check
 from .storage.state_dicts import SavingTuner
-from .training import Trainers
+from .training import PackedBase, Trainers
 from .training.checkpointing import carry_frames
 from .training.refusals import refuse_cut_rows, refuse_partial_reference, refuse_vllm
 from .training.running import running_trainer
@@ -41,7 +41,7 @@ __all__ = ["ReftModel"]
 
 COMPLETION_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
-for provider in (Generations, ContinuousBatching, Trainers):  # asked in this order where a prompt ends
+for provider in (PackedBase, Generations, ContinuousBatching, Trainers):  # asked in this order where a prompt ends
     register_boundary(provider)
 
 

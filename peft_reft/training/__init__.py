@@ -1,5 +1,6 @@
-"""Training: what running trainers know and what is refused of them, sharding, gradient checkpointing."""
+"""Training: what running trainers know and what is refused of them, sharding, checkpointing, packed weights."""
 
 from .boundary import Trainers
+from .packed_base import PackedBase
 
-__all__ = ["Trainers"]
+__all__ = ["PackedBase", "Trainers"]

@@ -1,4 +1,4 @@
-"""`Trainer` and `SFTTrainer` of a model that got its adapter by transformers' own `model.add_adapter`, without PEFT."""
+"""`Trainer` and `SFTTrainer` of a model that got its adapter by transformers' `model.add_adapter`, without PEFT."""
 
 from __future__ import annotations
 
