@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
-from peft_reft.hub_format.digests import check_recorded
+from peft_reft.hub_format.digests import check_recorded, tensor_info
 from peft_reft.hub_format.errors import AdapterLoadError
 from peft_reft.hub_format.rank import has_full_rank
 from peft_reft.interventions import Intervention
@@ -146,8 +146,34 @@ def loaded_check(model: nn.Module, adapter_name: str, recorded: Mapping[str, Any
         configs: Any = model.peft_config
         configs[adapter_name].outgoing = None  # nobody is saving
         check_recorded(_of_edits(recorded), tensors)
+        _check_saved_in_full(model, adapter_name, recorded)
 
     return check
+
+
+def _check_saved_in_full(model: nn.Module, adapter_name: str, recorded: Mapping[str, Any]) -> None:
+    """Refuse a module that still is the base's, though the config saved another: some versions load no such module."""
+    for path, module in model.named_modules():
+        if not isinstance(module, ModulesToSaveWrapper) or adapter_name not in module._adapters:
+            continue
+        base, held = (part.state_dict() for part in (module.original_module, module.modules_to_save[adapter_name]))
+        for name, tensor in base.items():
+            entry = recorded.get(f"{MODEL_PREFIX}{path}.{name}")
+            if (
+                entry is None
+                or tensor.is_meta
+                or hasattr(tensor, "placements")
+                or list(tensor.shape) != entry["shape"]
+            ):
+                continue  # not ours, or not all here
+            if torch.equal(tensor, held[name].to(tensor)) and tensor_info(tensor, entry["dtype"]).to_json() != entry:
+                raise AdapterLoadError(
+                    f"{path!r}, which the config saves in full, was not loaded: it is the base's",
+                    code="load.fit",
+                    value=path,
+                    rule="this version of transformers brings the edits alone in load_adapter",
+                    fix="load with PeftModel.from_pretrained, or with a newer transformers",
+                )
 
 
 def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[Intervention, int, str]]]:

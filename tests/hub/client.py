@@ -25,7 +25,7 @@ def become_client(hub: LoopbackHub, home: Path, patch: pytest.MonkeyPatch) -> No
             if hasattr(module, name):
                 patch.setattr(module, name, value)
     patch.setattr(api.api, "endpoint", hub.endpoint)
-    patch.setattr(transformers_hub, "_hf_api", None)  # it keeps one, of the hub before
+    patch.setattr(transformers_hub, "_hf_api", None, raising=False)  # newer ones keep one, of the hub before
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)

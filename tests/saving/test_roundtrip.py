@@ -14,13 +14,20 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
+from contract.features import load_adapter_brings_heads
 from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig
 from peft_reft.hub_format import check_folder
-from peft_reft.hub_format.errors import IntegrityError, ManifestError, ReftError, UnsupportedVersionError
+from peft_reft.hub_format.errors import (
+    AdapterLoadError,
+    IntegrityError,
+    ManifestError,
+    ReftError,
+    UnsupportedVersionError,
+)
 from peft_reft.hub_format.manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
 from peft_reft.hub_format.schema import FIELDS
 
@@ -193,7 +200,43 @@ def test_a_head_is_saved_beside_the_edits(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), expected)
     plain = base()
     plain.load_adapter(str(tmp_path))
-    assert torch.equal(logits(plain), expected)
+    if load_adapter_brings_heads():
+        assert torch.equal(logits(plain), expected)
+    else:
+        with pytest.raises(AdapterLoadError, match="'score', which the config saves in full, was not loaded"):
+            logits(plain)
+
+
+def test_a_head_that_was_not_loaded_is_refused(tmp_path: Path) -> None:
+    """As older versions of transformers did in `load_adapter`: they brought the edits alone."""
+
+    def base() -> hf.PreTrainedModel:
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return hf.LlamaForSequenceClassification(hf.LlamaConfig(vocab_size=64, pad_token_id=0, **sizes)).eval()
+
+    def loaded(*, head: bool) -> hf.PreTrainedModel:
+        plain = inject_adapter_in_model(PeftConfig.from_pretrained(str(tmp_path)), base())
+        state = plain.state_dict()
+        for name, tensor in load_file(tmp_path / WEIGHTS_NAME).items():
+            path, _, last = name.removeprefix("base_model.model.").rpartition(".")
+            if head or ".reft." in name:
+                state[f"{path}.default.{last}" if ".reft." in name else f"{path}.modules_to_save.default.{last}"] = (
+                    tensor
+                )
+        plain.load_state_dict(state)
+        return plain
+
+    model = get_peft_model(base(), ReftConfig(task_type="SEQ_CLS", positions="f2+l2", init_weights=False))
+    model.save_pretrained(str(tmp_path))
+    assert torch.equal(logits(loaded(head=False)), logits(model))  # nothing was trained: it is the head
+    with torch.no_grad():
+        model.base_model.model.score.modules_to_save["default"].weight.add_(1.5)
+    model.save_pretrained(str(tmp_path))
+    assert torch.equal(logits(loaded(head=True)), logits(model))
+    with pytest.raises(AdapterLoadError, match="'score', which the config saves in full, was not loaded"):
+        logits(loaded(head=False))
 
 
 def test_a_second_save_into_the_same_folder_replaces_the_first(tmp_path: Path) -> None:
