@@ -8,7 +8,7 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-gpu test-peft test-architectures lint types format clean build/types
+.PHONY: demo test test-slow test-gpu test-peft test-architectures test-oldest test-serving-pins lint types format clean build/types
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
@@ -29,6 +29,25 @@ test-peft: $(VENV)/dev.stamp
 # every text model class of transformers, made tiny; writes docs/architectures.md. Goes on where it was stopped
 test-architectures: $(VENV)/dev.stamp
 	cd tests && OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ../$(BIN)/python -m architectures --workers 2
+
+# the lower bounds of pyproject.toml, and what vLLM pins: each in a venv of its own, with the tests that apply there
+test-oldest: .venv-oldest/stamp
+	$(call PINNED,.venv-oldest)
+
+test-serving-pins: .venv-serving/stamp
+	$(call PINNED,.venv-serving)
+
+PINNED = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(1)/bin/python -m pytest -n 2 --dist loadfile \
+	-m "not slow and not gpu" $(TESTS)
+# TESTS=tests/saving runs a part of them
+TESTS ?= --ignore tests/distributed --ignore tests/peft_suite --ignore tests/tools --ignore tests/cli
+
+.venv-%/stamp: constraints-%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< $$(grep '^torch==' $<)
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< --requirement $<
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 lint: $(VENV)/dev.stamp build/types
 	$(BIN)/ruff check .
@@ -65,4 +84,4 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo-output *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-serving build dist demo-output *.egg-info

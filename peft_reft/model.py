@@ -32,7 +32,7 @@ from .storage.identity import base_identity, check_base
 from .storage.loading import check_sites, check_wrappers, loaded_check
 from .storage.state_dicts import SavingTuner
 from .training import PackedBase, Trainers
-from .training.checkpointing import carry_frames
+from .training.checkpointing import Recomputation, carry_frames
 from .training.refusals import refuse_cut_rows, refuse_partial_reference, refuse_vllm
 from .training.running import running_trainer
 from .training.sharding import check_not_sharded, check_whole_input, share_start
@@ -41,7 +41,7 @@ __all__ = ["ReftModel"]
 
 COMPLETION_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
-for provider in (PackedBase, Generations, ContinuousBatching, Trainers):  # asked in this order where a prompt ends
+for provider in (PackedBase, Recomputation, Generations, ContinuousBatching, Trainers):  # asked in this order
     register_boundary(provider)
 
 

@@ -2,22 +2,27 @@
 
 transformers checkpoints a block's `forward`, which leaves hooks of the block outside and those of its parts
 (attention, feed-forward) inside: they run again in the backward pass, when the model's forward is over
-(modeling_layers.py, `GradientCheckpointingLayer`). So the function that is checkpointed carries its frame along. R is
-computed from its raw parameter in there: a tensor of another region's graph must not be used across regions that are
-recomputed.
+(modeling_layers.py, `GradientCheckpointingLayer`). Its versions before 5.20 or so checkpoint the block's `__call__`,
+hooks of the block included. So the function that is checkpointed carries its frame along. R is computed from its raw
+parameter in there: a tensor of another region's graph must not be used across regions that are recomputed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from peft_reft.runtime import Runtime
+from peft_reft.runtime import Runtime, runtime_of
+from peft_reft.runtime.boundary import BoundaryProvider, Knowledge
 from peft_reft.runtime.frames import Frame, Running
+from peft_reft.runtime.inputs import Explicit
 
-__all__ = ["FrameCarrier", "carry_frames"]
+__all__ = ["FrameCarrier", "Recomputation", "carry_frames"]
 
 _FUNCTION = "_gradient_checkpointing_func"
 
@@ -31,7 +36,7 @@ def carry_frames(runtime: Runtime, path: str, stack: str) -> None:
         stack: path of its stack.
     """
     inner = path.removeprefix(f"{stack}.").split(".")
-    if len(inner) < 2:
+    if len(inner) < 2 and not _recomputes_hooks():
         return  # the block itself: its hooks lie outside of what is recomputed
     block = runtime.state.model.get_submodule(f"{stack}.{inner[0]}")
     if not any(isinstance(handle, FrameCarrier) and handle.block is block for handle in runtime.handles):
@@ -47,12 +52,16 @@ class FrameCarrier:
         self.handle = block.register_forward_pre_hook(self)
 
     def __call__(self, block: nn.Module, args: Any) -> None:
+        """Called when the block runs."""
+        self.wrap()
+
+    def wrap(self) -> None:
         """Wrap the function by which the block is about to be checkpointed, unless it is wrapped already."""
-        if not (getattr(block, "gradient_checkpointing", False) and block.training):
+        if not (getattr(self.block, "gradient_checkpointing", False) and self.block.training):
             return
-        checkpoint = getattr(block, _FUNCTION)
+        checkpoint = getattr(self.block, _FUNCTION)
         if not isinstance(checkpoint, _Carrying):
-            setattr(block, _FUNCTION, _Carrying(self.running, checkpoint))
+            setattr(self.block, _FUNCTION, _Carrying(self.running, checkpoint))
 
     def remove(self) -> None:
         """Leave the block as it was."""
@@ -60,6 +69,45 @@ class FrameCarrier:
         checkpoint = getattr(self.block, _FUNCTION, None)
         if isinstance(checkpoint, _Carrying):
             setattr(self.block, _FUNCTION, checkpoint.checkpoint)
+
+
+class Recomputation(BoundaryProvider):
+    """Where a block's hooks are checkpointed with it: wraps before the forward starts. Of prompts it knows nothing."""
+
+    needed = False
+
+    def attach(self) -> None:
+        """Ask transformers once."""
+        self.needed = _recomputes_hooks()
+
+    def knowledge(self, call: Mapping[str, Any], explicit: Explicit) -> Knowledge | None:
+        """Nothing."""
+        if self.needed and self.state.model.training and (runtime := runtime_of(self.state.model)) is not None:
+            for handle in runtime.handles:
+                if isinstance(handle, FrameCarrier):
+                    handle.wrap()
+        return None
+
+
+@cache
+def _recomputes_hooks() -> bool:
+    """Whether a block's hooks run inside of what transformers checkpoints: asked of a block that does nothing."""
+
+    class Block(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers' types are not followed
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden
+
+    def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
+        order.append("checkpoint")
+        return function(*args)
+
+    order: list[str] = []
+    block = Block().train()
+    block.gradient_checkpointing = True
+    setattr(block, _FUNCTION, checkpoint)
+    block.register_forward_pre_hook(lambda *_: order.append("hook"))
+    block(torch.zeros(1))
+    return order[0] == "checkpoint"
 
 
 class _Carrying:

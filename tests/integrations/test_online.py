@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from contract.features import paged
 from contract.recording import Tokens
 from peft_reft.hub_format.errors import PromptBoundaryError
 
@@ -124,7 +125,7 @@ def _by_row(tokens: Tokens) -> Counter[tuple[int, ...]]:
 CONTINUOUS = {
     "use_transformers_continuous_batching": True,
     # prompts come in pieces, beside others that decode
-    "transformers_continuous_batching_config": {"page_size": 4, "num_blocks": 32, "max_batch_tokens": 12},
+    "transformers_continuous_batching_config": paged({"page_size": 4, "num_blocks": 32, "max_batch_tokens": 12}),
 }
 
 

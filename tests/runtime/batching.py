@@ -15,6 +15,7 @@ from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.requests import RequestState
 
+from contract.features import paged
 from contract.tiny import token_ids
 
 from .stepwise import greedy
@@ -30,7 +31,8 @@ def prompts(*, seed: int = 10) -> list[Tensor]:
 
 def small(**settings: Any) -> ContinuousBatchingConfig:
     """Pages of 4 tokens, 8 of them, 8 tokens in a forward."""
-    return ContinuousBatchingConfig(**{"page_size": 4, "num_blocks": 8, "max_batch_tokens": 8, **settings})
+    chosen = {"page_size": 4, "num_blocks": 8, "max_batch_tokens": 8, **settings}
+    return ContinuousBatchingConfig(**paged(chosen))
 
 
 def greedily(**how: Any) -> hf.GenerationConfig:

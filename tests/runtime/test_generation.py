@@ -20,6 +20,7 @@ from torch import Tensor
 import peft_reft.runtime.operands
 import peft_reft.runtime.planning
 import peft_reft.runtime.site_edit
+from contract.features import NO_END
 from contract.tiny import VOCABULARY, base_model, reft_model, token_ids
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import PromptBoundaryError
@@ -54,6 +55,8 @@ def expected_for(name: str, spec: str) -> list[list[int]]:
 
 def generated(model: Any, given: dict[str, Any], **how: Any) -> list[list[int]]:
     """The new tokens of every row."""
+    if "prompt_lookup_num_tokens" in how:
+        how["eos_token_id"] = NO_END
     ids = model.generate(**given, **{"max_new_tokens": STEPS, "do_sample": False, **how})
     start = given["input_ids"].shape[1] if "input_ids" in given else 0
     return ids[:, start:].tolist()
