@@ -11,6 +11,7 @@ from peft_reft.hub_format.errors import SiteError
 
 from .components import Place, Tap, component_place
 from .probe import check_components, probed
+from .reached import check_reached
 from .shapes import forms_at
 from .stacks import Stack, text_config
 
@@ -63,6 +64,7 @@ def site_table(
                 if probed(component):
                     unproven[f"{stack.path}.{block}", component] = place
                 places.setdefault((stack.path, block, path), []).append((number, place.tap))
+    check_reached(model, list(stacks.values()))
     if unproven:
         check_components(model, unproven)
     forms = forms_at(

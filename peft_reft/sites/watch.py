@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .plain_tokens import device_of_inputs, plain_tokens
 
-__all__ = ["Call", "Trace", "watched_forward"]
+__all__ = ["Call", "Trace", "reached_blocks", "watched_forward"]
 
 TOKENS = 2
 _HOOKS = (
@@ -66,16 +66,35 @@ def watched_forward(model: nn.Module, blocks: Mapping[str, nn.Module], judge: Ca
         Exception: whatever the model's forward raises.
     """
     inputs = _inputs(model)
+    with _leaving_no_trace(model), _Products() as products:
+        for path, block in blocks.items():
+            _watch(path, block, products, judge)
+        model(**inputs)
+
+
+def reached_blocks(model: nn.Module, paths: Iterable[str]) -> set[str]:
+    """Those of the paths whose modules' hooks run in a forward on two tokens.
+
+    Raises:
+        Exception: whatever the model's forward raises.
+    """
+    inputs, reached = _inputs(model), set[str]()
+    with _leaving_no_trace(model):
+        for path in paths:
+            model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.add(path))
+        model(**inputs)
+    return reached
+
+
+@contextmanager
+def _leaving_no_trace(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_states_kept(model))
         stack.enter_context(_alone(model))
         stack.enter_context(torch.autocast(device_of_inputs(model).type, enabled=False))
-        products = stack.enter_context(_Products())
-        for path, block in blocks.items():
-            _watch(path, block, products, judge)
-        model(**inputs)
+        yield
 
 
 def _watch(path: str, block: nn.Module, products: _Products, judge: Callable[[str, Trace], None]) -> None:
