@@ -18,7 +18,7 @@ from peft_reft.hub_format.errors import SiteError
 from .forms import PLAIN, Form
 from .parts import attention_output, head_count, mlp_output, multiplier, output_projection
 
-__all__ = ["COMPONENTS", "Place", "Tap", "component_place"]
+__all__ = ["COMPONENTS", "Place", "Tap", "component_place", "component_places"]
 
 _HEAD = re.compile(r"head_output\[(\d+)\]")
 
@@ -89,6 +89,24 @@ def component_place(block: nn.Module, component: str, config: Any = None) -> Pla
     if place is None:
         raise _lacks(block, component)
     return place
+
+
+def component_places(block: nn.Module, component: str, config: Any = None) -> list[Place]:
+    """Where the component may be, the likeliest place first; a forward tells which it is. See `component_place`.
+
+    Raises:
+        SiteError: see `component_place`.
+    """
+    found = [component_place(block, component, config)]
+    inside = _WITHOUT_NORM.get(component)
+    other = None if inside is None else _added(block, inside(block, behind=False))
+    return found if other is None or other in found else [*found, other]
+
+
+_WITHOUT_NORM: dict[str, Callable[..., str | None]] = {
+    "attention_output": attention_output,
+    "mlp_output": mlp_output,
+}
 
 
 def _added(block: nn.Module, path: str | None) -> Place | None:

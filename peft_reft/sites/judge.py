@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .parts import (
 from .residual import Flow, equal, follow
 from .watch import Call, Trace
 
-__all__ = ["ATTENTION", "FAINT", "FEED_FORWARD", "HEADS", "Verdict", "judge"]
+__all__ = ["ATTENTION", "FAINT", "FEED_FORWARD", "HEADS", "Found", "Verdict", "judge"]
 
 ATTENTION, FEED_FORWARD, HEADS = "attention_output", "mlp_output", "head_output"
 FAINT = "what it adds vanishes in the rounding of the residual stream, as with zero weights, so nothing can be told"
@@ -30,21 +31,45 @@ Verdict = str | None
 _KEEPS_STREAM = re.compile(r"Norm|^LN$|Dropout|Identity")
 
 
-def judge(block: nn.Module, trace: Trace, config: Any) -> dict[str, Verdict]:
-    """Component → why it fails in this call of the block, or None, for those that the block's structure has.
+@dataclass(frozen=True)
+class Found:
+    """A component of a block: the path of its module, and why it is refused there, or None."""
+
+    path: str
+    reason: Verdict
+
+
+def judge(block: nn.Module, trace: Trace, config: Any) -> dict[str, Found]:
+    """Component → where it is, or why it fails, in this call of the block, for those that the block's structure has.
+
+    Where a norm may belong to a part or stand in the stream, the places are those with which all holds; where none
+    does, the likeliest.
 
     Args:
         block: the block.
         trace: what was seen in the call.
         config: the text model's, for the number of heads.
     """
+    tries = ((True, True), (False, False), (True, False), (False, True))
+    pairs = dict.fromkeys((attention_output(block, behind=one), mlp_output(block, behind=two)) for one, two in tries)
+    answers = []
+    for attention, mlp in pairs:
+        found = _judged_at(block, trace, config, {ATTENTION: attention, FEED_FORWARD: mlp})
+        reasons = {one.reason for kind, one in found.items() if kind != HEADS}
+        if reasons <= {None} or FAINT in reasons:
+            return found
+        answers.append(found)
+    return answers[0]
+
+
+def _judged_at(block: nn.Module, trace: Trace, config: Any, places: Mapping[str, str | None]) -> dict[str, Found]:
     whole = trace.calls[""][-1]
-    places = {ATTENTION: attention_output(block), FEED_FORWARD: mlp_output(block)}
     projection = output_projection(block)
-    verdicts: dict[str, Verdict] = {}
     if whole.before is None or whole.after is None or whole.before.shape != whole.after.shape:
-        kinds = [name for name, path in {**places, HEADS: projection}.items() if path is not None]
-        return dict.fromkeys(kinds, "the block does not take and give hidden states of one shape")
+        reason = "the block does not take and give hidden states of one shape"
+        every = {**places, HEADS: projection}
+        return {name: Found(path, reason) for name, path in every.items() if path is not None}
+    verdicts: dict[str, Found] = {}
     factor = multiplier(block)
     named = {**places, **{path: path for path in other_outputs(block)}}
     parts = {
@@ -66,10 +91,10 @@ def judge(block: nn.Module, trace: Trace, config: Any) -> dict[str, Verdict]:
     )
     for name, path in places.items():
         if path is not None:
-            verdicts[name] = _added(name, path, flow, parts)
+            verdicts[name] = Found(path, _added(name, path, flow, parts))
     if projection is not None:
         proven = places[ATTENTION] == projection and ATTENTION in flow.added
-        verdicts[HEADS] = _heads(block, trace, projection, config, proven=proven)
+        verdicts[HEADS] = Found(projection, _heads(block, trace, projection, config, proven=proven))
     return verdicts
 
 

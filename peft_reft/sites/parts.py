@@ -1,7 +1,9 @@
 """The parts of a block that add to the residual stream: which modules they are, told by structure and by role.
 
 What a part adds is, in this order: the output of the norm behind it (Gemma 2, OLMo 2, GLM-4), else of the part's own
-module, else, where that module adds the residual itself (BLOOM, MPT, BERT), of the last linear map in it.
+module, else, where that module adds the residual itself (BLOOM, MPT, BERT), of the last linear map in it. A norm of
+such a name may also stand in the stream, behind the sum (GTE, NomicBERT): `behind=False` is the answer then, and a
+probe says which.
 """
 
 from __future__ import annotations
@@ -44,12 +46,17 @@ _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _ADAPTERS = "reft"  # our own child of a site
 
 
-def attention_output(block: nn.Module) -> str | None:
-    """Path of the module whose output is what the block's attention adds, before any multiplier; None without one."""
+def attention_output(block: nn.Module, *, behind: bool = True) -> str | None:
+    """Path of the module whose output is what the block's attention adds, before any multiplier; None without one.
+
+    Args:
+        block: the block.
+        behind: whether a norm behind the attention belongs to it.
+    """
     projection = output_projection(block)
     if projection is None:
         return None
-    after = _norm_behind(block, _AFTER_ATTENTION) if _norm_behind(block, (_AFTER_MLP,)) else None
+    after = _norm_behind(block, _AFTER_ATTENTION) if behind and _norm_behind(block, (_AFTER_MLP,)) else None
     return after or _added(block, projection)
 
 
@@ -63,14 +70,18 @@ def other_outputs(block: nn.Module) -> list[str]:
     return [*added, *_mixers(block), *(several if len(several) > 1 else ())]
 
 
-def mlp_output(block: nn.Module) -> str | None:
+def mlp_output(block: nn.Module, *, behind: bool = True) -> str | None:
     """Path of the module whose output is what the feed-forward part adds, before any multiplier.
 
     None where the block has none, or several of them whose sum no module gives.
+
+    Args:
+        block: the block.
+        behind: whether a norm behind the part belongs to it.
     """
-    behind = _norm_behind(block, (_AFTER_MLP,))
-    if behind is not None:
-        return behind
+    after = _norm_behind(block, (_AFTER_MLP,)) if behind else None
+    if after is not None:
+        return after
     elsewhere = [*attentions(block), *_mixers(block)]
     parts = _feed_forwards(block)
     if len(parts) > 1 or not elsewhere:

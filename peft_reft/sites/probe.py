@@ -11,7 +11,8 @@ that are no tokens) is judged by the table of blocks that were probed before, `k
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -23,15 +24,15 @@ from torch import nn
 from peft_reft.hub_format.errors import SiteError
 
 from .components import Place
-from .judge import ATTENTION, FAINT, FEED_FORWARD, HEADS, Verdict, judge
+from .judge import ATTENTION, FAINT, FEED_FORWARD, HEADS, Found, judge
 from .stacks import text_config
 from .watch import Trace, watched_forward
 
 __all__ = ["check_components", "judged", "probed"]
 
 _FIX = "use component='block_output' or 'block_input', or in the causal toolkit Site(module=…)"
-_by_shape: dict[Any, dict[tuple[str, str], Verdict]] = {}
-_by_model: WeakKeyDictionary[nn.Module, set[tuple[str, str, str]]] = WeakKeyDictionary()
+_by_shape: dict[Any, dict[tuple[str, str], Found]] = {}
+_by_model: WeakKeyDictionary[nn.Module, dict[tuple[str, str], str]] = WeakKeyDictionary()
 
 
 def probed(component: str) -> bool:
@@ -39,47 +40,60 @@ def probed(component: str) -> bool:
     return component in (ATTENTION, FEED_FORWARD) or component.startswith(HEADS)
 
 
-def check_components(model: nn.Module, wanted: Mapping[tuple[str, str], Place]) -> None:
-    """Refuse components that are not what they are said to be.
+def check_components(
+    model: nn.Module, wanted: Mapping[tuple[str, str], Sequence[Place]]
+) -> dict[tuple[str, str], Place]:
+    """Where components are, of the places where they may be; those that are not what they are said to be are refused.
 
     Args:
         model: the whole model.
-        wanted: (path of a block, name of a component) → where it was found.
+        wanted: (path of a block, name of a component) → where it may be, the likeliest place first.
 
     Raises:
         SiteError: one of them fails, or cannot be told.
     """
-    known = _by_model.setdefault(model, set())
-    missing = {(path, _kind(name)): place for (path, name), place in wanted.items()}
-    missing = {(p, kind): place for (p, kind), place in missing.items() if (p, kind, place.path) not in known}
-    verdicts = _verdicts(model, missing) if missing else {}
-    for (path, name), place in wanted.items():
+    known = _by_model.setdefault(model, {})
+    missing = {
+        (path, _kind(name)): [place.path for place in places]
+        for (path, name), places in wanted.items()
+        if known.get((path, _kind(name))) not in [place.path for place in places]
+    }
+    found = _found(model, missing) if missing else {}
+    chosen = {}
+    for (path, name), places in wanted.items():
         kind = _kind(name)
-        reason = verdicts.get((path, kind))
-        if reason is not None:  # not kept with the model: its weights may come later
-            raise _refuse(type(model.get_submodule(path)).__name__, path, name, reason)
-        known.add((path, kind, place.path))
+        if (path, kind) in found:
+            here = found[path, kind]
+            if here.reason is not None:  # not kept with the model: its weights may come later
+                raise _refuse(type(model.get_submodule(path)).__name__, path, name, here.reason)
+            known[path, kind] = here.path
+        chosen[path, name] = next(place for place in places if place.path == known[path, kind])
+    return chosen
 
 
-def judged(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[tuple[str, str], Verdict]:
-    """(path of a block, component) → why it fails, or None, for every component that the blocks have, by a forward.
+def judged(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[tuple[str, str], Found]:
+    """(path of a block, component) → where it is, or why it fails, for all that the blocks have, by a forward.
 
     Raises:
         Exception: whatever the model's forward raises on two tokens.
     """
-    verdicts: dict[tuple[str, str], Verdict] = {}
-
+    found: dict[tuple[str, str], Found] = {}
     config = text_config(model)
 
     def note(path: str, trace: Trace) -> None:
-        for kind, reason in judge(blocks[path], trace, config).items():
-            verdicts[path, kind] = verdicts.get((path, kind)) or reason  # a block may run several times
+        for kind, here in judge(blocks[path], trace, config).items():
+            before = found.get((path, kind), here)  # a block may run several times
+            if before.reason is None and before.path != here.path:
+                here = replace(
+                    here, reason=here.reason or f"it is {before.path} in one call and {here.path} in another"
+                )
+            found[path, kind] = before if before.reason is not None else here
 
     watched_forward(model, blocks, note)
-    return verdicts
+    return found
 
 
-def _verdicts(model: nn.Module, missing: Mapping[tuple[str, str], Place]) -> dict[tuple[str, str], Verdict]:
+def _found(model: nn.Module, missing: Mapping[tuple[str, str], Sequence[str]]) -> dict[tuple[str, str], Found]:
     blocks = {path: model.get_submodule(path) for path, _ in missing}
     cause = _cannot_run(model)
     key = _shape(model, blocks)
@@ -90,14 +104,19 @@ def _verdicts(model: nn.Module, missing: Mapping[tuple[str, str], Place]) -> dic
         except Exception as error:  # the model's own, of any kind: the table speaks instead
             cause = f"its forward on two tokens raised {type(error).__name__}: {str(error)[:200]}"
         else:
-            if not any(reason == FAINT for reason in found.values()):  # other weights may tell
+            if not any(here.reason == FAINT for here in found.values()):  # other weights may tell
                 _by_shape[key] = found
-    verdicts = {}
-    for (path, kind), place in missing.items():
-        reason = found.get((path, kind), f"no forward was run: {cause}" if cause else "the forward did not reach it")
-        untold = (path, kind) not in found or reason == FAINT
-        verdicts[path, kind] = None if untold and _is_known(blocks[path], kind, place) else reason
-    return verdicts
+    answers = {}
+    for (path, kind), paths in missing.items():
+        here = found.get((path, kind))
+        if here is None:
+            here = Found(paths[0], f"no forward was run: {cause}" if cause else "the forward did not reach it")
+        elif here.reason is None and here.path not in paths:
+            here = replace(here, reason=f"it is {here.path}, which the block's structure does not say")
+        untold = (path, kind) not in found or here.reason == FAINT
+        held = next((one for one in paths if _is_known(blocks[path], kind, one)), None) if untold else None
+        answers[path, kind] = here if held is None else Found(held, None)
+    return answers
 
 
 def _cannot_run(model: nn.Module) -> str | None:
@@ -134,13 +153,13 @@ def _table() -> dict[str, dict[str, list[str]]]:
     return table
 
 
-def _is_known(block: nn.Module, kind: str, place: Place) -> bool:
+def _is_known(block: nn.Module, kind: str, path: str) -> bool:
     """Whether the table says that a component of this class of block holds at this module.
 
     The class counts with its module: another library's block of the same name is another block.
     """
     cls = type(block)
-    return place.path in _table().get(f"{cls.__module__}.{cls.__qualname__}", {}).get(kind, ())
+    return path in _table().get(f"{cls.__module__}.{cls.__qualname__}", {}).get(kind, ())
 
 
 def _kind(component: str) -> str:

@@ -63,7 +63,7 @@ def find_stacks(model: nn.Module, pattern: str | Sequence[str] | None = None) ->
             raise _refuse(f"the blocks of {type(model).__name__} cannot be told", lists)
     stacks = [Stack(path, role_of(model, path), len(blocks), _passes(model, blocks)) for path, blocks in chosen]
     if len({stack.role for stack in stacks}) != len(stacks):
-        raise _refuse(f"{type(model).__name__} has several stacks of blocks", chosen)
+        raise _several(model, chosen)
     return stacks
 
 
@@ -127,9 +127,12 @@ def _text_tower(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> lis
     config = getattr(model, "config", None)
     text = text_config(model)
     if getattr(config, "is_encoder_decoder", False):
-        return [(path, blocks) for path, blocks in lists if not _reads_no_tokens(model, path)] or lists
-    if len(lists) < 2 or text is config:
+        reading = [(path, blocks) for path, blocks in lists if not _reads_no_tokens(model, path)]
+        return _of_the_text(model, reading or lists)
+    if len(lists) < 2:
         return lists
+    if text is config:
+        return _of_the_text(model, lists)
     return [
         (path, blocks)
         for path, blocks in lists
@@ -137,18 +140,34 @@ def _text_tower(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> lis
     ]
 
 
+def _of_the_text(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> list[tuple[str, nn.ModuleList]]:
+    """The lists of modules that have the model's own config, or that of its text; all of them where a role has none.
+
+    A tower of images, sound or proteins has a config of its own beside the model's, whose words are the text's (GIT,
+    Phi-4, Evolla), or beside those of an encoder's text (T5Gemma 2).
+    """
+    own: Any = getattr(model, "config", None)
+    sides = [own, getattr(own, "encoder", None), getattr(own, "decoder", None)]
+    configs = [config for config in sides if hasattr(config, "get_text_config")]
+    types = {config.model_type for one in configs for config in (one, one.get_text_config())}
+    kept = [one for one in lists if getattr(_owner_config(model, one[0]), "model_type", None) in types]
+    roles = [{role_of(model, path) for path, _ in some} for some in (lists, kept)]
+    return kept if roles[0] == roles[1] else lists
+
+
 def _check_tower(model: nn.Module, chosen: list[tuple[str, nn.ModuleList]]) -> None:
     """Refuse blocks of a tower of images or sound: positions are of the text's tokens, and its sizes are others."""
-    text = _text_tower(
-        model, [(path, blocks) for path, blocks in _outermost_lists(model) if _are_blocks(model, blocks)]
-    )
+    every = [(path, blocks) for path, blocks in _outermost_lists(model) if _are_blocks(model, blocks)]
+    text = _text_tower(model, every)
     config = getattr(model, "config", None)
     pair = getattr(config, "is_encoder_decoder", False)
-    if not text or (text_config(model) is config and not pair):
+    beside = {path for path, _ in every} - {path for path, _ in text}
+    if not text or (text_config(model) is config and not (pair or beside)):
         return
     for path, _ in chosen:
         model_type = getattr(_owner_config(model, path), "model_type", None)
-        if _reads_no_tokens(model, path) if pair else model_type != text_config(model).model_type:
+        own = pair or text_config(model) is config or model_type == text_config(model).model_type
+        if not own or path in beside or (pair and _reads_no_tokens(model, path)):
             raise SiteError(
                 f"{path!r} is not in the text model of {type(model).__name__}",
                 code="site.tower",
@@ -173,7 +192,8 @@ def role_of(model: nn.Module, path: str) -> str:
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return "only"
     # the outermost name says it: a decoder may be a BERT, which keeps its blocks in an encoder
-    return next((part for part in path.split(".") if part in ("encoder", "decoder")), "only")
+    parts = (part.rpartition("_")[2] for part in path.split("."))  # text_encoder is one too
+    return next((part for part in parts if part in ("encoder", "decoder")), "only")
 
 
 def _reads_no_tokens(model: nn.Module, path: str) -> bool:
@@ -186,11 +206,29 @@ def _ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def _refuse(message: str, lists: Sequence[tuple[str, nn.ModuleList]]) -> SiteError:
+def _several(model: nn.Module, chosen: Sequence[tuple[str, nn.ModuleList]]) -> SiteError:
+    owners = {path.rpartition(".")[0] for path, _ in chosen}
+    sizes = {len(blocks) for _, blocks in chosen}
+    if len(owners) == 1 and len(sizes) == 1:  # XLM, Flaubert
+        owner = model.get_submodule(next(iter(owners)))
+        beside = [name for name, child in owner.named_children() if isinstance(child, nn.ModuleList)]
+        return SiteError(
+            f"{type(model).__name__} keeps the parts of its blocks in lists of their own: {', '.join(beside)}",
+            code="site.stack",
+            value=beside,
+            rule="a block is one module, whose output is edited, and no module of this model is a whole block",
+            fix=f"name the list whose outputs are to be edited, e.g. layers_pattern={beside[-1]!r}: the last of them "
+            "closes the block where its norms stand behind the sums",
+        )
+    names = " or ".join(f"layers_pattern={path!r}" for path, _ in chosen)
+    return _refuse(f"{type(model).__name__} has several stacks of blocks", chosen, fix=f"choose one: {names[:400]}")
+
+
+def _refuse(message: str, lists: Sequence[tuple[str, nn.ModuleList]], *, fix: str | None = None) -> SiteError:
     found = ", ".join(f"{path!r} ({len(blocks)} × {type(blocks[0]).__name__})" for path, blocks in lists) or "none"
     return SiteError(
         message,
         code="site.stack",
         rule=f"each stack of blocks is one ModuleList; found: {found[:600]}",
-        fix="name it with layers_pattern, e.g. layers_pattern='encoder.layers'",
+        fix=fix or "name it with layers_pattern, e.g. layers_pattern='encoder.layers'",
     )

@@ -9,7 +9,7 @@ from torch import nn
 
 from peft_reft.hub_format.errors import SiteError
 
-from .components import Place, Tap, component_place
+from .components import Tap, component_places
 from .probe import check_components, probed
 from .reached import check_reached
 from .shapes import forms_at
@@ -52,24 +52,25 @@ def site_table(
             it is said to be.
     """
     config = text_config(model)
-    stacks: dict[str, Stack] = {}
     places: dict[tuple[str, int, str], list[tuple[int, Tap]]] = {}
-    unproven: dict[tuple[str, str], Place] = {}
-    for number, (chosen, layers, component) in enumerate(groups):
-        for stack in chosen:
-            stacks.setdefault(stack.path, stack)
-            for block in _indices(layers, stack):
-                place = component_place(model.get_submodule(f"{stack.path}.{block}"), component, config)
-                path = ".".join(filter(None, (stack.path, str(block), place.path)))
-                if probed(component):
-                    unproven[f"{stack.path}.{block}", component] = place
-                places.setdefault((stack.path, block, path), []).append((number, place.tap))
+    asked = [
+        (number, stack, block, component, f"{stack.path}.{block}")
+        for number, (chosen, layers, component) in enumerate(groups)
+        for stack in chosen
+        for block in _indices(layers, stack)
+    ]
+    stacks = {stack.path: stack for _, stack, *_ in asked}
+    found = {(path, name): component_places(model.get_submodule(path), name, config) for _, _, _, name, path in asked}
     check_reached(model, list(stacks.values()))
-    if unproven:
-        check_components(model, unproven)
+    unproven = {(path, name): among for (path, name), among in found.items() if probed(name)}
+    proven = check_components(model, unproven) if unproven else {}
+    for number, stack, block, component, path in asked:
+        place = proven.get((path, component)) or found[path, component][0]
+        where = ".".join(filter(None, (path, place.path)))
+        places.setdefault((stack.path, block, where), []).append((number, place.tap))
     forms = forms_at(
         model,
-        {(path, tap.on_input): stacks[stack].role for (stack, _, path), found in places.items() for _, tap in found},
+        {(path, tap.on_input): stacks[stack].role for (stack, _, path), units in places.items() for _, tap in units},
     )
     order = {path: place for place, path in enumerate(stacks)}
     sites = [
@@ -77,10 +78,10 @@ def site_table(
             path,
             stacks[stack],
             block,
-            tuple(n for n, _ in found),
-            tuple(replace(tap, form=forms[path, tap.on_input]) for _, tap in found),
+            tuple(n for n, _ in units),
+            tuple(replace(tap, form=forms[path, tap.on_input]) for _, tap in units),
         )
-        for (stack, block, path), found in sorted(places.items(), key=lambda item: (order[item[0][0]], *item[0][1:]))
+        for (stack, block, path), units in sorted(places.items(), key=lambda item: (order[item[0][0]], *item[0][1:]))
     ]
     return sites, list(stacks.values())
 

@@ -115,5 +115,8 @@ FAMILIES = [
     Family("MiniMaxForCausalLM", layer=1, projection="self_attn.out_proj", sums=False),
     Family("BertForMaskedLM", **_BERT, blocks="bert.encoder.layer"),
     Family("RobertaForMaskedLM", **_BERT, blocks="roberta.encoder.layer"),
+    Family("GteForMaskedLM", sums=False, blocks="gte.layers"),
+    Family("NomicBertForMaskedLM", sums=False, blocks="nomic_bert.layers"),
+    Family("JinaEmbeddingsV3ForMaskedLM", sums=False, blocks="roberta.layers"),
     Family("ModernBertForMaskedLM", attention="attn", projection="attn.Wo"),
 ]

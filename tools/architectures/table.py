@@ -18,6 +18,7 @@ import transformers
 
 from peft_reft.hub_format.errors import SiteError
 from peft_reft.sites import component_place, find_stacks, text_config
+from peft_reft.sites.judge import Found
 from peft_reft.sites.probe import judged
 
 from .tiny import names_of_models, tiny_model
@@ -52,7 +53,7 @@ def rows_of(name: str, **fields: object) -> dict[Row, set[str | None]]:
         for stack in find_stacks(model)
         for index in range(stack.length)
     }
-    verdicts = judged(model, blocks)
+    found = judged(model, blocks)
     rows: dict[Row, set[str | None]] = {}
     for path, block in blocks.items():
         for kind, component in KINDS.items():
@@ -60,8 +61,9 @@ def rows_of(name: str, **fields: object) -> dict[Row, set[str | None]]:
                 place = component_place(block, component, text_config(model))
             except SiteError:
                 continue
-            key = (f"{type(block).__module__}.{type(block).__qualname__}", kind, place.path)
-            rows.setdefault(key, set()).add(verdicts.get((path, kind), "the forward did not reach it"))
+            here = found.get((path, kind), Found(place.path, "the forward did not reach it"))
+            key = (f"{type(block).__module__}.{type(block).__qualname__}", kind, here.path)
+            rows.setdefault(key, set()).add(here.reason)
     return rows
 
 
