@@ -41,7 +41,7 @@ def check_reached(model: nn.Module, stacks: Sequence[Stack]) -> None:
     for stack in stacks:
         blocks = model.get_submodule(stack.path)
         for block in {type(block): block for block in blocks.children()}.values():
-            if _works_out_gradients(type(block)):
+            if _works_out_gradients(type(block)):  # type: ignore[arg-type]  # classes are hashable
                 raise _refuse(
                     block,
                     "site.reversible",
@@ -72,7 +72,8 @@ def _calls_by_name(model: nn.Module, path: str) -> bool:
     """Whether the code of a module around a list names both the list and `forward`."""
     parts = path.split(".")
     owners = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
-    return any({"forward", parts[-1]} <= _names_in(type(owner)) for owner in owners)
+    wanted = {"forward", parts[-1]}
+    return any(wanted <= _names_in(type(owner)) for owner in owners)  # type: ignore[arg-type]  # classes are hashable
 
 
 @cache
