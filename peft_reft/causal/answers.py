@@ -75,7 +75,7 @@ class Answers(nn.Module):
         logits = call_model(self.model, given, []).logits
         role = "decoder" if getattr(self.config, "is_encoder_decoder", False) else "only"
         real = real_tokens(given, logits.shape[0], logits.shape[1], role=role, device=logits.device)
-        columns = columns_at(self.position, given, real)[:, 0]
+        columns = columns_at(self.position, given, real, role=role)[:, 0]
         rows = logits[torch.arange(len(logits), device=logits.device), columns]
         scores: Tensor = rows[:, list(self.tokens.values())]
         return scores

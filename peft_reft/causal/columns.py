@@ -47,20 +47,23 @@ def _has_own_tokens(given: Mapping[str, Any]) -> bool:
     return any(given.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
 
 
-def columns_at(position: Position, inputs: Any, real: Tensor) -> Tensor:
+def columns_at(position: Position, inputs: Any, real: Tensor, *, role: str, completes: bool = True) -> Tensor:
     """Columns `[batch, k]` of a position; −1 where a row has fewer than another (specs only).
 
     Args:
         position: not None.
         inputs: what the model is called with.
         real: bool `[batch, seq]`.
+        role: of the stack: labels say nothing of an encoder's prompt, and in a decoder beside it they stand at the
+            tokens that predict them.
+        completes: whether the model writes on: elsewhere labels say nothing of a prompt.
 
     Raises:
         LocationError: a row has no such token.
         PositionError: a spec that needs a tokenizer, or a column that the inputs do not have.
     """
     if isinstance(position, str):
-        return _spec_columns(position, inputs, real)
+        return _spec_columns(position, inputs, real, role if completes else "encoder")
     if isinstance(position, Column):
         ranks = _from_inputs(position, inputs, real)
     else:
@@ -85,7 +88,7 @@ def _ranked_columns(ranks: Tensor, real: Tensor) -> Tensor:
     return hits.long().argmax(2)
 
 
-def _spec_columns(spec: str, inputs: Any, real: Tensor) -> Tensor:
+def _spec_columns(spec: str, inputs: Any, real: Tensor, role: str) -> Tensor:
     positions = parse_positions(spec)
     if any(isinstance(term, Special) for term in (*positions.terms, *positions.exclusions)):
         raise PositionError(
@@ -96,8 +99,9 @@ def _spec_columns(spec: str, inputs: Any, real: Tensor) -> Tensor:
         )
     start = sequence_starts(real)
     labels = named(inputs).get("labels")
-    told = isinstance(labels, Tensor) and labels.shape == real.shape
-    prompt = prompt_before_labels(real, start, labels.to(real.device)) if told else real  # type: ignore[union-attr]
+    prompt = real
+    if role != "encoder" and isinstance(labels, Tensor) and labels.shape == real.shape:
+        prompt = prompt_before_labels(real, start, labels.to(real.device), shifted=role == "decoder")
     layout = layout_of(real, start, prompt, packed=False, supervised=None, sequences=1)
     mask = torch.stack(term_masks(positions, layout)).any(0)
     width = int(mask.sum(1).max())

@@ -38,12 +38,14 @@ Position = int | tuple[int, ...] | str | Column | None
 class Address:
     """A site's module and the tensor of its call, once the model is known.
 
-    `role` is that of the stack, for the choice of the attention mask.
+    `role` is that of the stack, for the choice of the attention mask and of what labels say; `completes`, whether the
+    model writes on: elsewhere labels say nothing of a prompt.
     """
 
     path: str
     tap: Tap
     role: str = "only"
+    completes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,10 +162,10 @@ class Site:
                 ) from error
             role = role_of(model, self.module)
             if self.position is None:  # the whole activation, whatever it is
-                return Address(self.module, Tap(on_input=self.on_input), role)
+                return Address(self.module, Tap(on_input=self.on_input), role, _completes(model))
             spot = (self.module, self.on_input)
             form = forms_at(model, {spot: role}, strict=False)[spot]
-            return Address(self.module, Tap(on_input=self.on_input, form=form), role)
+            return Address(self.module, Tap(on_input=self.on_input, form=form), role, _completes(model))
         stacks = find_stacks(model, self.layers_pattern)
         if len(stacks) != 1:
             raise SiteError(
@@ -173,7 +175,7 @@ class Site:
                 fix="pick one with layers_pattern",
             )
         (found,), _ = site_table(model, [(stacks, [self.layer or 0], self.component)])
-        return Address(found.path, found.taps[0], found.stack.role)
+        return Address(found.path, found.taps[0], found.stack.role, _completes(model))
 
     def describe(self) -> str:
         """In a few words, for errors and figures."""
@@ -182,6 +184,11 @@ class Site:
         units = "" if self.units is None else f", units {_shown(self.units)}"
         space = "" if self.space is None else f" of {type(self.space).__name__}"
         return f"{where}{at}{units}{space}"
+
+
+def _completes(model: nn.Module) -> bool:
+    can_generate = getattr(model, "can_generate", None)
+    return bool(can_generate()) if callable(can_generate) else True
 
 
 def _is_int(value: object) -> bool:

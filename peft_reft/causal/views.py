@@ -87,7 +87,7 @@ def view_of(site: Site, address: Address, tensor: Tensor, inputs: Any) -> View:
         return View(flat, (batch,) if site.joint else tuple(part.shape[:-1]), owner, None, address, tensor)
     batch, length = _sequence_shape(site, part, inputs)
     real = real_tokens(inputs, batch, length, role=address.role, device=part.device)
-    columns = columns_at(site.position, inputs, real)
+    columns = columns_at(site.position, inputs, real, role=address.role, completes=address.completes)
     ordered = columns.sort(1).values
     if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
         raise LocationError(f"position={site.position!r} names a token of some row twice", value=site.position)

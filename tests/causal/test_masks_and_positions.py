@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from contract.tiny import base_model
+from peft_reft import ReftConfig
 from peft_reft.causal import Autoencoder, Column, Rotation, Site, collect, interchange, intervene, put
 from peft_reft.hub_format.errors import LocationError, SiteError
 
@@ -99,6 +102,73 @@ def test_a_spec_counts_in_the_prompt_that_labels_leave() -> None:
     whole = collect(llama(), inputs, Site(layer=1)).detach()
     found = collect(llama(), inputs, Site(layer=1, position="l1")).detach()
     assert torch.equal(found[:, 0], whole[[0, 1], [2, 1]])
+
+
+LABELS = torch.tensor([[-100, -100, 21, 22, 23], [31, 32, 33, -100, -100], [-100, 41, 42, 43, -100]])
+ENDS = [2, 0, 1]
+"""The last column of each row's prompt in a decoder: its token predicts the first label."""
+
+
+@pytest.mark.parametrize("mask", [None, "encoder", "decoder"])
+def test_a_decoders_labels_stand_where_they_are_predicted(mask: str | None) -> None:
+    """The prompt is the start and forced tokens: up to the one that predicts the first label."""
+    model = base_model("t5")
+    inputs: dict[str, Any] = {"input_ids": ids(3, 5, seed=1), "labels": LABELS}
+    if mask == "encoder":
+        inputs["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
+    if mask == "decoder":
+        inputs["decoder_attention_mask"] = torch.ones(3, 5, dtype=torch.long)
+    place = {"layer": 0, "layers_pattern": "decoder.block"}
+    whole = collect(model, inputs, Site(**place)).detach()  # type: ignore[arg-type]
+    last = collect(model, inputs, Site(**place, position="l1")).detach()  # type: ignore[arg-type]
+    assert torch.equal(last[:, 0], whole[[0, 1, 2], ENDS])
+    first = collect(model, inputs, Site(**place, position="prompt")).detach()  # type: ignore[arg-type]
+    prompt = torch.arange(5)[None] <= torch.tensor(ENDS)[:, None]
+    assert torch.equal(first, whole[prompt])
+    rest = collect(model, inputs, Site(**place, position="generated")).detach()  # type: ignore[arg-type]
+    ends = [5 if mask == "decoder" else end for end in (5, 3, 4)]
+    behind = torch.arange(5)[None] < torch.tensor(ends)[:, None]
+    assert torch.equal(rest.reshape(-1, rest.shape[-1]), whole[behind & ~prompt])
+
+
+def test_labels_of_tokens_leave_no_prompt() -> None:
+    """A model that tags tokens completes nothing: as in the tuner, its prompt is all that is real."""
+    inputs = {"input_ids": ids(2, 5, seed=1), "labels": torch.tensor([[-100, 1, 0, 1, -100], [0, 1, 1, 0, 1]])}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = transformers.BertForTokenClassification(transformers.BertConfig(vocab_size=40, **sizes)).eval()
+    whole = collect(model, inputs, Site(layer=0)).detach()
+    assert torch.equal(collect(model, inputs, Site(layer=0, position="l1")).detach()[:, 0], whole[:, 4])
+
+
+@pytest.mark.parametrize(("stack", "positions"), [("encoder", "l1"), ("encoder", "f2"), ("decoder", "l1")])
+def test_a_site_of_a_pair_is_where_the_tuner_edits(stack: str, positions: str) -> None:
+    """The same tokens change in a model with an adapter; the encoder's prompt is its input, whatever the labels."""
+    inputs = {"input_ids": ids(3, 5, seed=1), "labels": LABELS}
+    config = ReftConfig(
+        task_type="SEQ_2_SEQ_LM",
+        layers_pattern=f"{stack}.block",
+        layers_to_transform=0,
+        positions=positions,
+        init_weights=False,
+    )
+    place = {"layer": 0, "layers_pattern": f"{stack}.block"}
+    site = Site(**place, position=positions)  # type: ignore[arg-type]
+    plain = base_model("t5")
+    before = collect(plain, inputs, Site(**place)).detach()  # type: ignore[arg-type]
+    chosen = collect(plain, inputs, site).detach()
+    adapted = get_peft_model(base_model("t5"), config).eval()
+    seen: list[Tensor] = []
+    handle = (
+        adapted.get_base_model()
+        .get_submodule(f"{stack}.block.0")
+        .register_forward_hook(
+            lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+    )
+    adapted(**inputs)
+    handle.remove()
+    changed = (seen[0] - before).abs().amax(2) > 1e-6
+    assert torch.equal(before[changed], chosen.reshape(-1, chosen.shape[-1]))
 
 
 def test_two_autoencoders_at_one_place_are_refused() -> None:
