@@ -274,7 +274,7 @@ class ReftModel(SavingTuner):
             yield
             return
         rows = split_rows(names, self.peft_config, training=self.training)
-        with rows_in_use(self.model, state, rows, kwargs.get("intervention_locations")):
+        with rows_in_use(self.model, state, rows, args, kwargs):
             yield
 
 

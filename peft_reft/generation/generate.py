@@ -33,14 +33,24 @@ def generate_with_positions(state: ModelState, *args: Any, **kwargs: Any) -> Any
     check_turns(state)
     own_generate = type(model).generate  # type: ignore[attr-defined]
     tokens = _given_tokens(args, kwargs)
-    outer = state.running.session
+    running = state.running
+    outer, rows = running.session, running.rows
+    first = outer is None and running.call is None
+    apart = rows is not None and first and not rows.take((*args, *kwargs.values()))
     if outer is not None and outer.is_continued_by(tokens):
         session = replace(outer, prefilled=False, seen=0)
     else:
         session = _session(state, explicit, tokens, kwargs)
         reuse(session, tokens, kwargs)
-    with state.running.during("session", session):
+    try:
+        running.session = session
+        if apart:
+            running.rows = None
         return own_generate(model, *args, **kwargs)
+    finally:
+        running.session = outer
+        if rows is not None:
+            running.rows = None if first and not apart else rows
 
 
 def check_guidance(state: ModelState, kwargs: Mapping[str, Any]) -> None:

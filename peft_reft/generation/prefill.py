@@ -33,8 +33,13 @@ def recorded_prefill(state: ModelState, call: dict[str, Any]) -> Any:
     real = None if mask is None else torch.nn.functional.pad(mask.bool(), (0, rest), value=True)
     recording: dict[str, dict[UnitKey, Tensor]] = {}
     session = Session(state, batch, width + rest, real, Explicit(), prompt=ids, recording=recording)
-    with state.running.during("session", session):
+    running = state.running
+    outer = running.session
+    try:
+        running.session = session
         output = state.model(**call)
+    finally:
+        running.session = outer
     cache = cache_of(output)
     if cache is not None:
         note_record(cache, CacheRecord(ids.clone(), recording, edit_state(state)))

@@ -221,7 +221,7 @@ class MixedReftModel(TwoTuners):
         rows = split_rows(names, list(self.peft_config), training=self.training)
         weights, edits = checks.by_part(rows, set(self.base_model.peft_config))
         with (
-            rows_in_use(self.base_model.model, state, edits, kwargs.get("intervention_locations")),
+            rows_in_use(self.base_model.model, state, edits, args, kwargs),
             super()._enable_peft_forward_hooks(*args, adapter_names=weights, **kwargs),
         ):
             yield

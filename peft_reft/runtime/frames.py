@@ -17,7 +17,7 @@ from torch import Tensor
 from .plan import StackPlan
 from .situation import UnitKey
 
-__all__ = ["During", "Frame", "Prepared", "Products", "Ready", "Running"]
+__all__ = ["Frame", "Prepared", "Products", "Ready", "Running"]
 
 
 class Products(NamedTuple):
@@ -89,6 +89,9 @@ class Frame:
 class Running(threading.local):
     """What runs of one model in this thread.
 
+    Whoever sets one of these puts it back in a `finally` of its own: an interrupt may strike where an `__exit__` or a
+    generator is about to run, which then never does.
+
     Attributes:
         frame: of the forward that runs.
         call: that this forward belongs to.
@@ -102,24 +105,6 @@ class Running(threading.local):
         self.session: Any = None
         self.rows: Any = None
 
-    def during(self, name: str, value: Any) -> During:
-        """Let one of these be `value` for a while, e.g. the frame while a block is recomputed in a backward pass."""
-        return During(self, name, value)
-
     def __reduce__(self) -> tuple[type[Running], tuple[()]]:
         """A copy of a model runs nothing."""
         return Running, ()
-
-
-class During:
-    """One value of a `Running` for a while. A class: an interrupt finds no generator between enter and exit."""
-
-    def __init__(self, running: Running, name: str, value: Any) -> None:
-        self.running, self.name, self.value = running, name, value
-        self.before = getattr(running, name)
-
-    def __enter__(self) -> None:
-        setattr(self.running, self.name, self.value)
-
-    def __exit__(self, *raised: object) -> None:
-        setattr(self.running, self.name, self.before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,11 +35,25 @@ class RowAdapters:
         rows: for each row the names of its adapters.
         stack: of their parameters, where they are of one structure; the first name then stands for all of them.
         activity: what edits the model in this call, once that has been asked for.
+        tensors: that the call was given, as far as PEFT shows them.
+        taken: whether the call has come to the model.
     """
 
     rows: tuple[tuple[str, ...], ...]
     stack: RowUnits | None = None
     activity: Activity | None = None
+    tensors: Sequence[Tensor] = ()
+    taken: bool = False
+
+    def take(self, given: Iterable[Any]) -> bool:
+        """Whether a call that reaches the model is the one that this was said of; another, of a hook, comes between.
+
+        Args:
+            given: the call's arguments.
+        """
+        mine = not self.tensors or any(value is tensor for value in given for tensor in self.tensors)
+        self.taken = self.taken or mine
+        return mine
 
     @property
     def names(self) -> tuple[str, ...]:

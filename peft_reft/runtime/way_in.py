@@ -153,8 +153,12 @@ def _framed(own: Callable[..., Any], *, level: int = 0) -> Callable[..., Any]:
         if level and not shows_tokens(arguments):
             return own(self, *args, **kwargs)  # it takes a batch of its own kind, which our next way in will see
         session, rows = running.session, running.rows
+        first = rows is not None and outer is None and session is None
+        apart = first and not rows.take((*args, *kwargs.values()))
         try:
-            if outer is not None:
+            if apart:
+                running.rows = None
+            elif outer is not None:
                 running.session = None if session is outer.session else session
                 running.rows = None if rows is outer.rows else rows
             running.call = entry.call(level, arguments, explicit)
@@ -165,8 +169,10 @@ def _framed(own: Callable[..., Any], *, level: int = 0) -> Callable[..., Any]:
             return output
         finally:
             running.frame, running.call = frame, outer
-            if outer is not None:
+            if outer is not None or apart:
                 running.session, running.rows = session, rows
+            elif first:
+                running.rows = None  # said of this call: an interrupt may strike before it is taken back
 
     return forward
 

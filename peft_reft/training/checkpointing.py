@@ -124,7 +124,11 @@ class _Carrying:
         inner = Frame(frame.plans, frame.units, frame.rows, prepared={}, ready={})
 
         def within(*given: Any, **named: Any) -> Any:
-            with self.running.during("frame", inner):
+            outer = self.running.frame
+            try:
+                self.running.frame = inner
                 return function(*given, **named)
+            finally:
+                self.running.frame = outer
 
         return self.checkpoint(within, *args, **kwargs)

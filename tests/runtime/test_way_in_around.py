@@ -23,7 +23,7 @@ from torch.testing import assert_close
 
 from contract.open_frames import open_frames
 from contract.tiny import base_model, token_ids
-from peft_reft.hub_format.errors import PromptBoundaryError
+from peft_reft.hub_format.errors import ConfigError, PromptBoundaryError
 from peft_reft.runtime import state_of
 
 from .shifted import batch, biased, columns, shifted, shifts_of
@@ -177,6 +177,43 @@ def test_a_forward_inside_a_generation_is_not_of_it() -> None:
     assert torch.equal(seen[0], wanted)
 
 
+def test_the_rows_of_a_call_are_not_those_of_one_that_a_hook_makes() -> None:
+    """Before the call comes to the model, or inside of it."""
+    model, outer, inner = biased("llama"), batch("llama"), batch("llama", seed=9)
+    base, names = model.get_base_model(), ["default", "__base__"]
+    ids = token_ids(2, 6, seed=5)
+    wanted = model(**outer, adapter_names=names).logits, base(**inner).logits
+    tokens = model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
+    assert not torch.equal(wanted[0], base(**outer).logits)
+    for place in ("", "model.layers.0"):
+        seen: list[Tensor] = []
+
+        def hook(module: nn.Module, args: Any, seen: list[Tensor] = seen) -> None:
+            if not seen:
+                seen.append(ids)
+                seen.append(base(**inner).logits)
+                seen.append(base.generate(input_ids=ids, max_new_tokens=3, do_sample=False))
+
+        handle = base.get_submodule(place).register_forward_pre_hook(hook)
+        found = model(**outer, adapter_names=names).logits
+        handle.remove()
+        assert torch.equal(found, wanted[0])
+        assert torch.equal(seen[1], wanted[1])
+        assert torch.equal(seen[2], tokens)
+
+
+def test_rows_of_a_batch_that_never_comes_are_an_error() -> None:
+    model, given = biased("llama"), batch("llama")
+    handle = model.get_base_model().register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {k: v.clone() for k, v in kwargs.items() if v is not None}),
+        with_kwargs=True,
+    )
+    with pytest.raises(ConfigError, match="reached no call"):
+        model(**given, adapter_names=["default", "__base__"])
+    handle.remove()
+    model(**given, adapter_names=["default", "__base__"])
+
+
 def test_a_generation_inside_a_forward() -> None:
     model = biased("llama", positions="f1+l1")
     base, outer, ids = model.get_base_model(), batch("llama"), token_ids(1, 6, seed=5)
@@ -286,7 +323,7 @@ class Interrupt:
 OURS = re.compile(r"/peft_reft/|/contextlib\.py$")
 
 
-@pytest.mark.parametrize("way", ["call", "name", "generate", "encoder"])
+@pytest.mark.parametrize("way", ["call", "name", "rows", "generate", "generate rows", "encoder"])
 def test_an_interrupt_anywhere_leaves_nothing(way: str) -> None:
     name = "t5" if way == "encoder" else "llama"
     model, given = biased(name), batch(name)
@@ -294,6 +331,10 @@ def test_an_interrupt_anywhere_leaves_nothing(way: str) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "call": lambda: base(**given).logits,
         "name": lambda: base.forward(**given).logits,
+        "rows": lambda: model(**given, adapter_names=["default", "__base__"]).logits,
+        "generate rows": lambda: model.generate(
+            input_ids=ids, max_new_tokens=2, do_sample=False, adapter_names=["default", "__base__"]
+        ),
         "generate": lambda: model.generate(input_ids=ids, max_new_tokens=2, do_sample=False),
         "encoder": lambda: base.get_encoder().forward(input_ids=ids).last_hidden_state,
     }
