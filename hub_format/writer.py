@@ -26,7 +26,7 @@ from .reader import check_tensor_names, edit_of
 from .schema import check_fields, from_object
 from .strict_json import dump_json
 from .tensors import TensorInfo, read_tensor_table
-from .versions import parse_version
+from .versions import SPEC_VERSION, parse_version
 
 __all__ = ["ComingWeights", "producer", "write_adapter_files", "write_atomic"]
 
@@ -65,6 +65,7 @@ def write_adapter_files(
     producer: Mapping[str, str],
     pickled_tensors: Mapping[str, TensorInfo] | None = None,
     coming: ComingWeights | None = None,
+    since: str = SPEC_VERSION,
 ) -> None:
     """Write config and manifest beside the weights that lie in `folder` already.
 
@@ -79,6 +80,7 @@ def write_adapter_files(
         producer: name and version of the writer.
         pickled_tensors: the tensors of `adapter_model.bin`, where that is what PEFT wrote.
         coming: the weights, where they are written later; what lies there in their place is of an earlier save.
+        since: the version of the format from which on the config's components are what they are in this base.
     """
     for name in (CONFIG_NAME, MANIFEST_NAME):
         if (folder / name).is_symlink():
@@ -90,8 +92,8 @@ def write_adapter_files(
     weights, tensors = _weights(folder, pickled_tensors) if coming is None else _announced(folder, coming)
     stored = dict(config["reft"])
     if weights is not None:
-        if "streams" in base_model:
-            stored["spec_version"] = max(stored["spec_version"], STREAMS_SINCE, key=parse_version)
+        needed = (since, STREAMS_SINCE if "streams" in base_model else SPEC_VERSION)
+        stored["spec_version"] = max(stored["spec_version"], *needed, key=parse_version)
         check_tensor_names(tensors, check_fields(from_object(stored)), base_model=base_model)
         check_beside(config, [name for name in tensors if edit_of(name) is None])
         stored["tensors"] = {name: info.to_json() for name, info in tensors.items()}

@@ -29,6 +29,7 @@ from peft_reft.hub_format.writer import ComingWeights, producer, write_adapter_f
 from .interventions import intervention_class
 from .positions.binding import bound_tokens
 from .register import REFT
+from .sites import PARTS_SINCE
 
 __all__ = ["ReftConfig"]
 
@@ -135,6 +136,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         super().__post_init__()
         self.peft_type = REFT
         self.recorded_tensors: dict[str, Any] | None = None
+        self.recorded_version: str | None = None  # of the file that it was read from
+        self.moved: dict[str, str] = {}  # components that format 1.0 takes elsewhere in the base that a model has
         self.target_modules: tuple[str, ...] = ()  # PEFT reads it; set to the sites when a model is made
         self.base_identity: dict[str, Any] | None = None
         self.base_tokenizer: Fingerprinted | None = None  # read when the adapter is saved
@@ -208,6 +211,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
             stored,
             base_model=self._base(),
             producer=producer(),
+            since=PARTS_SINCE if self.moved else SPEC_VERSION,
             pickled_tensors=pickled_tensors(folder) if coming is None else None,
             coming=coming,
         )
@@ -253,7 +257,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
                 )
         for name, value in from_object(stored, manifest_version=_MANIFEST_VERSION.get()).items():
             setattr(self, name, value)
-        self.recorded_tensors = migrate(stored, "reft").get("tensors")
+        current = migrate(stored, "reft")
+        self.recorded_tensors, self.recorded_version = current.get("tensors"), current["spec_version"]
 
     def _base(self) -> dict[str, Any]:
         """Identity of the base, with the tokenizer beside it; where that is out of reach, the one recorded."""

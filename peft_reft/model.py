@@ -16,7 +16,14 @@ from .adapters.calls import rows_in_use
 from .adapters.hiding import others_hidden
 from .adapters.names import check_free, check_known, check_names_apart
 from .adapters.per_row import split_rows
-from .adapters.refusals import no_merge, refuse_absent, refuse_saved_sites, refuse_tokens, refuse_unbound
+from .adapters.refusals import (
+    no_merge,
+    refuse_absent,
+    refuse_first_meaning,
+    refuse_saved_sites,
+    refuse_tokens,
+    refuse_unbound,
+)
 from .adapters.stacking import stacks_of
 from .adapters.weighted import weighted_sum
 from .config import ReftConfig
@@ -26,7 +33,7 @@ from .runtime import ModelState, Runtime, runtime_of, state_of
 from .runtime.boundary import register_boundary
 from .runtime.devices import site_device
 from .runtime.views import AdapterView
-from .sites import find_stacks, hidden_size_of, site_table
+from .sites import find_stacks, hidden_size_of, moved_components, site_table
 from .storage.base_tokenizer import base_tokenizer
 from .storage.identity import base_identity, check_base
 from .storage.loading import check_sites, check_wrappers, loaded_check
@@ -71,6 +78,8 @@ class ReftModel(SavingTuner):
             ],
         )
         self._sites = {site.path: site for site in sites}
+        peft_config.moved = moved_components(self.model, sites, [group.component for group in groups])
+        refuse_first_meaning(peft_config.recorded_version, peft_config.moved)
         if self._told_by is not None:
             check_sites(self._told_by, self._sites)
         refuse_saved_sites(peft_config.modules_to_save, self._sites)

@@ -21,6 +21,7 @@ from peft_reft.storage.beside import MODEL_PREFIX
 from peft_reft.storage.identity import check_base
 from peft_reft.storage.loading import check_state_dict
 
+from .refusals import refuse_first_meaning
 from .stacking import stacks_of
 
 __all__ = ["hotswap_adapter", "prepare_for_hotswap"]
@@ -200,8 +201,13 @@ def _check_pads(unit: Intervention, rank: int, name: str, *, swapped: bool = Fal
 
 
 def _in_place_of(held: ReftConfig, config: ReftConfig) -> ReftConfig:
-    """The new config with what a model knows of the old one."""
-    for name in ("target_modules", "base_identity", "base_tokenizer", "inference_mode"):
+    """The new config with what a model knows of the old one.
+
+    Raises:
+        SiteError: a file in whose version a component is another in this model.
+    """
+    refuse_first_meaning(config.recorded_version, held.moved)
+    for name in ("target_modules", "moved", "base_identity", "base_tokenizer", "inference_mode"):
         setattr(config, name, getattr(held, name))
     return config
 

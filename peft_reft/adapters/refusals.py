@@ -8,11 +8,44 @@ from typing import Any
 from torch import nn
 
 from peft_reft.hub_format.envelope import IF_PRESENT
-from peft_reft.hub_format.errors import ConfigError, MergeError, PositionError
+from peft_reft.hub_format.errors import ConfigError, MergeError, PositionError, SiteError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import unbound_tokens
+from peft_reft.hub_format.versions import parse_version
+from peft_reft.sites import PARTS_SINCE
 
-__all__ = ["no_merge", "refuse_absent", "refuse_saved_sites", "refuse_tokens", "refuse_unbound"]
+__all__ = [
+    "no_merge",
+    "refuse_absent",
+    "refuse_first_meaning",
+    "refuse_saved_sites",
+    "refuse_tokens",
+    "refuse_unbound",
+]
+
+
+def refuse_first_meaning(version: str | None, moved: Mapping[str, str]) -> None:
+    """A file in whose version of the format a component is another module of this model, or another multiple.
+
+    Args:
+        version: of the file; None for a config that was not read from one.
+        moved: component → a site's path, for those that the first version took elsewhere.
+
+    Raises:
+        SiteError: the two meet.
+    """
+    if version is None or not moved or parse_version(version) >= parse_version(PARTS_SINCE):
+        return
+    component, path = next(iter(moved.items()))
+    raise SiteError(
+        f"component={component!r} in a file of format {version}: at {path} it was something else then",
+        code="site.component",
+        value=component,
+        rule=f"from format {PARTS_SINCE} on attention_output and mlp_output are what the block adds (behind the norm "
+        "that follows the part, times the block's multiplier), head_output[n] is what its projection takes; edits of "
+        "the first meaning would be at another place, or of another size",
+        fix="train the adapter again, or load it with the version of peft-reft that saved it",
+    )
 
 
 def refuse_saved_sites(modules: object, sites: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ Shared by the tuner, the causal toolkit and serving; knows nothing of adapters.
 
 from .components import COMPONENTS, Place, Tap, component_place
 from .fields import config_field
+from .first_meaning import PARTS_SINCE, moved_components
 from .forms import PLAIN, Form
 from .shapes import forms_at
 from .stacks import Stack, find_stacks, hidden_size_of, role_of, text_config
@@ -13,6 +14,7 @@ from .tensors import hidden_of, with_hidden, with_slice
 
 __all__ = [
     "COMPONENTS",
+    "PARTS_SINCE",
     "PLAIN",
     "Form",
     "Place",
@@ -25,6 +27,7 @@ __all__ = [
     "forms_at",
     "hidden_of",
     "hidden_size_of",
+    "moved_components",
     "role_of",
     "site_table",
     "text_config",

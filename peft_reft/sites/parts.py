@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -20,9 +20,11 @@ __all__ = [
     "attention_output",
     "attentions",
     "head_count",
+    "linear_maps",
     "mlp_output",
     "multiplier",
     "other_outputs",
+    "outermost",
     "output_projection",
 ]
 
@@ -90,9 +92,9 @@ def mlp_output(block: nn.Module, *, behind: bool = True) -> str | None:
         path, module = parts[0]
         if not _adds_residual(module):
             return path
-        linear = _linear_maps(module)
+        linear = linear_maps(module)
         return f"{path}.{linear[-1]}" if linear else None
-    linear = [path for path in _linear_maps(block) if not any(_within(path, other) for other in elsewhere)]
+    linear = [path for path in linear_maps(block) if not any(_within(path, other) for other in elsewhere)]
     return linear[-1] if linear else None
 
 
@@ -154,7 +156,7 @@ def _norm_behind(block: nn.Module, patterns: tuple[re.Pattern[str], ...]) -> str
 
 
 def _projection_in(block: nn.Module, path: str) -> str | None:
-    linear = _linear_maps(block.get_submodule(path))
+    linear = linear_maps(block.get_submodule(path))
     named = [name for name in linear if _OUTPUT.fullmatch(name.rpartition(".")[2])]
     others = [name for name in linear if not _INPUTS.search(name)]
     chosen = named or others or linear
@@ -169,17 +171,21 @@ def _outermost(block: nn.Module, pattern: re.Pattern[str]) -> Iterator[tuple[str
     """The outermost modules whose role, which is their class's name without the model's, fits a pattern."""
     model = type(block).__name__
 
-    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-        for name, child in module.named_children():
-            path = f"{prefix}.{name}" if prefix else name
-            kind = type(child).__name__
-            role = _without_common_start(kind, model)  # Qwen3MoeAttention is no mixture of experts
-            if pattern.search(role) and not _NO_PART.search(role):
-                yield path, child
-            elif name != _ADAPTERS:
-                yield from walk(child, path)
+    def fits(kind: str) -> bool:
+        role = _without_common_start(kind, model)  # Qwen3MoeAttention is no mixture of experts
+        return pattern.search(role) is not None and not _NO_PART.search(role)
 
-    return walk(block, "")
+    return outermost(block, fits)
+
+
+def outermost(module: nn.Module, fits: Callable[[str], bool], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Path and module of the outermost modules inside whose class has a name that fits; never an adapter's own."""
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if fits(type(child).__name__):
+            yield path, child
+        elif name != _ADAPTERS:
+            yield from outermost(child, fits, path)
 
 
 def _without_common_start(name: str, other: str) -> str:
@@ -204,7 +210,7 @@ def _within(path: str, other: str) -> bool:
     return path == other or path.startswith(f"{other}.")
 
 
-def _linear_maps(module: nn.Module, prefix: str = "") -> list[str]:
+def linear_maps(module: nn.Module, prefix: str = "") -> list[str]:
     """Paths of the linear maps, quantised, wrapped by an adapter or not: transformers' Conv1D has `nx` and `nf`."""
     found: list[str] = []
     for name, child in module.named_children():
@@ -214,5 +220,5 @@ def _linear_maps(module: nn.Module, prefix: str = "") -> list[str]:
         if hasattr(child, "in_features") or (hasattr(child, "nx") and hasattr(child, "nf")):
             found.append(path)
         else:
-            found += _linear_maps(child, path)
+            found += linear_maps(child, path)
     return found
