@@ -57,8 +57,8 @@ class Place:
 COMPONENTS: dict[str, Callable[[nn.Module], Place | None]] = {
     "block_output": lambda block: Place(""),
     "block_input": lambda block: Place("", Tap(on_input=True)),
-    "attention_output": lambda block: _added(block, attention_output(block)),
-    "mlp_output": lambda block: _added(block, mlp_output(block)),
+    "attention_output": lambda block: _added(block, "attention_output", attention_output(block)),
+    "mlp_output": lambda block: _added(block, "mlp_output", mlp_output(block)),
 }
 """Name → function from a block to the place, or None where the block has none. Beside these: `head_output[n]`."""
 
@@ -99,7 +99,7 @@ def component_places(block: nn.Module, component: str, config: Any = None) -> li
     """
     found = [component_place(block, component, config)]
     inside = _WITHOUT_NORM.get(component)
-    other = None if inside is None else _added(block, inside(block, behind=False))
+    other = None if inside is None else _added(block, component, inside(block, behind=False))
     return found if other is None or other in found else [*found, other]
 
 
@@ -109,8 +109,8 @@ _WITHOUT_NORM: dict[str, Callable[..., str | None]] = {
 }
 
 
-def _added(block: nn.Module, path: str | None) -> Place | None:
-    return None if path is None else Place(path, Tap(factor=multiplier(block)))
+def _added(block: nn.Module, component: str, path: str | None) -> Place | None:
+    return None if path is None else Place(path, Tap(factor=multiplier(block, component)))
 
 
 def _head(block: nn.Module, head: int, config: Any) -> Place:

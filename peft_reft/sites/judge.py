@@ -17,6 +17,7 @@ from .parts import (
     multiplier,
     other_outputs,
     output_projection,
+    stream_multiplier,
 )
 from .residual import Flow, equal, follow
 from .watch import Call, Trace
@@ -70,10 +71,11 @@ def _judged_at(block: nn.Module, trace: Trace, config: Any, places: Mapping[str,
         every = {**places, HEADS: projection}
         return {name: Found(path, reason) for name, path in every.items() if path is not None}
     verdicts: dict[str, Found] = {}
-    factor = multiplier(block)
     named = {**places, **{path: path for path in other_outputs(block)}}
     parts = {
-        name: factor * part for name, path in named.items() if (part := _only(trace, path, whole.before)) is not None
+        name: multiplier(block, name) * part
+        for name, path in named.items()
+        if (part := _only(trace, path, whole.before)) is not None
     }
     inside = [(path, call) for path, calls in trace.calls.items() if path for call in calls]
     flow = follow(
@@ -88,6 +90,7 @@ def _judged_at(block: nn.Module, trace: Trace, config: Any, places: Mapping[str,
         ],
         parts,
         trace.eps,
+        {name: stream_multiplier(block, name) for name in parts},
     )
     for name, path in places.items():
         if path is not None:

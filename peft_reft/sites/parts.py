@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
@@ -26,6 +26,7 @@ __all__ = [
     "other_outputs",
     "outermost",
     "output_projection",
+    "stream_multiplier",
 ]
 
 _ATTENTION = re.compile(r"Attention|Attn")
@@ -44,6 +45,8 @@ _AFTER_ATTENTION = (
 _AFTER_CROSS = (re.compile(r"post_?cross_?(attn|attention)_?(layer_?)?norm"),)
 _RESIDUAL = ("residual", "input_tensor")
 _MULTIPLIERS = ("residual_multiplier", "residual_scale")
+_OWN_MULTIPLIERS = {"attention_output": "attn_beta_factor", "mlp_output": "mlp_beta_factor"}
+_STREAM_MULTIPLIERS = {"attention_output": "attn_alpha_factor", "mlp_output": "mlp_alpha_factor"}
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _ADAPTERS = "reft"  # our own child of a site
 
@@ -116,9 +119,24 @@ def _mixers(block: nn.Module) -> list[str]:
     return [path for path in found if not any(_within(path, other) or _within(other, path) for other in inside)]
 
 
-def multiplier(block: nn.Module) -> float:
-    """By how much a block multiplies what its parts add, where it keeps that as a number (Granite, MiniCPM 3)."""
-    found = (getattr(block, name, None) for name in _MULTIPLIERS)
+def multiplier(block: nn.Module, component: str) -> float:
+    """By how much a block multiplies what a part adds, where it keeps that as a number (Granite, MiniCPM 3, MiniMax).
+
+    Args:
+        block: the block.
+        component: `"attention_output"` or `"mlp_output"`.
+    """
+    names = (*_MULTIPLIERS, *(name for part, name in _OWN_MULTIPLIERS.items() if part == component))
+    return _number(block, names)
+
+
+def stream_multiplier(block: nn.Module, component: str) -> float:
+    """By how much it multiplies the residual stream to which it adds that part (MiniMax)."""
+    return _number(block, (name for part, name in _STREAM_MULTIPLIERS.items() if part == component))
+
+
+def _number(block: nn.Module, names: Iterable[str]) -> float:
+    found = (getattr(block, name, None) for name in names)
     return next((float(value) for value in found if isinstance(value, (int, float)) and value), 1.0)
 
 

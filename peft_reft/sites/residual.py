@@ -43,6 +43,7 @@ def follow(
     norms: Sequence[tuple[Tensor, Tensor]],
     parts: Mapping[str, Tensor],
     eps: float,
+    kept: Mapping[str, float] | None = None,
 ) -> Flow:
     """Follow the residual stream of a block from its input to its output.
 
@@ -52,14 +53,20 @@ def follow(
         norms: (input, output) of the norms inside.
         parts: name → what the part is thought to add.
         eps: of the dtype that the block computes in.
+        kept: name → by how much the stream is multiplied where the part is added to it; 1 without.
     """
+    kept = kept or {}
     stops = [*seen, end]
     faint = {name for name, part in parts.items() if _is_faint(part, start, eps)}
     stream, added = [start], set[str]()
     for here in stream:  # grows as it is walked
         for names, total in _sums({name: part for name, part in parts.items() if name not in faint}):
-            goal = here + total
-            reached = [stop for stop in stops if equal(stop, goal, eps, here, total)]
+            kept_of = {kept.get(name, 1.0) for name in names}
+            if len(kept_of) > 1:
+                continue
+            base = kept_of.pop() * here
+            goal = base + total
+            reached = [stop for stop in stops if equal(stop, goal, eps, base, total)]
             if reached:
                 added |= names
                 stream += [stop for stop in reached[:1] if not _among(stop, stream, eps)]

@@ -113,6 +113,22 @@ FAMILIES = [
     Family("FalconForCausalLM", **_FALCON, fields={"parallel_attn": False}),
     Family("MiniMaxForCausalLM", layer=0, sums=False),
     Family("MiniMaxForCausalLM", layer=1, projection="self_attn.out_proj", sums=False),
+    *(
+        Family(
+            "MiniMaxForCausalLM",
+            layer=layer,
+            projection="self_attn.o_proj" if kind == "full" else "self_attn.out_proj",
+            sums=False,
+            factor=0.5,
+            fields={
+                f"{kind}_attn_beta_factor": 0.5,
+                f"{kind}_attn_alpha_factor": 3.5,
+                "mlp_beta_factor": 0.5,
+                "mlp_alpha_factor": 3.5,
+            },
+        )
+        for layer, kind in ((0, "full"), (1, "linear"))
+    ),
     Family("BertForMaskedLM", **_BERT, blocks="bert.encoder.layer"),
     Family("RobertaForMaskedLM", **_BERT, blocks="roberta.encoder.layer"),
     Family("GteForMaskedLM", sums=False, blocks="gte.layers"),
