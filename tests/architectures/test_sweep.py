@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from peft_reft.runtime import planning, resolve
 
-from . import decoding
+from . import decoding, sweep
 from .classes import FAMILIES, Subject, subjects
 from .exam import examine
 from .findings import FAILURES, VERDICTS, Finding, Result, found_by
@@ -135,6 +137,28 @@ def test_what_is_stored_is_not_examined_again(tmp_path: Path) -> None:
     stored = Result("causal", LLAMA.name, "wrong", "as stored")
     (tmp_path / f"{LLAMA.name}.json").write_text(json.dumps(stored.to_dict()), "utf-8")
     assert list(examined([LLAMA], tmp_path, workers=1, limits=Limits())) == [stored]
+
+
+@pytest.mark.parametrize(
+    ("examined_for_ever", "limits", "reason"),
+    [
+        (lambda subject: Event().wait(), Limits(seconds=0.0), "over 0 seconds"),
+        (lambda subject: sum(itertools.repeat(0)), Limits(cpu=1), "over 1 seconds of a processor, or killed"),
+    ],
+    ids=["in all", "of a processor"],
+)
+def test_a_class_over_its_time_gives_up(
+    examined_for_ever: Any, limits: Limits, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exam never ends, so that no machine is fast enough; the next class is reached."""
+    monkeypatch.setattr(sweep, "examine", examined_for_ever)
+    monkeypatch.setattr(sweep, "_prepare", lambda: None)
+    stored = Result("causal", LLAMA.name, "right", "as stored")
+    (tmp_path / f"{LLAMA.name}.json").write_text(json.dumps(stored.to_dict()), "utf-8")
+    found = list(examined([LLAMA, BERT, BART], tmp_path, workers=1, limits=limits))
+    given_up = [Result(one.family, one.name, "gave up", reason) for one in (BERT, BART)]
+    assert found == [stored, *given_up]
+    assert list(examined([BERT], tmp_path, workers=1, limits=limits)) == given_up[:1]
 
 
 def test_the_page_counts_verdicts_and_names_every_class() -> None:

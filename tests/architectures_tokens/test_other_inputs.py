@@ -121,6 +121,40 @@ def test_whispers_decoder_is_edited_on_its_start_and_forced_tokens() -> None:
             assert edited() == [[[row, column] for row in range(2) for column in columns], [], []]
 
 
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_every_segment_of_long_sound_has_its_own_forced_tokens(conditioned: bool) -> None:
+    """Sound of two and a half windows is decoded window by window, each from start, language and task, behind what
+    came before where it is asked for; short rows are padded on the left, or leave the batch."""
+    base = whisper()
+    config = base.generation_config
+    config.is_multilingual, config.lang_to_id, config.task_to_id = True, {"<|en|>": 10}, {"transcribe": 11}
+    config.no_timestamps_token_id, config.prev_sot_token_id, config.max_initial_timestamp_index = 52, 13, 5
+    model = edited_model(base, positions="f1+l1", layers_to_transform=[0])
+    block: nn.Module = model.get_base_model().model.decoder.layers[0]
+    raw: list[Tensor] = []
+    after: list[Tensor] = []
+    ids: list[Tensor] = []
+    block.register_forward_hook(lambda _, a, o: raw.append(o if isinstance(o, Tensor) else o[0]), prepend=True)
+    block.register_forward_hook(lambda _, a, o: after.append(o if isinstance(o, Tensor) else o[0]))
+    model.get_base_model().model.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: ids.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    sound = torch.randn(2, 8, 50, generator=torch.Generator().manual_seed(6))
+    mask = torch.ones(2, 50, dtype=torch.long)
+    mask[1, 40:] = 0
+    how: dict[str, Any] = {"language": "en", "task": "transcribe", "condition_on_prev_tokens": conditioned}
+    model.generate(input_features=sound, attention_mask=mask, max_new_tokens=4, return_timestamps=True, **how)
+    starts = 0
+    for given, one, other in zip(ids, raw, after, strict=True):
+        real = [row.index(next(token for token in row if token)) for row in given.tolist()]
+        prompt = given.shape[1] > 1
+        expected = [[row, column] for row, first in enumerate(real) for column in (first, given.shape[1] - 1)]
+        assert (one != other).any(-1).nonzero().tolist() == (expected if prompt else [])
+        starts += prompt
+        assert not prompt or given[:, -3:].tolist() == [[3, 10, 11]] * len(given)
+    assert starts >= 3
+
+
 def test_whispers_encoder_is_refused_by_name() -> None:
     with pytest.raises(SiteError, match="not in the text model"):
         edited_model(whisper(), layers_pattern="model.encoder.layers")
