@@ -141,6 +141,7 @@ def _check_reached(case: Adapted, batch: Batch) -> None:
 def _matters(case: Adapted, site: Site, batch: Batch) -> bool:
     """Whether the base's loss depends on what this site gives at the edited tokens."""
     added: list[Tensor] = []
+    lengths = {value.shape[1] for value in batch.values() if isinstance(value, Tensor) and value.dim() == 2}
 
     def add(module: Any, args: Any, output: Any) -> Any:
         hidden = hidden_in(output)
@@ -157,7 +158,8 @@ def _matters(case: Adapted, site: Site, batch: Batch) -> bool:
         handle.remove()
     for one in added:
         if one.grad is not None:
-            rows = rows_of(one.grad, BATCH, one.shape[1])[0]
+            length = next(size for size in one.shape[:-1] if size in lengths)
+            rows = rows_of(one.grad, BATCH, length)[0]
             if rows[:, :2].any():
                 return True
     return False

@@ -1,4 +1,4 @@
-"""Which lists of modules are the blocks of a model, where it has several; the paths are those of its modelling code."""
+"""Which lists of modules are the blocks of a model, where it has several; paths are those of its modelling code."""
 
 from __future__ import annotations
 
