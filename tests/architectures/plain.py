@@ -30,6 +30,8 @@ __all__ = [
 Columns = Sequence[Sequence[int]]
 """For each row of a batch the columns that are edited."""
 Tokens = set[tuple[int, int]]
+WINDOW = 512
+"""To so many tokens Longformer and LED pad every row inside, on the right; what they pad is no token of the batch."""
 
 
 class ShapeError(Exception):
@@ -118,6 +120,12 @@ def rows_of(hidden: Tensor, batch: int, length: int) -> tuple[Tensor, Callable[[
         return hidden.reshape(batch, length, -1), lambda rows: rows.reshape(shape)
     row = [place for place, size in enumerate(shape[:-1]) if size == batch]
     column = [place for place, size in enumerate(shape[:-1]) if size == length]
+    if row == [0] and len(shape) == 3 and shape[1] == WINDOW > length:
+
+        def beside(rows: Tensor) -> Tensor:
+            return torch.cat([rows, hidden[:, length:]], 1)
+
+        return hidden[:, :length], beside
     if batch == length or len(row) != 1 or len(column) != 1:
         raise ShapeError(f"a block gave {shape} for {batch} rows of {length} tokens")
     moved = hidden.movedim((row[0], column[0]), (0, 1))
