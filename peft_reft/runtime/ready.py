@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import _disable_current_modes
 
 from peft_reft.positions import is_transformed
 from peft_reft.sites import PLAIN, Tap, hidden_of
@@ -65,21 +67,33 @@ def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
         return False
     if hidden.is_inference() and not torch.is_inference_mode_enabled():
         return False
-    if type(output) not in (Tensor, tuple):
+    if type(output) not in (Tensor, tuple) or not hidden.untyped_storage().resizable():  # memory of numpy, of a file
         return False
     return _holders(hidden, output) == _holders_of_new(type(output) is tuple)
 
 
-def _holders(hidden: Tensor, output: Any) -> tuple[int, int, int]:
-    """How many hold the tensor in Python, hold it in C++, and share its memory."""
+def _holders(hidden: Tensor, output: Any) -> tuple[int, int, int, int]:
+    """How many hold the output and the tensor in Python, hold the tensor in C++, and share its memory."""
     storage = hidden.untyped_storage()
     in_cpp: int = hidden._use_count()  # type: ignore[attr-defined]  # a name that torch's stubs leave out
-    return sys.getrefcount(hidden), in_cpp, torch._C._storage_Use_Count(storage._cdata)
+    return sys.getrefcount(output), sys.getrefcount(hidden), in_cpp, torch._C._storage_Use_Count(storage._cdata)
 
 
-@cache
-def _holders_of_new(in_tuple: bool) -> tuple[int, int, int]:
-    """The same of a tensor that a module has just made, counted here: it differs between versions of Python."""
+_counted_of_new: dict[bool, tuple[int, int, int, int]] = {}
+
+
+def _holders_of_new(in_tuple: bool) -> tuple[int, int, int, int] | None:
+    """The same of a tensor that a module has just made, counted here: it differs between versions of Python.
+
+    None while hooks on all modules may keep what the module gives; a mode does not see it.
+    """
+    if in_tuple not in _counted_of_new and not _has_any_global_hook():  # type: ignore[no-untyped-call]
+        with DisableTorchFunction(), _disable_current_modes():
+            _counted_of_new[in_tuple] = _count(in_tuple)
+    return _counted_of_new.get(in_tuple)
+
+
+def _count(in_tuple: bool) -> tuple[int, int, int, int]:
     counted = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -93,6 +107,6 @@ def _holders_of_new(in_tuple: bool) -> tuple[int, int, int]:
     return counted[0]
 
 
-def _counted(hidden: Tensor, output: Any) -> tuple[int, int, int]:
+def _counted(hidden: Tensor, output: Any) -> tuple[int, int, int, int]:
     """Stands for `is_seen_here_only`."""
     return _holders(hidden, output)
