@@ -26,12 +26,14 @@ class _Group:
     """Units that differ in their values only.
 
     Attributes:
+        alike: what they share; units of another kind may have the same tensors.
         stacks: paths of those that they edit.
         places: path of the site and unit, of each.
         layers, units: the same.
         names: of their parameters.
     """
 
+    alike: Any
     stacks: set[str]
     places: list[tuple[str, UnitKey]]
     layers: list[Any]
@@ -94,7 +96,7 @@ class Operands:
                         continue
                     shapes = [(name, held.shape, held.dtype, held.device) for name, held in unit._parameters.items()]
                     alike = (type(unit), repr(unit.options), unit.capacity, *shapes)
-                    group = made.setdefault(alike, _Group(set(), [], [], [], tuple(unit._parameters)))
+                    group = made.setdefault(alike, _Group(alike, set(), [], [], [], tuple(unit._parameters)))
                     group.stacks.add(layer.stack)
                     group.places.append((path, one.key))
                     group.layers.append(layer)
@@ -140,7 +142,7 @@ class Operands:
         dtype = torch.float64 if wide or model_dtype == torch.float64 else torch.float32
         if raw[0].device.type != "cpu" or any(held.requires_grad for held in raw):
             return _folded(like, group.names, raw, dtype)
-        key = (group.places[0], dtype)
+        key = (group.places[0], group.alike, dtype)
         known = self.kept.get(key)
         if known is None or len(known[0]) != len(raw) or not all(map(_same, known[0], raw)):
             with torch.inference_mode(False):
@@ -197,7 +199,7 @@ class _Stacked(torch.autograd.Function):
 
 
 def _same(known: Tensor, raw: Tensor) -> bool:
-    return known.shape == raw.shape and torch.equal(known, raw)
+    return known.dtype == raw.dtype and known.shape == raw.shape and torch.equal(known, raw)
 
 
 def _folded(like: Any, names: Sequence[str], raw: Sequence[Tensor], dtype: torch.dtype) -> list[Products]:
