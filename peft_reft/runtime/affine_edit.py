@@ -83,7 +83,7 @@ class _AffineRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_picked: Tensor | None) -> tuple[Tensor | None, ...]:
         rows, used, down, bias, up, source, picked, inner = ctx.saved_tensors
-        source = down.mT if source is None else source
+        given, source = source, down.mT if source is None else source
         if grad is None:  # of a backward pass that goes on through the rows alone
             if grad_picked is None:
                 return (None,) * 7
@@ -97,7 +97,8 @@ class _AffineRows(torch.autograd.Function):
             work = picked.to(down.dtype)
             if torch.is_grad_enabled():
                 inner = torch.addmm(bias, work, source.mT)  # what is saved does not know what it depends on
-            of_bias, of_up, of_source = of_inner.sum(0), inner.mT @ delta, of_inner.mT @ work
+            of_bias, of_up = of_inner.sum(0), inner.mT @ delta
+            of_source = None if given is None else of_inner.mT @ work  # frozen, beside a bias or rows that learn
         if ctx.needs_input_grad[0]:
             of_rows = torch.addmm(here, of_inner, source).to(grad.dtype)
             of_rows = of_rows if grad_picked is None else of_rows + grad_picked
