@@ -50,8 +50,8 @@ TESTS ?= --ignore tests/distributed --ignore tests/peft_suite --ignore tests/too
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-# what ReFT costs, against the frozen base, LoRA, pyreft and adapters: half an hour on a quiet machine. Goes on where it
-# was stopped; writes benchmarks/results/speed.json and .md. The peers need `make bench-environments` once
+# what ReFT costs, against the frozen base, LoRA, pyreft and adapters: about an hour on a quiet machine. Goes on where
+# it was stopped; writes benchmarks/results/speed.json and .md. The peers need `make bench-environments` once
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.speed
 

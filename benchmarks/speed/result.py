@@ -60,9 +60,10 @@ def markdown(told: dict[str, Any], command: str) -> str:
     clock = "computing time of one thread" if told["device"] == "cpu" else "synchronised wall time"
     parts = [
         "# What ReFT costs beside a frozen base and beside others",
-        f"`{command}`: medians of {told['rounds']} paired ratios in {told['sittings']} sittings of fresh processes, "
-        f"{clock}, {told['dtype']}; in brackets the lowest and the highest. In a round every method is timed between "
-        "two runs of its floor, in its own process and environment. `target` is what ours shall cost at most.",
+        f"`{command}`: medians of paired ratios (rounds: {told['rounds']}, sittings of fresh processes: "
+        f"{told['sittings']}), {clock}, {told['dtype']}; in brackets the lowest and the highest. In a round every "
+        "method is timed between two runs of its floor, in its own process and environment. `target` is what ours "
+        "shall cost at most.",
         "\n".join(f"- {name}: {_versions(about)}" for name, about in sorted(told["about"].items())),
         table(("case", "target", *(TITLES[m] for m in methods), "floor, ms", "floor / floor"), _rows(told, methods)),
         _notes(told),
@@ -106,7 +107,7 @@ def _cell(entry: dict[str, Any] | None) -> str:
         return "not measured"
     if "failed" in entry:
         return "fails"
-    rounds = f", {entry['rounds']} rounds" if entry["rounds"] < 3 else ""
+    rounds = f"; rounds: {entry['rounds']}" if entry["rounds"] < 3 else ""
     return f"{entry['median']:.3f} ({entry['low']:.3f}–{entry['high']:.3f}{rounds})"
 
 

@@ -199,7 +199,7 @@ def test_what_is_missing_is_told_with_its_reason(tmp_path: pathlib.Path) -> None
     told = json.loads((tmp_path / "told.json").read_text())
     text = (tmp_path / "told.md").read_text()
     assert text == markdown(told, "python -m benchmarks.speed")
-    assert "| tiny train |  | 1.250 (1.250–1.250, 1 rounds) | fails | 1000.0 | 0.0% |" in text
+    assert "| tiny train |  | 1.250 (1.250–1.250; rounds: 1) | fails | 1000.0 | 0.0% |" in text
     assert "LoRA fails at tiny train: RuntimeError: no such thing." in text
     assert "pyreft was left out: no environment: make it by `python -m benchmarks.speed.environments pyreft`." in text
     assert "| tiny forward |  | not measured | not measured |  |  |" in text
