@@ -8,7 +8,8 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-gpu test-peft test-architectures test-oldest test-serving-pins lint types format clean build/types
+.PHONY: demo test test-slow test-gpu test-peft test-architectures test-oldest test-serving-pins lint types format clean build/types \
+	bench bench-quick bench-gpu bench-environments
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
@@ -48,6 +49,22 @@ TESTS ?= --ignore tests/distributed --ignore tests/peft_suite --ignore tests/too
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< --requirement $<
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+# what ReFT costs, against the frozen base, LoRA, pyreft and adapters: about an hour on a quiet machine. Goes on where
+# it was stopped; writes benchmarks/results/speed.json and .md. The peers need `make bench-environments` once
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.speed
+
+# about 5 minutes: fails when ours is worse, by ratios to the frozen base, than the committed result and its noise
+bench-quick: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.speed.guard
+
+# the same table on CUDA, base in bf16, wall time; it needs a torch with CUDA in the virtual environment
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.speed --device cuda
+
+bench-environments: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.speed.environments
 
 lint: $(VENV)/dev.stamp build/types
 	$(BIN)/ruff check .
