@@ -27,10 +27,10 @@ def orthonormal_rows(raw: Tensor, *, padded: bool = False) -> Tensor:
     Returns:
         `[..., rank, hidden]` with orthonormal rows, float64 for float64 input, else float32.
     """
-    if not raw.requires_grad or not torch.is_grad_enabled():
-        return _rows(raw, padded)[-1].to(_result_dtype(raw))
     if _transformed(raw):
         return _factored(_without_zeros(raw, padded), padded)[1].to(_result_dtype(raw))
+    if not raw.requires_grad or not torch.is_grad_enabled():
+        return _rows(raw, padded)[-1].to(_result_dtype(raw))
     rows: Tensor = _OrthonormalRows.apply(raw, padded)  # type: ignore[no-untyped-call]
     return rows
 

@@ -13,35 +13,31 @@ from .frames import Ready
 __all__ = ["edit_affine"]
 
 
-def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool) -> Tensor:
+def edit_affine(hidden: Tensor, ready: Ready) -> Tensor:
     """h′ = h + (h A + c) B at the planned rows, computed in the dtype of A, B and c and rounded once.
 
     Args:
         hidden: h `[batch, seq, hidden]`.
         ready: the rows, and A, c and B.
-        in_place: whether the rows are written into `hidden`; only where no gradients are needed.
 
     Returns:
-        h′, a new tensor of the same shape and dtype, or `hidden`; rows outside the plan keep their bits.
+        h′, a new tensor of the same shape and dtype; rows outside the plan keep their bits.
     """
     device = hidden.device.type
     if is_autocast(device):
         with torch.autocast(device, enabled=False):
-            return _edited(hidden, ready, in_place)
-    return _edited(hidden, ready, in_place)
+            return _edited(hidden, ready)
+    return _edited(hidden, ready)
 
 
-def _edited(hidden: Tensor, ready: Ready, in_place: bool) -> Tensor:
+def _edited(hidden: Tensor, ready: Ready) -> Tensor:
     down, bias, up, source = ready.products
     if source is not None or (hidden.requires_grad and torch.is_grad_enabled()):
         edited: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, down, bias, up, source)[0]  # type: ignore[no-untyped-call]
         return edited
-    flat = hidden.view(-1, hidden.shape[-1]) if in_place else hidden.reshape(-1, hidden.shape[-1])
+    flat = hidden.reshape(-1, hidden.shape[-1])
     picked = flat.index_select(0, ready.rows)
     total = _total(picked, ready.used, down, bias, up)[0].to(hidden.dtype)
-    if in_place:
-        flat.index_copy_(0, ready.rows, total)
-        return hidden
     return unflattened(flat.index_copy(0, ready.rows, total), hidden)
 
 

@@ -76,11 +76,12 @@ class Operands:
     def _prepared(self, frame: Frame, hidden: Tensor) -> Prepared:
         if frame.rows is not None and frame.rows.stack is not None:
             return {}
+        if torch.compiler.is_compiling() or is_transformed():
+            return self._rotations(frame, {})
         found: Prepared = {}
-        if not torch.compiler.is_compiling() and not is_transformed():
-            for group in self._groups(frame.units):
-                if (frame.keeper is not None or any(map(frame.plans.get, group.stacks))) and self._may_fold(group):
-                    found.update(zip(group.places, self._affine(group, hidden.dtype), strict=True))
+        for group in self._groups(frame.units):
+            if (frame.keeper is not None or any(map(frame.plans.get, group.stacks))) and self._may_fold(group):
+                found.update(zip(group.places, self._affine(group, hidden.dtype), strict=True))
         return found | self._rotations(frame, found)
 
     def _groups(self, units: Mapping[str, Sequence[LiveUnit]]) -> list[_Group]:
@@ -219,7 +220,7 @@ def _is_distributed() -> bool:
 
 def is_placeholder(parameter: nn.Parameter) -> bool:
     """Whether an engine holds a parameter's values elsewhere until its module runs."""
-    return type(parameter) is not nn.Parameter or "ds_id" in parameter.__dict__ or parameter.is_meta
+    return type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id") or parameter.is_meta
 
 
 def is_gathered_alone(model: nn.Module, path: str, parameter: nn.Parameter) -> bool:

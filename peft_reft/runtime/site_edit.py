@@ -16,7 +16,7 @@ from .affine_edit import edit_affine
 from .edit import Edit, apply_edits
 from .frames import Frame, Products
 from .plan import StackPlan
-from .ready import is_seen_here_only, ready_edits
+from .ready import ready_edits
 from .situation import UnitKey
 
 __all__ = ["CHILD", "edit_input", "edit_output"]
@@ -45,9 +45,7 @@ def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
     if ready is not None:
         hidden = hidden_of(output)
         if ready.fits(hidden):
-            alone = is_seen_here_only(hidden, output)
-            edited = edit_affine(hidden, ready, in_place=alone)
-            return None if edited is hidden else with_hidden(output, edited)
+            return with_hidden(output, edit_affine(hidden, ready))
     units = _on_output(frame, layer)
     return with_hidden(output, _edited(layer, hidden_of(output), units, plan, frame)) if units else None
 

@@ -92,7 +92,7 @@ def test_a_decode_only_batch_does_no_work(monkeypatch: pytest.MonkeyPatch) -> No
     model = model_for.__wrapped__("llama", "f2+l2")  # a new one: R is kept in one that has run
     log: list[str] = []
     spy_on(monkeypatch, peft_reft.generation.requests, "slot_masks", log)
-    spy_on(monkeypatch, peft_reft.runtime.site_edit, "apply_edits", log)
+    spy_on(monkeypatch, peft_reft.runtime.site_edit, "edit_affine", log)
     spy_on(monkeypatch, peft_reft.runtime.operands, "orthonormal_rows", log)
     base = model.get_base_model()
     handle = base.register_forward_pre_hook(lambda *args: log.append("forward"), prepend=True)
@@ -101,7 +101,7 @@ def test_a_decode_only_batch_does_no_work(monkeypatch: pytest.MonkeyPatch) -> No
             batched(model, prompts()[:3], num_blocks=64, max_batch_tokens=64)
     finally:
         handle.remove()
-    names = {"forward": "|", "apply_edits": "e", "slot_masks": "m", "orthonormal_rows": "r"}
+    names = {"forward": "|", "edit_affine": "e", "slot_masks": "m", "orthonormal_rows": "r"}
     work = "".join(names[entry] for entry in log).split("|")[1:]
     decodes = [all(len(tokens) == 1 and first >= 2 for first, tokens in segments) for segments in forwards]
     assert decodes == [False, *[True] * (STEPS - 1)]

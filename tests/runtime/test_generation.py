@@ -302,14 +302,14 @@ def test_a_decode_step_does_no_work(name: str, way: str, monkeypatch: pytest.Mon
     model, log = model_for(name, "f2+l2"), []
     spy_on(monkeypatch, peft_reft.runtime.planning, "slot_masks", log)
     spy_on(monkeypatch, peft_reft.runtime.planning, "call_inputs", log)
-    spy_on(monkeypatch, peft_reft.runtime.site_edit, "apply_edits", log)
+    spy_on(monkeypatch, peft_reft.runtime.site_edit, "edit_affine", log)
     spy_on(monkeypatch, peft_reft.runtime.operands, "orthonormal_rows", log)
     handle = model.get_base_model().register_forward_pre_hook(lambda *args: log.append("forward"), prepend=True)
     try:
         WAYS[way](model)
     finally:
         handle.remove()
-    forwards = "".join({"forward": "|", "apply_edits": "e", "slot_masks": "m"}.get(entry, "r") for entry in log).split(
+    forwards = "".join({"forward": "|", "edit_affine": "e", "slot_masks": "m"}.get(entry, "r") for entry in log).split(
         "|"
     )
     prefills = [entry for entry in forwards if entry]
