@@ -15,7 +15,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BloomConfig, BloomForCausalLM
 
-import peft_reft.runtime.ready
 from contract.tiny import base_model, token_ids
 from peft_reft import ReftConfig
 
@@ -106,13 +105,6 @@ def hooked_everywhere(kept: list[Any]) -> Iterator[None]:
         handle.remove()
 
 
-@pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process in which nothing has been edited yet."""
-    monkeypatch.setattr(peft_reft.runtime.ready, "_counted_of_new", {})
-
-
-@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("watch", [hooked_everywhere, Keeping])
 def test_what_is_kept_of_the_first_forward_of_a_process(watch: Callable[[list[Any]], Any]) -> None:
     expected, kept = given_by(llama(), "model.layers.0"), list[Any]()
@@ -122,7 +114,6 @@ def test_what_is_kept_of_the_first_forward_of_a_process(watch: Callable[[list[An
     assert any(isinstance(one, Tensor) and one.shape == expected.shape and torch.equal(one, expected) for one in kept)
 
 
-@pytest.mark.usefixtures("unmeasured")
 def test_a_hook_on_all_modules_leaves_no_wrong_count_behind() -> None:
     expected, kept = given_by(llama(), "model.layers.0"), list[Any]()
     with torch.no_grad(), hooked_everywhere([]):
