@@ -33,7 +33,7 @@ from .runtime import ModelState, Runtime, runtime_of, state_of
 from .runtime.boundary import register_boundary
 from .runtime.devices import site_device
 from .runtime.views import AdapterView
-from .sites import find_stacks, hidden_size_of, moved_components, site_table
+from .sites import can_generate, find_stacks, hidden_size_of, moved_components, site_table
 from .storage.base_tokenizer import base_tokenizer
 from .storage.identity import base_identity, check_base
 from .storage.loading import check_sites, check_wrappers, loaded_check
@@ -296,5 +296,4 @@ def _parameters_of(state: ModelState, name: str) -> Iterator[nn.Parameter]:
 def _has_completion(model: nn.Module, config: ReftConfig) -> bool:
     if config.task_type is not None:
         return str(getattr(config.task_type, "value", config.task_type)) in COMPLETION_TASKS
-    can_generate = getattr(model, "can_generate", None)
-    return bool(can_generate()) if callable(can_generate) else False
+    return bool(can_generate(model))

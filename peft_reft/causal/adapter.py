@@ -17,6 +17,7 @@ from peft_reft.interventions.rotated_interchange import RotatedInterchange
 from peft_reft.layer import ReftLayer
 from peft_reft.model import ReftModel
 from peft_reft.runtime.evaluating import device_of, evaluating
+from peft_reft.sites import can_generate
 
 from .answers import Answers
 from .dataset import Encode
@@ -258,7 +259,6 @@ def _check_free(model: nn.Module, adapter_name: str) -> None:
 
 
 def _task(model: nn.Module) -> str | None:
-    can_generate: Any = getattr(model, "can_generate", None)
-    if not callable(can_generate) or not can_generate():
+    if not can_generate(model):
         return None
     return "SEQ_2_SEQ_LM" if getattr(model.config, "is_encoder_decoder", False) else "CAUSAL_LM"

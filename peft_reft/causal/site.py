@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import SiteError
 from peft_reft.hub_format.positions import parse_positions
-from peft_reft.sites import Tap, find_stacks, forms_at, role_of, site_table
+from peft_reft.sites import Tap, can_generate, find_stacks, forms_at, role_of, site_table
 
 from .spaces import Space
 
@@ -162,10 +162,10 @@ class Site:
                 ) from error
             role = role_of(model, self.module)
             if self.position is None:  # the whole activation, whatever it is
-                return Address(self.module, Tap(on_input=self.on_input), role, _completes(model))
+                return Address(self.module, Tap(on_input=self.on_input), role, can_generate(model) is not False)
             spot = (self.module, self.on_input)
             form = forms_at(model, {spot: role}, strict=False)[spot]
-            return Address(self.module, Tap(on_input=self.on_input, form=form), role, _completes(model))
+            return Address(self.module, Tap(on_input=self.on_input, form=form), role, can_generate(model) is not False)
         stacks = find_stacks(model, self.layers_pattern)
         if len(stacks) != 1:
             raise SiteError(
@@ -175,7 +175,7 @@ class Site:
                 fix="pick one with layers_pattern",
             )
         (found,), _ = site_table(model, [(stacks, [self.layer or 0], self.component)])
-        return Address(found.path, found.taps[0], found.stack.role, _completes(model))
+        return Address(found.path, found.taps[0], found.stack.role, can_generate(model) is not False)
 
     def describe(self) -> str:
         """In a few words, for errors and figures."""
@@ -184,11 +184,6 @@ class Site:
         units = "" if self.units is None else f", units {_shown(self.units)}"
         space = "" if self.space is None else f" of {type(self.space).__name__}"
         return f"{where}{at}{units}{space}"
-
-
-def _completes(model: nn.Module) -> bool:
-    can_generate = getattr(model, "can_generate", None)
-    return bool(can_generate()) if callable(can_generate) else True
 
 
 def _is_int(value: object) -> bool:

@@ -35,18 +35,20 @@ def _edited(hidden: Tensor, ready: Ready) -> Tensor:
     if source is not None or (hidden.requires_grad and torch.is_grad_enabled()):
         edited: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, down, bias, up, source)[0]  # type: ignore[no-untyped-call]
         return edited
+    return _written(hidden, ready.rows, ready.used, down, bias, up)[0]
+
+
+def _written(
+    hidden: Tensor, rows: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h′, the rows that were gathered of h, and their h A + c."""
     flat = hidden.reshape(-1, hidden.shape[-1])
-    picked = flat.index_select(0, ready.rows)
-    total = _total(picked, ready.used, down, bias, up)[0].to(hidden.dtype)
-    return unflattened(flat.index_copy(0, ready.rows, total), hidden)
-
-
-def _total(picked: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """h′ of gathered rows, in the dtype of the work, and h A + c."""
+    picked = flat.index_select(0, rows)
     work = picked.to(down.dtype)
     inner = torch.addmm(bias, work, down)
     total = torch.addmm(work, inner, up)
-    return (total if used is None else torch.where(used, total, work)), inner
+    total = total if used is None else torch.where(used, total, work)
+    return unflattened(flat.index_copy(0, rows, total.to(hidden.dtype)), hidden), picked, inner
 
 
 class _AffineRows(torch.autograd.Function):
@@ -67,10 +69,7 @@ class _AffineRows(torch.autograd.Function):
         up: Tensor,
         source: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        picked = flat.index_select(0, rows)
-        total, inner = _total(picked, used, down, bias, up)
-        edited = unflattened(flat.index_copy(0, rows, total.to(hidden.dtype)), hidden)
+        edited, picked, inner = _written(hidden, rows, used, down, bias, up)
         ctx.shape = hidden.shape
         ctx.save_for_backward(rows, used, down, bias, up, source, picked, inner)
         ctx.set_materialize_grads(False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,12 +129,7 @@ class Operands:
         )
 
     def _affine(self, group: _Group, model_dtype: torch.dtype) -> list[Products]:
-        """The thin products of each unit.
-
-        Without gradients they are those of the forward before, where the parameters are the same. Their values say
-        so, not their versions: TRL writes into a reference through `.data`, which counts no version. To look at
-        values costs nothing on a CPU; an accelerator would have to be waited for.
-        """
+        """The thin products of each unit."""
         raw: list[Tensor] = [
             _Stacked.apply(*(unit._parameters[name] for unit in group.units))  # type: ignore[no-untyped-call]
             for name in group.names
@@ -141,16 +137,25 @@ class Operands:
         like = group.units[0]
         wide = like.broadcasts and not group.layers[0].training and raw[0].device.type != "mps"  # which has no float64
         dtype = torch.float64 if wide or model_dtype == torch.float64 else torch.float32
+        make = partial(_folded, like, group.names, dtype=dtype)
+        made: list[Products] = self._made((group.places[0], group.alike, dtype), raw, make)
+        return made
+
+    def _made(self, key: Any, raw: list[Tensor], make: Callable[[list[Tensor]], Any]) -> Any:
+        """What is made of stacked parameters.
+
+        Without gradients it is that of the forward before, where the parameters are the same. Their values say so,
+        not their versions: TRL writes into a reference through `.data`, which counts no version. To look at values
+        costs nothing on a CPU; an accelerator would have to be waited for.
+        """
         if raw[0].device.type != "cpu" or any(held.requires_grad for held in raw):
-            return _folded(like, group.names, raw, dtype)
-        key = (group.places[0], group.alike, dtype)
+            return make(raw)
         known = self.kept.get(key)
-        if known is None or len(known[0]) != len(raw) or not all(map(_same, known[0], raw)):
+        if known is None or not all(map(_same, known[0], raw)):
             with torch.inference_mode(False):
                 raw = [held.clone() if held.is_inference() else held for held in raw]
-                known = self.kept[key] = (raw, _folded(like, group.names, raw, dtype))
-        made: list[Products] = known[1]
-        return made
+                known = self.kept[key] = (raw, make(raw))
+        return known[1]
 
     def _rotations(self, frame: Frame, others: Prepared) -> Prepared:
         """R of the units that have no thin products."""
@@ -174,16 +179,11 @@ class Operands:
         return found
 
     def _rows(self, alike: Any, raw: Tensor) -> Tensor:
-        """R of stacked raw parameters `[sites, rank, hidden]`; kept as the thin products are."""
+        """R of stacked raw parameters `[sites, rank, hidden]`."""
         padded = alike[-1]
-        if raw.device.type != "cpu" or torch.compiler.is_compiling() or is_transformed() or raw.requires_grad:
+        if torch.compiler.is_compiling() or is_transformed():
             return orthonormal_rows(raw, padded=padded)
-        known = self.kept.get(alike)
-        if known is None or not _same(known[0][0], raw):
-            with torch.inference_mode(False):
-                raw = raw.clone() if raw.is_inference() else raw
-                known = self.kept[alike] = ([raw], orthonormal_rows(raw, padded=padded))
-        rows: Tensor = known[1]
+        rows: Tensor = self._made(alike, [raw], lambda held: orthonormal_rows(held[0], padded=padded))
         return rows
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from peft_reft.sites import can_generate
+
 from .activity import StackActivity
 from .boundary import BoundaryProvider, Knowledge
 from .compiling import beside_graphs
@@ -41,8 +43,7 @@ class Planner:
     def __init__(self, state: ModelState, providers: Sequence[BoundaryProvider]) -> None:
         self.state = state
         self.providers = providers
-        can_generate = getattr(state.model, "can_generate", None)
-        self.labels_are_tokens = bool(can_generate()) if callable(can_generate) else True
+        self.labels_are_tokens = can_generate(state.model) is not False
         kept = getattr(getattr(state.model, "config", None), "mem_len", None)
         self.window = kept - _RECOMPUTED if isinstance(kept, int) and kept > 0 else None
         self.takes_choices = any("MultipleChoice" in cls.__name__ for cls in type(state.model).__mro__)

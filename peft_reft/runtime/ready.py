@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from peft_reft.positions import is_transformed
-from peft_reft.sites import PLAIN, Tap
+from peft_reft.sites import Tap
 
 from .frames import Frame, Prepared, Products, Ready
 from .state import ModelState
 
 __all__ = ["ready_edits"]
+
+_WHOLE = Tap()
+"""The output as it is, all of it."""
 
 
 def ready_edits(state: ModelState, frame: Frame, prepared: Prepared, dtype: torch.dtype) -> dict[str, Ready]:
@@ -33,16 +36,10 @@ def ready_edits(state: ModelState, frame: Frame, prepared: Prepared, dtype: torc
         products = prepared.get((path, one.key))
         if len(units) > 1 or plan is None or not isinstance(products, Products):
             continue
-        if _is_whole(tap) and layer.scaling[one.name] == 1.0:
+        if tap == _WHOLE and layer.scaling[one.name] == 1.0:
             chosen = plan.rows((one.key,))
             member = chosen.members[0]
             if member is not None and id(chosen) not in used:
                 used[id(chosen)] = member[:, None]
             found[path] = Ready(plan.shape, dtype, chosen.rows, used.get(id(chosen)), products)
     return found
-
-
-def _is_whole(tap: Tap) -> bool:
-    """Whether the output is edited as it is, all of it."""
-    plain = tap.form is PLAIN or tap.form == PLAIN  # a copied model has a copy of it
-    return plain and not tap.on_input and tap.start is None and tap.factor == 1.0

@@ -8,7 +8,7 @@ from .fields import config_field
 from .first_meaning import PARTS_SINCE, moved_components
 from .forms import PLAIN, Form
 from .shapes import forms_at
-from .stacks import Stack, find_stacks, hidden_size_of, role_of, text_config
+from .stacks import Stack, can_generate, find_stacks, hidden_size_of, role_of, text_config
 from .table import Site, site_table
 from .tensors import hidden_of, with_hidden, with_slice
 
@@ -21,6 +21,7 @@ __all__ = [
     "Site",
     "Stack",
     "Tap",
+    "can_generate",
     "component_place",
     "config_field",
     "find_stacks",

@@ -13,7 +13,7 @@ from peft_reft.hub_format.errors import SiteError
 
 from .fields import config_field
 
-__all__ = ["Stack", "find_stacks", "hidden_size_of", "role_of", "text_config"]
+__all__ = ["Stack", "can_generate", "find_stacks", "hidden_size_of", "role_of", "text_config"]
 
 
 @dataclass(frozen=True)
@@ -232,3 +232,9 @@ def _refuse(message: str, lists: Sequence[tuple[str, nn.ModuleList]], *, fix: st
         rule=f"each stack of blocks is one ModuleList; found: {found[:600]}",
         fix=fix or "name it with layers_pattern, e.g. layers_pattern='encoder.layers'",
     )
+
+
+def can_generate(model: nn.Module) -> bool | None:
+    """Whether a model writes on behind its input, as it says itself; None where it does not say."""
+    told = getattr(model, "can_generate", None)
+    return bool(told()) if callable(told) else None

@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from contract.recording import Tokens, differing, inputs_of, raw_outputs_of
 from peft_reft import MixedReftModel
 
-from .tiny_sft import PAIRS, base_model, encoded, reft, tokenizer
+from .tiny_sft import BRIEF, PAIRS, base_model, encoded, reft, tokenizer
 
 REJECTED = [" night", " grass and milk and coal", " red", " black"]
 ROUTINE = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no"}
@@ -61,11 +61,7 @@ def dpo_trainer(
     args = DPOConfig(
         **{
             "output_dir": str(folder),
-            "max_steps": 3,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
+            **BRIEF,
             "gradient_checkpointing": False,
             "seed": 0,
             **ROUTINE,

@@ -15,7 +15,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from .preferences import ROUTINE, edits_of_passes
 from .reading import documents_of, expected_tokens
-from .tiny_sft import base_model, encoded, first_batch, pairs, reft, tokenizer, trainable, trainer_for
+from .tiny_sft import BRIEF, base_model, encoded, first_batch, pairs, reft, tokenizer, trainable, trainer_for
 
 
 def added(**fields: Any) -> nn.Module:
@@ -38,11 +38,7 @@ def trainer_of(folder: Path, model: nn.Module, *, side: str = "right", given: An
     args = TrainingArguments(
         **{
             "output_dir": str(folder),
-            "max_steps": 3,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
+            **BRIEF,
             **ROUTINE,
             **fields,
         }

@@ -106,6 +106,16 @@ def conversations(rows: Iterable[Mapping[str, str]] = PAIRS) -> Dataset:
     )
 
 
+BRIEF = {
+    "max_steps": 3,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+}
+"""Three steps of one batch of four."""
+
+
 def reft(**fields: Any) -> ReftConfig:
     """LoReFT of rank 2 on every block, with a start that edits visibly."""
     return ReftConfig(**{"task_type": "CAUSAL_LM", "r": 2, "positions": "f2+l2", "init_weights": False, **fields})
@@ -116,11 +126,7 @@ def sft_config(folder: Path, **fields: Any) -> SFTConfig:
     return SFTConfig(
         **{
             "output_dir": str(folder),
-            "max_steps": 3,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
+            **BRIEF,
             "save_strategy": "no",
             "report_to": "none",
             "use_cpu": True,
