@@ -45,7 +45,7 @@ class Case:
     lora_rank: int = 8
     loaded: int = 1
     target: float | None = None
-    """What the issue of speed asks of ours at most, as a ratio."""
+    """What ours may cost at most, as a ratio to the frozen base."""
 
     def settings(self) -> dict[str, Any]:
         """What another result must share to be compared with; JSON."""

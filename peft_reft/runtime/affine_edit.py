@@ -35,20 +35,20 @@ def _edited(hidden: Tensor, ready: Ready) -> Tensor:
     if source is not None or (hidden.requires_grad and torch.is_grad_enabled()):
         edited: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, down, bias, up, source)[0]  # type: ignore[no-untyped-call]
         return edited
-    return _written(hidden, ready.rows, ready.used, down, bias, up)[0]
+    return _written(hidden, ready.rows, ready.used, down, bias, up)[0].view(hidden.shape)
 
 
 def _written(
     hidden: Tensor, rows: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h′, the rows that were gathered of h, and their h A + c."""
+    """h′ as rows `[batch · seq, hidden]`, the rows that were gathered of h, and their h A + c."""
     flat = hidden.reshape(-1, hidden.shape[-1])
     picked = flat.index_select(0, rows)
     work = picked.to(down.dtype)
     inner = torch.addmm(bias, work, down)
     total = torch.addmm(work, inner, up)
     total = total if used is None else torch.where(used, total, work)
-    return unflattened(flat.index_copy(0, rows, total.to(hidden.dtype)), hidden), picked, inner
+    return flat.index_copy(0, rows, total.to(hidden.dtype)), picked, inner
 
 
 class _AffineRows(torch.autograd.Function):
@@ -73,7 +73,7 @@ class _AffineRows(torch.autograd.Function):
         ctx.shape = hidden.shape
         ctx.save_for_backward(rows, used, down, bias, up, source, picked, inner)
         ctx.set_materialize_grads(False)
-        return edited, picked
+        return unflattened(edited, hidden), picked
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_picked: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -70,7 +70,12 @@ class BoundaryProvider:
 
     Args:
         state: of the model.
+
+    Attributes:
+        watches: whether `starting` is called.
     """
+
+    watches: bool = False
 
     def __init__(self, state: ModelState) -> None:
         self.state = state
@@ -88,6 +93,9 @@ class BoundaryProvider:
 
     def mode_changed(self) -> None:
         """Called when somebody calls the model's `train` or `eval`."""
+
+    def starting(self, call: Mapping[str, Any]) -> None:
+        """Called before a forward is planned, whoever knows of it, with its arguments: to refuse, to prepare."""
 
     def knowledge(self, call: Mapping[str, Any], explicit: Explicit) -> Knowledge | None:
         """What is known of a forward that starts.

@@ -40,8 +40,7 @@ Prepared = dict[tuple[str, UnitKey], Products | Tensor]
 """(path of a site, unit) → its two thin products, or R."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """The one edit of a site, where it is affine and falls on the whole output.
 
     Attributes:

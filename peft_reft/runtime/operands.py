@@ -130,10 +130,7 @@ class Operands:
 
     def _affine(self, group: _Group, model_dtype: torch.dtype) -> list[Products]:
         """The thin products of each unit."""
-        raw: list[Tensor] = [
-            _Stacked.apply(*(unit._parameters[name] for unit in group.units))  # type: ignore[no-untyped-call]
-            for name in group.names
-        ]
+        raw = [_stacked([unit._parameters[name] for unit in group.units]) for name in group.names]
         like = group.units[0]
         wide = like.broadcasts and not group.layers[0].training and raw[0].device.type != "mps"  # which has no float64
         dtype = torch.float64 if wide or model_dtype == torch.float64 else torch.float32
@@ -185,6 +182,13 @@ class Operands:
             return orthonormal_rows(raw, padded=padded)
         rows: Tensor = self._made(alike, [raw], lambda held: orthonormal_rows(held[0], padded=padded))
         return rows
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    if not torch.is_grad_enabled():
+        return torch.stack(parts)
+    stacked: Tensor = _Stacked.apply(*parts)  # type: ignore[no-untyped-call]
+    return stacked
 
 
 class _Stacked(torch.autograd.Function):

@@ -75,6 +75,9 @@ class Planner:
         state = self.state
         if state.unverified:
             state.verify()
+        for provider in self.providers:
+            if provider.watches:
+                provider.starting(call)
         activity, rows = state.activity(), state.running.rows
         known = self._known(call, explicit)
         if not activity.units and rows is None:

@@ -9,6 +9,7 @@ from peft_reft.positions import is_transformed
 from peft_reft.sites import Tap
 
 from .frames import Frame, Prepared, Products, Ready
+from .situation import UnitKey
 from .state import ModelState
 
 __all__ = ["ready_edits"]
@@ -29,17 +30,18 @@ def ready_edits(state: ModelState, frame: Frame, prepared: Prepared, dtype: torc
     if torch.compiler.is_compiling() or is_transformed() or frame.rows is not None:
         return {}
     found: dict[str, Ready] = {}
-    used: dict[int, Tensor] = {}
+    planned: dict[tuple[str, UnitKey], tuple[Tensor, Tensor | None]] = {}
     for path, units in frame.units.items():
         one, layer = units[0], state.layers[path]
-        plan, tap = frame.plans.get(layer.stack), one.tap
+        stack, tap = layer.stack, one.tap
+        plan = frame.plans.get(stack)
         products = prepared.get((path, one.key))
         if len(units) > 1 or plan is None or not isinstance(products, Products):
             continue
         if tap == _WHOLE and layer.scaling[one.name] == 1.0:
-            chosen = plan.rows((one.key,))
-            member = chosen.members[0]
-            if member is not None and id(chosen) not in used:
-                used[id(chosen)] = member[:, None]
-            found[path] = Ready(plan.shape, dtype, chosen.rows, used.get(id(chosen)), products)
+            if (stack, one.key) not in planned:
+                chosen = plan.rows((one.key,))
+                member = chosen.members[0]
+                planned[stack, one.key] = chosen.rows, None if member is None else member[:, None]
+            found[path] = Ready(plan.shape, dtype, *planned[stack, one.key], products)
     return found

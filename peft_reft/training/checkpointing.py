@@ -18,9 +18,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_reft.runtime import Runtime, runtime_of
-from peft_reft.runtime.boundary import BoundaryProvider, Knowledge
+from peft_reft.runtime.boundary import BoundaryProvider
 from peft_reft.runtime.frames import Frame, Running
-from peft_reft.runtime.inputs import Explicit
 
 __all__ = ["FrameCarrier", "Recomputation", "carry_frames"]
 
@@ -72,21 +71,18 @@ class FrameCarrier:
 
 
 class Recomputation(BoundaryProvider):
-    """Where a block's hooks are checkpointed with it: wraps before the forward starts. Of prompts it knows nothing."""
-
-    needed = False
+    """Where a block's hooks are checkpointed with it: wraps before the forward starts."""
 
     def attach(self) -> None:
         """Ask transformers once."""
-        self.needed = _recomputes_hooks()
+        self.watches = _recomputes_hooks()
 
-    def knowledge(self, call: Mapping[str, Any], explicit: Explicit) -> Knowledge | None:
-        """Nothing."""
-        if self.needed and self.state.model.training and (runtime := runtime_of(self.state.model)) is not None:
+    def starting(self, call: Mapping[str, Any]) -> None:
+        """Wrap in training."""
+        if self.state.model.training and (runtime := runtime_of(self.state.model)) is not None:
             for handle in runtime.handles:
                 if isinstance(handle, FrameCarrier):
                     handle.wrap()
-        return None
 
 
 @cache

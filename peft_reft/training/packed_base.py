@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.runtime.boundary import BoundaryProvider, Knowledge
-from peft_reft.runtime.inputs import Explicit
+from peft_reft.runtime.boundary import BoundaryProvider
 
 __all__ = ["PackedBase"]
 
@@ -28,7 +27,7 @@ _PACKED = "packing_format_for_cpu"
 
 
 class PackedBase(BoundaryProvider):
-    """Looks before every forward that wants gradients; of prompts it knows nothing.
+    """Looks before every forward that wants gradients.
 
     Attributes:
         layers: path → what may move its weights; empty once they are kept, and for any other base.
@@ -41,31 +40,27 @@ class PackedBase(BoundaryProvider):
     def attach(self) -> None:
         """Find the layers that may."""
         self.layers = {path: part for path, part in self.state.model.named_modules() if getattr(part, _PACKS, False)}
+        self.watches = bool(self.layers)
 
     def detach(self) -> None:
         """Let bitsandbytes choose again."""
         for layer in self.kept:
             setattr(layer, _PACKS, True)
-        self.layers, self.kept = {}, ()
+        self.layers, self.kept, self.watches = {}, (), False
 
     def mode_changed(self) -> None:
         """In training mode nothing is moved; from now on not in evaluations between the steps either."""
         if self.layers and self.state.model.training and self._is_trained() and not self._moved():
             self._keep()
 
-    def knowledge(self, call: Mapping[str, Any], explicit: Explicit) -> Knowledge | None:
-        """Nothing.
+    def starting(self, call: Mapping[str, Any]) -> None:
+        """Keep the layers as they are where gradients are wanted.
 
         Raises:
             ConfigError: gradients are wanted, and the weights lie in the other layout.
         """
-        if (
-            not self.layers
-            or not torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or not self._is_trained(call)
-        ):
-            return None
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._is_trained(call):
+            return
         if moved := self._moved():
             raise ConfigError(
                 f"{len(moved)} layers of the base, such as {moved[0]}, have their 4-bit weights in bitsandbytes' "
@@ -78,7 +73,6 @@ class PackedBase(BoundaryProvider):
                 "call model.train() before the first forward; evaluations in between are then right too",
             )
         self._keep()
-        return None
 
     def _is_trained(self, call: Mapping[str, Any] | None = None) -> bool:
         wanted = any(parameter.requires_grad for parameter in self.state.model.parameters())
@@ -92,7 +86,7 @@ class PackedBase(BoundaryProvider):
         self.kept = tuple(self.layers.values())
         for layer in self.kept:
             setattr(layer, _PACKS, False)
-        self.layers = {}
+        self.layers, self.watches = {}, False
 
 
 def _is_packed(layer: nn.Module) -> bool:
