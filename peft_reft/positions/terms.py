@@ -82,16 +82,18 @@ class _Counts:
 
     def __init__(self, layout: Layout) -> None:
         self.real, self.start, self.prompt = layout.real, layout.start, layout.prompt
-        self._rank: Tensor | None = None
+        self._ordinal: Tensor | None = None
         self._length: Tensor | None = None
 
     @property
-    def rank(self) -> Tensor:
-        """Of each token of the prompt, how many of it stand before: long `[batch, seq]`, of no meaning elsewhere."""
-        if self._rank is None:
-            one = self.start is None
-            self._rank = self.prompt.cumsum(1) - 1 if one else count_before(self.prompt, self.start)
-        return self._rank
+    def ordinal(self) -> Tensor:
+        """Of each token of the prompt its number, from 1: long `[batch, seq]`, of no meaning elsewhere."""
+        if self._ordinal is None:
+            count = self.prompt.cumsum(1)
+            if self.start is not None:
+                count = count - (count - self.prompt.long()).gather(1, self.start)
+            self._ordinal = count
+        return self._ordinal
 
     @property
     def length(self) -> Tensor:
@@ -116,16 +118,16 @@ def _mask(term: Term, counts: _Counts, input_ids: Tensor | None, token_ids: Mapp
         rank = count_before(after, start)
         return after & (rank >= (term.start or 0)) & (rank < (real.shape[1] if term.stop is None else term.stop))
     if isinstance(term, First):
-        first = prompt & (counts.rank < term.count)
+        first = prompt & (counts.ordinal <= term.count)
         if prompt is real:  # no sequence is without a prompt
             return first
         return first | (real & (counts.length == 0) & (count_before(real, start) < term.count))
-    rank, length = counts.rank, counts.length
+    ordinal, length = counts.ordinal, counts.length
     if isinstance(term, Last):
-        return prompt & (rank >= length - term.count)
+        return prompt & (ordinal > length - term.count)
     low = torch.zeros_like(length) if term.start is None else _bound(term.start, length)
     high = length if term.stop is None else _bound(term.stop, length)
-    return prompt & (rank >= low) & (rank < high)
+    return prompt & (ordinal > low) & (ordinal <= high)
 
 
 def _bound(bound: int, length: Tensor) -> Tensor:

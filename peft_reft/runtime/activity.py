@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from peft_reft.sites import Tap
 
+from .plan import StackPlan
 from .scales import Scales
 from .situation import UnitKey
 from .views import AdapterView
@@ -75,12 +77,14 @@ class StackActivity:
         generates: whether tokens after the prompt can be edited.
         from_end: whether the edited tokens depend on where the prompt ends.
         has_completion: whether the task of one of them has tokens after the prompt.
+        whole_prompts: (batch, length, device) → the plan of rows that are whole prompts; see `whole_prompts.py`.
     """
 
     views: tuple[AdapterView, ...] = ()
     generates: bool = False
     from_end: bool = False
     has_completion: bool = False
+    whole_prompts: dict[tuple[int, int, torch.device], StackPlan] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

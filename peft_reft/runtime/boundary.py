@@ -72,10 +72,10 @@ class BoundaryProvider:
         state: of the model.
 
     Attributes:
-        watches: whether `starting` is called.
+        prepares: whether `starting` is called.
     """
 
-    watches: bool = False
+    prepares: bool = False
 
     def __init__(self, state: ModelState) -> None:
         self.state = state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,7 @@ class StackPlan:
         past: cached slots before them.
         row_by_row: whether rows have adapters of their own, so that the units of two adapters never share a row.
         whole: whether rows are planned with the same number of slots for every row of the batch.
+        outlives: whether it serves later calls too, so that nothing in it may be a tensor of inference mode.
     """
 
     batch: int
@@ -34,6 +36,7 @@ class StackPlan:
     past: int = 0
     row_by_row: bool = False
     whole: bool = False
+    outlives: bool = False
     plans: dict[tuple[UnitKey, ...], RowPlan] = field(default_factory=dict)
 
     @property
@@ -49,7 +52,8 @@ class StackPlan:
             total = self._width(wanted)
             masks = [entry.mask for entry in chosen]
             exact = not self.whole and _may_read_values(masks, total)
-            self.plans[wanted] = plan_rows(masks, total, exact=exact)
+            with torch.inference_mode(False) if self.outlives else nullcontext():
+                self.plans[wanted] = plan_rows(masks, total, exact=exact)
         return self.plans[wanted]
 
     def _width(self, keys: Sequence[UnitKey]) -> int | None:

@@ -24,6 +24,7 @@ from .resolve import columns_of, slot_masks
 from .row_choice import RowAdapters
 from .situation import Situation
 from .state import ModelState
+from .whole_prompts import whole_prompt_plan
 
 __all__ = ["Planner"]
 
@@ -76,7 +77,7 @@ class Planner:
         if state.unverified:
             state.verify()
         for provider in self.providers:
-            if provider.watches:
+            if provider.prepares:
                 provider.starting(call)
         activity, rows = state.activity(), state.running.rows
         known = self._known(call, explicit)
@@ -148,6 +149,10 @@ class Planner:
             if told is None:
                 return None
             situation = told
+        if known is None and rows is None:
+            whole = whole_prompt_plan(inputs, active, situation)
+            if whole is not None:
+                return whole
         masks = slot_masks(inputs, active.views, situation)
         if known is not None:
             known.resolved(path, masks, inputs)
@@ -160,8 +165,14 @@ class Planner:
             )
             for (place, unit), found in chosen.items()
         }
-        whole = rows.stack is not None
-        return StackPlan(inputs.batch, inputs.length, selected, inputs.past, row_by_row=True, whole=whole)
+        return StackPlan(
+            inputs.batch,
+            inputs.length,
+            selected,
+            inputs.past,
+            row_by_row=True,
+            whole=rows.stack is not None,
+        )
 
     def _warn(self, role: str, inputs: CallInputs, active: StackActivity) -> None:
         """Warn, once, of a forward that is taken for a prefill because nobody says where its prompt ends."""

@@ -75,7 +75,7 @@ class Recomputation(BoundaryProvider):
 
     def attach(self) -> None:
         """Ask transformers once."""
-        self.watches = _recomputes_hooks()
+        self.prepares = _recomputes_hooks()
 
     def starting(self, call: Mapping[str, Any]) -> None:
         """Wrap in training."""

@@ -40,13 +40,13 @@ class PackedBase(BoundaryProvider):
     def attach(self) -> None:
         """Find the layers that may."""
         self.layers = {path: part for path, part in self.state.model.named_modules() if getattr(part, _PACKS, False)}
-        self.watches = bool(self.layers)
+        self.prepares = bool(self.layers)
 
     def detach(self) -> None:
         """Let bitsandbytes choose again."""
         for layer in self.kept:
             setattr(layer, _PACKS, True)
-        self.layers, self.kept, self.watches = {}, (), False
+        self.layers, self.kept, self.prepares = {}, (), False
 
     def mode_changed(self) -> None:
         """In training mode nothing is moved; from now on not in evaluations between the steps either."""
@@ -86,7 +86,7 @@ class PackedBase(BoundaryProvider):
         self.kept = tuple(self.layers.values())
         for layer in self.kept:
             setattr(layer, _PACKS, False)
-        self.layers, self.watches = {}, False
+        self.layers, self.prepares = {}, False
 
 
 def _is_packed(layer: nn.Module) -> bool:
