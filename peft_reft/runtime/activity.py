@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from peft_reft.hub_format.special_tokens import tokens_of
 from peft_reft.sites import Tap
 
 from .plan import StackPlan
@@ -77,6 +78,7 @@ class StackActivity:
         generates: whether tokens after the prompt can be edited.
         from_end: whether the edited tokens depend on where the prompt ends.
         has_completion: whether the task of one of them has tokens after the prompt.
+        needs_ids: whether the edited tokens depend on their ids.
         whole_prompts: (batch, length, device) → the plan of rows that are whole prompts; see `whole_prompts.py`.
     """
 
@@ -84,6 +86,7 @@ class StackActivity:
     generates: bool = False
     from_end: bool = False
     has_completion: bool = False
+    needs_ids: bool = False
     whole_prompts: dict[tuple[int, int, torch.device], StackPlan] = field(default_factory=dict, compare=False)
 
 
@@ -156,6 +159,7 @@ def activity_of(
             generates=any(views[name].touches_generated for name in editing),
             from_end=any(views[name].needs_prompt_end for name in editing),
             has_completion=any(has_completion[name] for name in editing),
+            needs_ids=any(tokens_of(views[name].groups) for name in editing),
         )
         for path, editing in by_stack.items()
     }

@@ -213,8 +213,11 @@ def _folded(like: Any, names: Sequence[str], raw: Sequence[Tensor], dtype: torch
     rotation = [orthonormal_rows(tensors.pop(name), padded=like.capacity is not None) for name in like.orthonormal]
     cast = {name: held.to(dtype) for name, held in tensors.items()}
     source, bias, projection = like.affine(cast, *(rows.to(dtype) for rows in rotation))
-    trained = [None] * len(source) if not source.requires_grad else source.unbind(0)
-    columns = (source.detach().mT.unbind(0), bias.unbind(0), projection.unbind(0), trained)
+    if source.requires_grad:
+        down, trained = source.detach().mT, source.unbind(0)
+    else:
+        down, trained = source.mT, [None] * len(source)
+    columns = (down.unbind(0), bias.unbind(0), projection.unbind(0), trained)
     return [Products(*parts) for parts in zip(*columns, strict=True)]
 
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from peft_reft.hub_format.special_tokens import tokens_of
 from peft_reft.positions import is_transformed
 
 from .activity import StackActivity
@@ -39,7 +38,7 @@ def whole_prompt_plan(call: CallInputs, active: StackActivity, situation: Situat
     Raises:
         PromptBoundaryError: it cannot be told where the prompt ends.
     """
-    if not _is_whole(call, situation) or any(tokens_of(view.groups) for view in active.views):
+    if active.needs_ids or not _is_whole(call, situation):
         return None
     for view in active.views:
         check_boundary(call, view, situation)
@@ -82,6 +81,5 @@ def _has_no_padding(call: CallInputs) -> bool:
         type(mask) is Tensor
         and mask.device.type == "cpu"
         and mask.shape == (call.batch, call.length)
-        and not mask.is_floating_point()
-        and bool(mask.numpy().all())
+        and bool(mask.all())
     )

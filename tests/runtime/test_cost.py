@@ -95,7 +95,7 @@ def costs(counted: Any, kind: str, **settings: Any) -> tuple[float, float]:
 def test_a_prefill(kind: str) -> None:
     once, per_block = costs(prefill, kind)
     assert per_block == 8
-    assert once <= 19
+    assert once <= 20
 
 
 @pytest.mark.parametrize("kind", AFFINE)
