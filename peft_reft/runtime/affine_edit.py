@@ -13,42 +13,47 @@ from .frames import Ready
 __all__ = ["edit_affine"]
 
 
-def edit_affine(hidden: Tensor, ready: Ready) -> Tensor:
+def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tensor:
     """h′ = h + (h A + c) B at the planned rows, computed in the dtype of A, B and c and rounded once.
 
     Args:
         hidden: h `[batch, seq, hidden]`.
         ready: the rows, and A, c and B.
+        in_place: whether the rows may be written into `hidden`; only where no gradients are needed.
 
     Returns:
-        h′, a new tensor of the same shape and dtype; rows outside the plan keep their bits.
+        h′, a new tensor of the same shape and dtype, or `hidden`; rows outside the plan keep their bits.
     """
     device = hidden.device.type
     if is_autocast(device):
         with torch.autocast(device, enabled=False):
-            return _edited(hidden, ready)
-    return _edited(hidden, ready)
+            return _edited(hidden, ready, in_place)
+    return _edited(hidden, ready, in_place)
 
 
-def _edited(hidden: Tensor, ready: Ready) -> Tensor:
+def _edited(hidden: Tensor, ready: Ready, in_place: bool) -> Tensor:
     down, bias, up, source = ready.products
     if source is not None or (hidden.requires_grad and torch.is_grad_enabled()):
         edited: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, down, bias, up, source)[0]  # type: ignore[no-untyped-call]
         return edited
-    return _written(hidden, ready.rows, ready.used, down, bias, up)[0].view(hidden.shape)
-
-
-def _written(
-    hidden: Tensor, rows: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """h′ as rows `[batch · seq, hidden]`, the rows that were gathered of h, and their h A + c."""
     flat = hidden.reshape(-1, hidden.shape[-1])
+    total = _rows(flat, ready.rows, ready.used, down, bias, up)[0]
+    if in_place:
+        flat.index_copy_(0, ready.rows, total)
+        return hidden
+    return flat.index_copy(0, ready.rows, total).view(hidden.shape)
+
+
+def _rows(
+    flat: Tensor, rows: Tensor, used: Tensor | None, down: Tensor, bias: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The edited rows of h `[batch · seq, hidden]`, the rows that were gathered of it, and their h A + c."""
     picked = flat.index_select(0, rows)
     work = picked.to(down.dtype)
     inner = torch.addmm(bias, work, down)
     total = torch.addmm(work, inner, up)
     total = total if used is None else torch.where(used, total, work)
-    return flat.index_copy(0, rows, total.to(hidden.dtype)), picked, inner
+    return total.to(flat.dtype), picked, inner
 
 
 class _AffineRows(torch.autograd.Function):
@@ -69,11 +74,12 @@ class _AffineRows(torch.autograd.Function):
         up: Tensor,
         source: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        edited, picked, inner = _written(hidden, rows, used, down, bias, up)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        total, picked, inner = _rows(flat, rows, used, down, bias, up)
         ctx.shape = hidden.shape
         ctx.save_for_backward(rows, used, down, bias, up, source, picked, inner)
         ctx.set_materialize_grads(False)
-        return unflattened(edited, hidden), picked
+        return unflattened(flat.index_copy(0, rows, total), hidden), picked
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_picked: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -15,6 +15,7 @@ from .activity import LiveUnit
 from .affine_edit import edit_affine
 from .edit import Edit, apply_edits
 from .frames import Frame, Products
+from .holders import is_seen_here_only
 from .plan import StackPlan
 from .ready import ready_edits
 from .situation import UnitKey
@@ -45,7 +46,9 @@ def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
     if ready is not None:
         hidden = hidden_of(output)
         if ready.fits(hidden):
-            return with_hidden(output, edit_affine(hidden, ready))
+            alone = is_seen_here_only(hidden, output)  # asked first: an argument that waits would be a holder too
+            edited = edit_affine(hidden, ready, in_place=alone)
+            return None if edited is hidden else with_hidden(output, edited)
     units = _on_output(frame, layer)
     return with_hidden(output, _edited(layer, hidden_of(output), units, plan, frame)) if units else None
 

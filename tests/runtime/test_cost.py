@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,14 +97,14 @@ def costs(counted: Any, kind: str, **settings: Any) -> tuple[float, float]:
 @pytest.mark.parametrize("kind", AFFINE)
 def test_a_prefill(kind: str) -> None:
     once, per_block = costs(prefill, kind)
-    assert per_block == 8
+    assert per_block <= 8
     assert once <= 20
 
 
 @pytest.mark.parametrize("kind", AFFINE)
 def test_the_first_prefill_prepares_the_products_of_all_blocks_in_one_go(kind: str) -> None:
     once, per_block = costs(prefill, kind, first=True)
-    assert per_block == 8
+    assert per_block <= 8
     assert once <= 35
 
 
@@ -121,7 +124,24 @@ def test_nothing_waits_for_an_accelerator(kind: str, monkeypatch: pytest.MonkeyP
     once, per_block = costs(prefill, kind, device="meta")
     assert once <= 43
     if kind in AFFINE:
-        assert per_block == 9
+        assert per_block <= 9
+
+
+def test_no_whole_hidden_state_is_copied_without_gradients() -> None:
+    """In a process of its own: where a compiler or a debugger watches, outputs have more holders and are copied."""
+    code = (
+        "from runtime.test_cost import prefill\n"
+        "own = prefill(3, 'loreft') - prefill(3, None)\n"
+        "print(own['index_copy_'], *sorted({'clone', 'index_copy', 'copy_', 'cat'} & own.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["3"]
 
 
 @pytest.mark.parametrize(
