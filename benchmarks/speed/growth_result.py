@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.measure import table
 from benchmarks.speed.axes import AXES, BASE, POINTS
 from benchmarks.speed.pairing import Pair, summarise, wander
-from benchmarks.speed.result import TITLES
+from benchmarks.speed.result import TITLES, versions
 from benchmarks.speed.rounds import Kept, Plan
 from benchmarks.speed.slopes import slope
 
@@ -79,14 +79,13 @@ def write_growth(told: dict[str, Any], stem: Path, command: str) -> None:
 def growth_markdown(told: dict[str, Any], command: str, stem: str) -> str:
     """The result for people."""
     clock = "computing time of one thread" if told["device"] == "cpu" else "synchronised wall time"
-    about = [one if isinstance(one, str) else ", ".join(f"{k} {v}" for k, v in one.items()) for one in _values(told)]
     parts = [
         "# How the cost of an edit grows",
         f"`{command}`: {clock}, rounds: {told['rounds']}, sittings of fresh processes: {told['sittings']}. In a round "
         "a method is timed between two runs of the frozen base on the same batch: `ratio` is the median of the "
         "rounds' ratios (lowest–highest), `own` the median of what a call takes beyond the base's, with three "
         "standard errors of that median.",
-        "\n".join(f"- {line}" for line in about),
+        versions(told),
         f"![own cost along each size]({stem}.svg)",
         "## Slopes",
         table(("along", "must", "own cost grows by", "upper half of the axis", "verdict"), _slopes(told)),
@@ -104,7 +103,8 @@ def _reading() -> str:
         f"The base is a Llama of {BASE.layers} blocks of {BASE.hidden} with an MLP of {BASE.mlp}: nearly no work but "
         "attention, so that the own cost stands out; on a usual base the ratios are lower. Rows have no padding; a "
         "ReFT is a loreft at the first and the last 7 tokens, tied, in all blocks. A training step is forward, loss, "
-        "backward and AdamW; its floor's backward ends behind the first block, where a ReFT's ends too. One size changes, the others stay "
+        "backward and AdamW; its floor's backward ends behind the first block, where a ReFT's ends too. One size "
+        "changes, the others stay "
         "as in the points' `settings` (JSON).\n\n"
         "`must` is the exponent of edited tokens × layers × rank × hidden size along the axis. A slope is the "
         "least-squares exponent e of own cost ∝ sizeᵉ in logarithms, with its 95 % interval (Student's t, residuals "
@@ -116,10 +116,6 @@ def _reading() -> str:
 
 def _each(told: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [(name, method, along) for name, by in told["axes"].items() for method, along in by.items()]
-
-
-def _values(told: dict[str, Any]) -> list[Any]:
-    return [{"commit": one} if name == "commit" else one for name, one in sorted(told["about"].items())]
 
 
 def _title(name: str, method: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.speed.cases import VOCABULARY, Case, llama
 from benchmarks.speed.methods import FIRST, METHODS
 
-__all__ = ["FLOORS", "batch", "floor_on", "floor_work", "method_on", "method_work", "seconds_of"]
+__all__ = ["FLOORS", "batch", "compile_base", "floor_on", "floor_work", "method_on", "method_work", "seconds_of"]
 
 Work = Callable[[], object]
 
@@ -40,7 +40,7 @@ def batch(case: Case, device: str) -> tuple[dict[str, Any], Any]:
 def floor_work(case: Case, device: str) -> Work:
     """The frozen base's; see `FLOORS`."""
     base = llama(case.shape, device)
-    _compile(base, case)
+    compile_base(base, case)
     return floor_on(base, case, device)
 
 
@@ -87,7 +87,7 @@ def method_work(
     with torch.no_grad():
         if torch.equal(own, method.forward(model, inputs).logits):
             raise RuntimeError("the adapter changes nothing: it is not active, and its figures would be the base's")
-    _compile(base, case)
+    compile_base(base, case)
     return method_on(model, name, case, device, update=update)
 
 
@@ -130,7 +130,7 @@ def seconds_of(work: Work, calls: int, device: str) -> float:
     return (clock() - start) / calls
 
 
-def _compile(base: Any, case: Case) -> None:
+def compile_base(base: Any, case: Case) -> None:
     """In place, inside whatever a method puts around the base; a generation compiles its own decoding."""
     if case.compiled is not None and case.work != "generate":
         base.compile(backend=case.compiled)

@@ -51,6 +51,10 @@ class Bench:
         self.floors.clear()
         self.works.clear()
         self.case = made = KNOWN[case]
+        if made.compiled is not None:
+            # no graph of another case's sizes, and no silent return to eager mode
+            torch._dynamo.reset()
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
         failed = {}
         shared = floor_work(made, self.device) if made.loaded == 1 or made.own_cost else None
         for method in methods:
