@@ -62,7 +62,7 @@ def _doubled(least: int, most: int, step: int = 2) -> tuple[int, ...]:
 _SIZES: tuple[tuple[str, str, tuple[int, ...], int, Callable[[int], Case]], ...] = (
     ("sequence length", "tokens", _doubled(64, 4096), 0, lambda n: _case(1, n)),
     # a training step's prompt is half of its tokens
-    ("edited tokens", "tokens a row", _doubled(2, 512, 4), 1, lambda n: _case(1, 1024, edge=n // 2)),
+    ("edited tokens", "tokens a row", _doubled(2, 32), 1, lambda n: _case(8, 64, edge=n // 2)),
     ("batch", "rows", _doubled(1, 32), 1, lambda n: _case(n)),
     ("layers", "blocks", _doubled(2, 32), 1, lambda n: _case(shape=replace(BASE, layers=n))),
     ("rank", "rank", _doubled(1, 64), 1, lambda n: _case(rank=n)),

@@ -35,6 +35,8 @@ def main() -> None:
     given = options.parse_args()
     if not 1 <= given.sittings <= given.rounds:
         options.error(f"--sittings {given.sittings}: from 1 to the number of rounds, {given.rounds}")
+    if given.rounds < 3:
+        options.error(f"--rounds {given.rounds}: fewer than 3 have no spread, and a slope no interval")
     axes = chosen(given.axes, AXES, ";")
     left_out = chosen(given.without, POINTS, ";") if given.without else ()
     cases = tuple(name for axis in axes for name in AXES[axis].cases() if name not in left_out)

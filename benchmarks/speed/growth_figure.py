@@ -50,7 +50,10 @@ def _panel(panel: Any, name: str, by_method: dict[str, Any]) -> None:
             _must(panel, there, along["must"])
         panel.set_xlabel(along["unit"], fontsize=7)
     panel.set_xscale("log", base=2)
-    panel.set_yscale("log", nonpositive="clip")
+    if any(
+        one.get("own", {}).get("median", 0) > 0 for along in by_method.values() for one in along["points"].values()
+    ):
+        panel.set_yscale("log", nonpositive="clip")
     panel.set_title(name, fontsize=8)
     panel.set_ylabel("ms", fontsize=7)
     panel.grid(visible=True, lw=0.3, color="#dddddd")
