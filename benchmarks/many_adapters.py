@@ -34,7 +34,9 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--cpu-time", action="store_true", help="count computing time, for a busy machine")
     given = options.parse_args()
-    model, batch, rows = _made(given.model, given.adapters, given.rows, given.prompt_tokens, given.positions)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = given.adapters, given.rows, given.prompt_tokens, given.positions
+    model, batch, rows = _made(given.model, device, *sizes)
     print(environment())
     print(
         f"{given.rows} rows of {given.prompt_tokens} tokens, {len(set(rows))} of {given.adapters} adapters, "
@@ -47,18 +49,17 @@ def main() -> None:
         print(table(("", "one per row / one adapter"), [(label, seconds["many"] / seconds["one"])]), flush=True)
 
 
-def pair(name: str | None = None) -> tuple[Call, Call]:
-    """(a prefill with one adapter, the same with another for every row), on one model, in the sizes of the options."""
-    model, batch, rows = _made(name, ADAPTERS, ROWS, TOKENS, POSITIONS)
+def pair(device: str) -> tuple[Call, Call]:
+    """(a prefill with one adapter, the same with another for every row), on one model, in the options' usual sizes."""
+    model, batch, rows = _made(None, device, ADAPTERS, ROWS, TOKENS, POSITIONS)
     return _call(model, batch, 0, None), _call(model, batch, 0, rows)
 
 
 def _made(
-    name: str | None, adapters: int, rows: int, tokens: int, positions: str
+    name: str | None, device: str, adapters: int, rows: int, tokens: int, positions: str
 ) -> tuple[Any, torch.Tensor, list[str]]:
     """A model with so many adapters, a batch of ids, and an adapter's name for every row."""
     found = ensure_base_model(name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     base = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32).to(device)
     config = ReftConfig(task_type="CAUSAL_LM", positions=positions, init_weights=False)
     model: Any = get_peft_model(base, config)

@@ -64,7 +64,7 @@ def measure_many(kept: Kept, rounds: int, device: str) -> None:
         return
     if device == "cpu":
         torch.set_num_threads(1)
-    one, many = pair()
+    one, many = pair(device)
     for work in (one, many):
         work()
     case, method = MANY

@@ -147,12 +147,12 @@ def test_a_growth_is_written_with_its_figure(tmp_path: pathlib.Path) -> None:
 
 def test_many_adapters_are_timed_between_one_and_one(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     seconds = {"one": 2.0, "many": 3.0}
-    monkeypatch.setattr(growth, "pair", lambda: (lambda: "one", lambda: "many"))
+    monkeypatch.setattr(growth, "pair", lambda device: (lambda: "one", lambda: "many"))
     monkeypatch.setattr(growth, "seconds_of", lambda act, calls, device: seconds[act()])
     kept = Kept(tmp_path / "kept")
     growth.measure_many(kept, 2, "cuda")
     assert kept.pairs[MANY] == {0: Pair(2.0, 3.0, 2.0), 1: Pair(2.0, 3.0, 2.0)}
-    monkeypatch.setattr(growth, "pair", lambda: pytest.fail("all rounds are there"))
+    monkeypatch.setattr(growth, "pair", lambda device: pytest.fail("all rounds are there"))
     growth.measure_many(kept, 2, "cuda")
 
 
