@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.measure import table
 from benchmarks.speed.cases import COMPILED
-from benchmarks.speed.graphs import counted
+from benchmarks.speed.graphs import BLOCKS, counted
 from benchmarks.speed.methods import ENVIRONMENTS, METHODS
 from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, opened, stopped
 from benchmarks.speed.processes import WorkerError
@@ -95,8 +95,9 @@ def compiled_markdown(told: dict[str, Any], command: str) -> str:
         "\n".join(lines + failed),
         "## Graphs",
         table(("case", "", "graphs", "at other lengths", "at another adapter", "breaks"), _graph_rows(told)),
-        "Counted where the compiler hands its graphs to a backend: those of a first call; those more at two other "
-        "lengths, one after the other; those more when another adapter of the same shape becomes active and the first "
+        f"Counted on models of {BLOCKS} blocks, where the compiler hands its graphs to a backend: those of a "
+        "first call; those more at two other lengths, one after the other; those more when another adapter of the "
+        "same shape becomes active and the first "
         "again; and all breaks. In brackets: beyond the base's.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -58,7 +58,7 @@ def _along(plan: Plan, kept: Kept, name: str, method: str) -> dict[str, Any]:
             points[str(value)] = {"settings": POINTS[point].settings(), **asdict(summarise(taken)), "own": own(taken)}
         else:
             points[str(value)] = {"missing": kept.failed.get((point, method), "left out of this run")}
-    used = {int(value): one["own"] for value, one in points.items() if _has_logarithm(one)}
+    used = {int(value): one["own"] for value, one in points.items() if _has_error(one)}
     last = dict(list(used.items())[-LAST:]) if len(used) > LAST else {}
     slopes = {"all": _slope(used), "last": _slope(last)}
     return {"unit": axis.unit, "must": axis.must, "work": axis.work, "points": points, "slopes": slopes}
@@ -75,8 +75,8 @@ def _is_sure(point: dict[str, Any]) -> bool:
     return bool(point["own"]["median"] > (point["own"]["noise"] or 0))
 
 
-def _has_logarithm(point: dict[str, Any]) -> bool:
-    return "own" in point and point["own"]["median"] > 0 and point["own"]["noise"] is not None
+def _has_error(point: dict[str, Any]) -> bool:
+    return bool("own" in point and point["own"]["noise"])
 
 
 def _slope(costs: dict[int, dict[str, float]]) -> dict[str, Any] | None:
@@ -122,12 +122,12 @@ the first and the last 7 tokens, tied, in all blocks. A training step is forward
 floor's backward ends behind the first block, where a ReFT's ends too. One size changes, the others stay as in the \
 points' `settings` (JSON).
 
-`must` is the exponent of edited tokens × layers × rank × hidden size along the axis. A slope is the least-squares \
-exponent e of own cost ∝ sizeᵉ in logarithms, points weighted by their noise, with its 95 % interval: the wider of \
-Student's t from the points' distances to the line, which bends of the curve widen, and the normal one from their \
-noise. `(noise)` marks a point whose own cost is not told from nothing; one below nothing has no logarithm and is \
-in no slope, and fewer than three have none. Below `must` is the rule where a part of the cost is the same for every \
-size (the calls themselves). `faster` stands where an interval lies above `must` as a whole."""
+`must` is the exponent of edited tokens × layers × rank × hidden size along the axis. A slope is the exponent \
+e of own cost ∝ sizeᵉ by least squares, points weighted by their noise, with its 95 % interval: the wider of \
+Student's t from the points' distances to the curve, which bends widen, and the normal one from their noise; empty \
+where the points do not say. `(noise)` marks a point whose own cost is not told from nothing. Below `must` is the \
+rule where a part of the cost is the same for every size (the calls themselves). \
+`faster` stands where an interval lies above `must` as a whole."""
 
 
 def _each(told: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -1,9 +1,7 @@
-"""How fast a cost grows: the exponent of a power law, by least squares of logarithms, with its interval."""
+"""How fast a cost grows: the exponent of a power law, by least squares, with its interval."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +12,8 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.2
 
 
 NORMAL = 1.96
+TRIED = [number / 200 for number in range(-400, 801)]
+"""Exponents, from -2 to 4."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,31 @@ class Slope:
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float], errors: Sequence[float]) -> Slope | None:
-    """Of positive values, `errors` the standard errors of the costs; None of fewer than three, which have no interval.
+    """Of positive sizes and `errors`, the standard errors of the costs; a cost below zero is as good as another.
 
-    Logarithms of costs are weighted by (cost / error)². The interval is the wider of two: Student's t from how far
-    the points are off the line, which bends of the curve widen, and the normal one from their errors alone.
-    ValueError for more than twelve.
+    The c and e that make Σ ((cost − c sizeᵉ) / error)² least; logarithms would have to leave out the costs that noise
+    puts below zero, and would find slopes in noise. The interval holds the exponents with which that sum is not more
+    than t² above its least: t is Student's, times the sum's root mean square, which bends of the curve widen, or the
+    normal 1.96 where that is more. None of fewer than three sizes, and where the costs do not say which exponent: all
+    below zero, or an interval beyond those tried. ValueError for more than twelve.
     """
-    if len(sizes) < 3:
-        return None
     free = len(sizes) - 2
+    if free < 1:
+        return None
     if free > len(QUANTILES):
         raise ValueError(f"{len(sizes)} points: at most {len(QUANTILES) + 2}")
-    across, up = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
-    # an error of nothing would be a weight without end
-    weights = [1 / max(error / cost, 1e-6) ** 2 for cost, error in zip(costs, errors, strict=True)]
-    x, y = statistics.fmean(across, weights), statistics.fmean(up, weights)
-    spread = sum(w * (a - x) ** 2 for w, a in zip(weights, across, strict=True))
-    exponent = sum(w * (a - x) * (u - y) for w, a, u in zip(weights, across, up, strict=True)) / spread
-    off = sum(w * (u - y - exponent * (a - x)) ** 2 for w, a, u in zip(weights, across, up, strict=True))
-    half = max(QUANTILES[free - 1] * math.sqrt(off / free / spread), NORMAL / math.sqrt(spread))
-    return Slope(exponent, exponent - half, exponent + half, len(sizes))
+    sums = {exponent: _off(exponent, sizes, costs, errors) for exponent in TRIED}
+    best = min(sums, key=sums.__getitem__)
+    more = max(QUANTILES[free - 1] ** 2 * sums[best] / free, NORMAL**2)
+    held = [exponent for exponent, off in sums.items() if off <= sums[best] + more]
+    if held[0] == TRIED[0] or held[-1] == TRIED[-1]:
+        return None
+    return Slope(best, held[0], held[-1], len(sizes))
+
+
+def _off(exponent: float, sizes: Sequence[float], costs: Sequence[float], errors: Sequence[float]) -> float:
+    """The sum with the best c, at least 0, for one exponent."""
+    curve = [size**exponent / error for size, error in zip(sizes, errors, strict=True)]
+    seen = [cost / error for cost, error in zip(costs, errors, strict=True)]
+    factor = max(0.0, sum(x * y for x, y in zip(curve, seen, strict=True)) / sum(x * x for x in curve))
+    return sum((y - factor * x) ** 2 for x, y in zip(curve, seen, strict=True))

@@ -27,38 +27,36 @@ from benchmarks.speed.work import floor_work, method_work
 TINY = Shape(32, 2, 64)
 
 
-def test_a_slope_is_that_of_a_weighted_fit_in_logarithms() -> None:
+def test_a_slope_is_that_of_a_fit_in_logarithms_where_errors_are_small() -> None:
     draw_from = random.Random(0)
     sizes = [2.0**power for power in range(7)]
-    costs = [3 * size**0.7 * draw_from.uniform(0.8, 1.25) for size in sizes]
-    quiet, loud = ([share * cost for cost in costs] for share in (0.001, 0.5))
-    fit, covariance = np.polyfit(np.log(sizes), np.log(costs), 1, w=np.divide(costs, quiet), cov=True)
-    found = slope(sizes, costs, quiet)
+    costs = [3 * size**0.7 * draw_from.uniform(0.98, 1.02) for size in sizes]
+    errors = [0.001 * cost for cost in costs]
+    fit, covariance = np.polyfit(np.log(sizes), np.log(costs), 1, w=np.divide(costs, errors), cov=True)
+    found = slope(sizes, costs, errors)
     assert found is not None
-    assert found.exponent == pytest.approx(fit[0])
-    assert found.high - found.exponent == pytest.approx(2.571 * covariance[0, 0] ** 0.5)
-    assert found.exponent - found.low == pytest.approx(found.high - found.exponent)
-    mixed = [*quiet[:3], *loud[3:]]
-    fit, covariance = np.polyfit(np.log(sizes), np.log(costs), 1, w=np.divide(costs, loud), cov="unscaled")
-    louder = slope(sizes, costs, loud)
-    assert louder is not None
-    assert louder.high - louder.exponent == pytest.approx(1.96 * covariance[0, 0] ** 0.5)
-    weighted = slope(sizes, costs, mixed)
-    assert weighted is not None
-    assert weighted.exponent == pytest.approx(
-        np.polyfit(np.log(sizes), np.log(costs), 1, w=np.divide(costs, mixed))[0]
-    )
+    assert found.exponent == pytest.approx(fit[0], abs=0.005)
+    assert (found.high - found.low) / 2 == pytest.approx(2.571 * covariance[0, 0] ** 0.5, abs=0.005)
 
 
-def test_the_interval_of_a_slope_holds_the_truth_as_often_as_it_says() -> None:
-    draw_from, held = random.Random(1), 0
-    sizes = [1, 2, 4, 8, 16]
-    for _ in range(1000):
-        costs = [size**0.5 * draw_from.lognormvariate(0, 0.1) for size in sizes]
-        found = slope(sizes, costs, [0.01 * cost for cost in costs])
-        assert found is not None
-        held += found.low <= 0.5 <= found.high
-    assert 930 < held < 970
+def test_the_interval_of_a_slope_holds_the_truth_also_where_noise_is_as_large_as_a_cost() -> None:
+    draw_from, held, below, found_any = random.Random(1), 0, 0, 0
+    sizes, errors = [1, 2, 4, 8, 16], [0.1, 0.1, 0.2, 0.6, 1.2]
+    for _ in range(200):
+        costs = [draw_from.gauss(1.0, error) for error in errors]
+        found = slope(sizes, costs, errors)
+        below += min(costs) < 0
+        if found is not None:
+            found_any += 1
+            held += found.low <= 0.0 <= found.high
+    assert below > 20
+    assert found_any > 150
+    assert held / found_any > 0.93
+
+
+def test_costs_that_say_nothing_have_no_slope() -> None:
+    assert slope([1, 2, 4], [-1.0, -1.0, -2.0], [1.0, 1.0, 1.0]) is None
+    assert slope([1, 2, 4], [0.1, -0.1, 0.1], [1.0, 1.0, 1.0]) is None
 
 
 def test_two_points_have_no_slope_and_too_many_are_refused() -> None:
