@@ -21,7 +21,13 @@ def draw(told: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     rows = math.ceil(len(told["axes"]) / COLUMNS)
-    settings = {"svg.hashsalt": "growth", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    settings = {
+        "svg.hashsalt": "growth",
+        "svg.fonttype": "none",
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with matplotlib.rc_context(settings):
         figure, panels = pyplot.subplots(
             rows, COLUMNS, figsize=(3.1 * COLUMNS, 2.4 * rows), squeeze=False, layout="constrained"
