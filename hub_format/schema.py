@@ -9,12 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .activations import (
-    activations_named,
-    canonical_activation,
-    check_stored_activations,
-    version_of_activations,
-)
+from .activations import activations_named, canonical_activation
 from .errors import ConfigError
 from .groups import (
     ACTIVATIONS,
@@ -32,6 +27,7 @@ from .groups import (
     site_group,
 )
 from .kinds import KindSignature, kind_signature
+from .lowest import check_not_newer, lowest_version
 from .migrations import migrate
 from .special_tokens import check_special_tokens
 from .versions import SPEC_VERSION, WRITTEN_VERSIONS, check_same_version, parse_version
@@ -106,7 +102,7 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
 def canonical_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Behaviour fields that were checked, in the words of a file: each activation by its one name, and the lowest
     version of the format that has them all."""
-    written = {**values, "spec_version": version_of_activations(values)}
+    written = {**values, "spec_version": lowest_version(values)}
     if values["act_fn"] is not None:
         written["act_fn"] = canonical_activation(values["act_fn"])
     if any(activations_named({**values, "act_fn": None})):
@@ -168,7 +164,7 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
     values = {**{name: stored[name] for name in FIELDS}, "spec_version": SPEC_VERSION}
     _check_kinds(stored["kinds"])
     groups = check_fields(values)
-    check_stored_activations(values, version)
+    check_not_newer(values, version)
     used = {group.intervention for group in groups}
     if set(stored["kinds"]) != used:
         raise ConfigError(

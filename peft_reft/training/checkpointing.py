@@ -10,6 +10,7 @@ parameter in there: a tensor of another region's graph must not be used across r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_reft.runtime import Runtime, runtime_of
 from peft_reft.runtime.boundary import BoundaryProvider
-from peft_reft.runtime.frames import Frame, Running
+from peft_reft.runtime.frames import Running
 
 __all__ = ["FrameCarrier", "Recomputation", "carry_frames"]
 
@@ -117,7 +118,7 @@ class _Carrying:
         frame = self.running.frame
         if frame is None:
             return self.checkpoint(function, *args, **kwargs)
-        inner = Frame(frame.plans, frame.units, frame.rows, prepared={}, ready={})
+        inner = replace(frame, prepared={}, ready={}, keeper=None, counts_from_end=False)
 
         def within(*given: Any, **named: Any) -> Any:
             outer = self.running.frame

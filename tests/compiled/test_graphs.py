@@ -34,6 +34,11 @@ REST = (
     ("noreft", "f2+l2"),
     ("red", "prompt"),
     ("reft_r1", "f3+l2"),
+    ("clamp", "prompt"),
+    ("prosv", "f2+l2"),
+    ("adapter", "all"),
+    ("distribution", "f2+l2"),
+    ("heads", "all"),
 )
 
 
