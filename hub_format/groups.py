@@ -99,7 +99,7 @@ class SiteGroup:
 
     @property
     def full_width(self) -> bool:
-        """Whether its component is as wide as the hidden state; a head's output is narrower, that of all may differ."""
+        """Whether its component is as wide as the hidden state; what heads give may differ."""
         return self.component in COMPONENTS
 
 

@@ -24,9 +24,9 @@ class Adapter(Intervention):
 
     Made for `component="block_output"`, every block and `positions="all"`; `act_fn="silu"` is what its authors take,
     and without an activation it is their linear form. Their start: W_d as in `nn.Linear` times 10⁻³, W_u = 0, which is
-    the identity whatever the activation. With `MixedReftModel(…, orthogonal=True)` the rows of W_d are kept out of what
-    the block's LoRA writes. `direft` is the same with a bias and another start. Parameters: `down` W_d and `up` W_uᵀ,
-    both `[rank, hidden]`.
+    the identity whatever the activation. With `MixedReftModel(…, orthogonal=True)` the rows of W_d are kept out of
+    what the block's LoRA writes. `direft` is the same with a bias and another start. Parameters: `down` W_d and `up`
+    W_uᵀ, both `[rank, hidden]`.
 
     Source: the paper's formula; start, default activation and joint training from its authors' code
     (github.com/SprocketLab/steerling, `LowRankAdapter`).

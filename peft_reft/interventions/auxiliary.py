@@ -24,13 +24,19 @@ class PenaltyWeight:
     def penalty_weight(self, value: float) -> None:
         self.__dict__["_penalty_weight"] = value
 
+    @property
+    def unweighted(self) -> bool:
+        """Whether it adds nothing as it is now."""
+        return self.penalty_weight == 0
+
 
 def has_penalty(unit: Any) -> bool:
-    """Whether a unit's kind adds something to the loss."""
+    """Whether a unit's kind can add something to the loss."""
     return type(unit).penalty is not Intervention.penalty or type(unit).row_penalty is not Intervention.row_penalty
 
 
 def has_row_penalty(unit: Any) -> bool:
     """Whether a unit adds something that depends on the rows that it edits."""
-    unweighted = isinstance(unit, PenaltyWeight) and unit.penalty_weight == 0
-    return type(unit).row_penalty is not Intervention.row_penalty and not unweighted
+    return type(unit).row_penalty is not Intervention.row_penalty and not (
+        isinstance(unit, PenaltyWeight) and unit.unweighted
+    )

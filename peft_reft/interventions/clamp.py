@@ -27,11 +27,11 @@ def clamp_delta(hidden: Tensor, direction: Tensor, strength: Tensor, low: Tensor
 class Clamp(Intervention):
     """h′ = h + s (clip(h·v̂, lo, hi) − h·v̂) v̂, ‖v̂‖ = 1: h's coordinate along v̂ is kept between two bounds.
 
-    lo = hi = 0, s = 1 is directional ablation (arXiv 2406.11717, section 2.4); lo = hi sets the coordinate, as clamping
-    a feature does; s between 0 and 1 goes part of the way. Everything is trained: direction, bounds, strength. It
-    starts with s = 0 at lo = hi = 0, the identity; `"paper"` is the ablation of a random direction. Where training
-    moves lo above hi, hi counts. It has no rank: `r` is not used. Parameters: raw `rotation` `[1, hidden]`, v̂ its
-    normalisation, `strength` s, `low` lo, `high` hi, each `[1]`.
+    lo = hi = 0, s = 1 is directional ablation (arXiv 2406.11717, section 2.4); lo = hi sets the coordinate, as
+    clamping a feature does; s between 0 and 1 goes part of the way. Everything is trained: direction, bounds,
+    strength. It starts with s = 0 at lo = hi = 0, the identity; `"paper"` is the ablation of a random direction.
+    Where training moves lo above hi, hi counts. It has no rank: `r` is not used. Parameters: raw `rotation` `[1,
+    hidden]`, v̂ its normalisation, `strength` s, `low` lo, `high` hi, each `[1]`.
     """
 
     rotation: Tensor
@@ -73,7 +73,9 @@ class Clamp(Intervention):
                 rule=f"it is [{self.hidden_size}], and not 0",
             )
         if low > high:
-            raise ConfigError(f"low={low!r}, high={high!r}", value=low, rule="the lower bound is at most the upper one")
+            raise ConfigError(
+                f"low={low!r}, high={high!r}", value=low, rule="the lower bound is at most the upper one"
+            )
         self.rotation.copy_(direction[None])
         for held, value in ((self.strength, strength), (self.low, low), (self.high, high)):
             held.fill_(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 
@@ -33,12 +34,12 @@ class Distribution(PenaltyWeight, Intervention):
     """h′ = h + Rᵀ(z − Rh), R Rᵀ = I, z ~ N(μ, σ²) in training, z = μ afterwards (D-Intervention, arXiv 2506.06686).
 
     μ = act(Wh + b) and log σ² = Sh + d, kept between −20 and 0: LoReFT that learns the surroundings of its point too.
-    In evaluation it is LoReFT. Published for early blocks. The option `penalty` (0, as its authors' code has it) is the
-    weight of KL(N(μ, σ²) ‖ N(0, 1)), summed over the rank and averaged over the edited tokens, in the loss; their other
-    value is 0.1. Parameters: those of `loreft`, and of training alone `spread_weight` S `[rank, hidden]`,
+    In evaluation it is LoReFT. Published for early blocks. The option `penalty` (0, as its authors' code has it) is
+    the weight of KL(N(μ, σ²) ‖ N(0, 1)), summed over the rank and averaged over the edited tokens, in the loss; their
+    other value is 0.1. Parameters: those of `loreft`, and of training alone `spread_weight` S `[rank, hidden]`,
     `spread_bias` d `[rank]`. The noise is drawn by a generator of its own, which is seeded anew in every training
-    forward by one number of torch's; so a seed repeats a run, a trainer's checkpoint resumes it, and what is recomputed
-    sees the same noise. In a compiled graph it is drawn as dropout is.
+    forward by one number of torch's; so a seed repeats a run, a trainer's checkpoint resumes it, and what is
+    recomputed sees the same noise. In a compiled graph it is drawn as dropout is.
 
     Source: of the paper its abstract could be read here; formula, bounds and KL come from its authors' code
     (github.com/chili-lab/D-Intervention, `VIBreftIntervention`, whose bounds of σ differ from class to class).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 
@@ -68,6 +69,11 @@ class Heads(PenaltyWeight, Intervention):
     def samples(self) -> bool:  # type: ignore[override]  # of a unit with gates alone
         """Whether gates are drawn in training."""
         return bool(self.options["gates"])
+
+    @property
+    def unweighted(self) -> bool:
+        """Whether neither gates nor scales are penalised."""
+        return self.options["sparsity"] == 0 and (not self.options["gates"] or self.penalty_weight == 0)
 
     def start(self, init_weights: Init) -> None:
         """Refuse a width that the heads do not share evenly, and set the parameters."""

@@ -21,15 +21,16 @@ class Prosv(Intervention):
     """h′ = h + α v (prompt-only steering vector, arXiv 2605.05983).
 
     The direction v is free, not normalised: α and v are a pair that is trained at once, so that nothing is left to be
-    chosen after training. What that needs is a large start and a learning rate of its own for α: the start is
-    α = a √hidden and v uniform in ±c/√hidden, with the options `factor_start` a and `direction_start` c;
+    chosen after training. What that needs is a large start and a learning rate of its own for α: the start is α = a
+    √hidden and v uniform in ±c/√hidden, with the options `factor_start` a and `direction_start` c;
     `peft_reft.parameter_groups` gives a stock trainer the rates. Published for the first and last tokens of a prompt:
     their `p4+s2` is `positions="f4+l2"`; on Gemma 2 2B they take a = 4, c = 8, rates 10 and 0.04, and clip the
-    gradient of v alone. It has no rank: `r` is not used, and no identity start, which would be the small start that the
-    paper warns of. Parameters: `factor` α `[1]`, `direction` v `[hidden]`.
+    gradient of v alone. It has no rank: `r` is not used, and no identity start, which would be the small start that
+    the paper warns of. Parameters: `factor` α `[1]`, `direction` v `[hidden]`.
 
-    Source: of the paper its abstract could be read here; the formula, that v is free, the start and the rates come from
-    its authors' post and code (github.com/colored-dye/prosv, `ConceptVectorIntervention`, adapter type `add_free`).
+    Source: of the paper its abstract could be read here; the formula, that v is free, the start and the rates come
+    from its authors' post and code (github.com/colored-dye/prosv, `ConceptVectorIntervention`, adapter type
+    `add_free`).
     """
 
     factor: Tensor

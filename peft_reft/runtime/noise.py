@@ -34,8 +34,8 @@ class Noise:
         """For one unit of a site; None in a compiled graph, which draws as dropout does."""
         if torch.compiler.is_compiling():
             return None
-        own = zlib.crc32(f"{path}/{unit[0]}/{unit[1]}".encode())
-        return torch.Generator(device).manual_seed(self.seed * 2**32 + own)
+        own = zlib.crc32(f"{self.seed}/{path}/{unit[0]}/{unit[1]}".encode())  # a CPU's generator heeds 32 bits of it
+        return torch.Generator(device).manual_seed(own)
 
 
 def noise_for(activity: Activity, model: nn.Module) -> Noise | None:

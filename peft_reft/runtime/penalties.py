@@ -14,20 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.interventions import has_penalty, has_row_penalty
+from peft_reft.interventions import PenaltyWeight, has_penalty, has_row_penalty
 
 from .activity import Activity, LiveUnit
 from .frames import CHILD
 
-__all__ = ["Penalties", "penalties_of"]
+__all__ = ["Penalties", "penalties_of", "register_reader"]
 
 RowPenalty = Callable[[Tensor, Tensor | None], None]
 """Rows `[n, hidden]`, and which of them are edited (bool `[n]`; None: all) → taken into the loss."""
 
 
-def penalties_of(
-    activity: Activity, call: Mapping[str, Any], module: nn.Module, model: nn.Module
-) -> Penalties | None:
+_READERS: list[Callable[[Any, Tensor], None]] = []
+
+
+def register_reader(reader: Callable[[Any, Tensor], None]) -> None:
+    """Let a room above add the penalties of a forward, `[]`, to what else of an output a loss is made of."""
+    _READERS.append(reader)
+
+
+def penalties_of(activity: Activity, call: Mapping[str, Any], module: nn.Module, model: nn.Module) -> Penalties | None:
     """Collects the penalties of a forward that starts; None where there are none, or nothing is trained by it.
 
     Args:
@@ -45,7 +51,7 @@ def penalties_of(
         for one in units
         if has_penalty(one.module)
     ]
-    trained = [(path, unit) for path, unit in found if any(p.requires_grad for p in unit.parameters())]
+    trained = [(path, unit) for path, unit in found if not _adds_nothing(unit)]
     return Penalties(trained, _share(call, module)) if trained else None
 
 
@@ -65,7 +71,7 @@ class Penalties:
 
     def of(self, unit: Any) -> RowPenalty | None:
         """Takes the rows that a unit edits; None where its kind does not look at them."""
-        if not has_row_penalty(unit) or not any(parameter.requires_grad for parameter in unit.parameters()):
+        if not has_row_penalty(unit) or _adds_nothing(unit):
             return None
 
         def take(rows: Tensor, edited: Tensor | None) -> None:
@@ -90,7 +96,17 @@ class Penalties:
             return output
         own = [_of_parameters(path, unit) for path, unit in self.units]
         terms = [term.to(loss.device, torch.promote_types(loss.dtype, torch.float32)) for term in (*own, *found)]
-        return _with_loss(output, (loss + self.share * torch.stack(terms).sum()).to(loss.dtype))
+        whole = torch.stack(terms).sum()
+        for reader in _READERS:
+            reader(output, whole)
+        return _with_loss(output, (loss + self.share * whole).to(loss.dtype))
+
+
+def _adds_nothing(unit: Any) -> bool:
+    """Whether a unit is frozen, or its penalty has no weight."""
+    if isinstance(unit, PenaltyWeight) and unit.unweighted:
+        return True
+    return not any(parameter.requires_grad for parameter in unit.parameters())
 
 
 def _own_copy(replica: nn.Module, path: str, one: LiveUnit) -> Any:

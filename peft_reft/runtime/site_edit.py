@@ -23,6 +23,7 @@ from .situation import UnitKey
 
 __all__ = ["CHILD", "edit_input", "edit_output"]
 
+
 def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook of the site's module."""
     layer: Any = module._modules[CHILD]
@@ -150,7 +151,7 @@ def _at_work(
 
 
 def _in_training(layer: Any, one: LiveUnit, edit: Edit, frame: Frame, hidden: Tensor) -> Edit:
-    """The edit with what belongs to a training forward alone: what its kind adds to the loss, and what it draws from."""
+    """The edit with what a training forward has alone: what its kind adds to the loss, and what it draws from."""
     unit = layer.unit((one.name, one.key[1]))
     penalty = None if frame.penalties is None else frame.penalties.of(unit)
     drawn = unit.samples and frame.noise is not None

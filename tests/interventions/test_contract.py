@@ -219,7 +219,9 @@ def test_scaling_by_zero_is_off_and_by_two_is_twice(kind: Kind) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_base_keeps_its_dtype(kind: Kind, dtype: torch.dtype) -> None:
     model = model_with(kind, dtype=dtype).train(kind.samples)
-    loss = model(token_ids(2, 7)).logits
+    ids = token_ids(2, 7)
+    labels = torch.where(torch.arange(7) < 5, -100, ids)
+    loss = model(ids, **({"labels": labels} if kind.samples else {})).logits
     assert loss.dtype == dtype
     loss.float().sum().backward()
     grads = [parameter.grad for name, parameter in model.named_parameters() if "reft_" in name]

@@ -157,7 +157,9 @@ def _features(hidden: Array, t: Mapping[str, Array]) -> Array:
 def _by_head(hidden: Array, t: Mapping[str, Array], heads: int) -> Array:
     size = hidden.shape[1] // heads
     gates = {
-        name: [min(max(1.2 * _sigmoid(float(value)) - 0.1, 0.0), 1.0) for value in t[name]] if name in t else [1.0] * heads
+        name: [min(max(1.2 * _sigmoid(float(value)) - 0.1, 0.0), 1.0) for value in t[name]]
+        if name in t
+        else [1.0] * heads
         for name in ("scale_gate", "shift_gate")
     }
     columns = []
