@@ -49,7 +49,7 @@ def penalised(kind: str) -> PeftModel:
         for name, parameter in trained(model).items():
             torch.nn.init.normal_(parameter, std=0.1)
             if "spread" in name:
-                torch.nn.init.constant_(parameter, -15.0 if "bias" in name else 0.0)
+                torch.nn.init.constant_(parameter, -20.0 if "bias" in name else 0.0)
     return model
 
 
