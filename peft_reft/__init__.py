@@ -9,6 +9,7 @@ from .adapters.scaling import scale_adapter
 from .adapters.subspaces import set_subspaces
 from .adapters.values import set_value
 from .config import ReftConfig
+from .generation.export_prefix import export_prefix
 from .generation.prompt_cache import prompt_cache
 from .interventions import Intervention, register_intervention
 from .mixed import MixedReftModel
@@ -33,6 +34,7 @@ __all__ = [
     "ReftModel",
     "convert",
     "drop_closed_heads",
+    "export_prefix",
     "hotswap_adapter",
     "list_adapters",
     "parameter_groups",
