@@ -38,7 +38,7 @@ class HeadsAt:
         try:
             self.unit.eval()
             found = [
-                self.unit.gate(gate, held)[:, None] * held.unflatten(0, (self.unit.options["heads"], -1))
+                self.unit.gate(gate, held)[:, None] * self.unit.by_head(held)
                 for gate, held in (("scale_gate", self.unit.scale), ("shift_gate", self.unit.shift))
             ]
         finally:

@@ -108,17 +108,19 @@ class Heads(PenaltyWeight, Intervention):
     def edit_delta(self, hidden: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """g₂ A ⊙ z + g₁ v."""
         scale, shift = (
-            (self.gate(gate, hidden, generator)[:, None] * self._by_head(name, hidden)).flatten()
+            (self.gate(gate, hidden, generator)[:, None] * self.by_head(self.parameter(name, hidden))).flatten()
             for gate, name in zip(GATES, ("scale", "shift"), strict=True)
         )
-        return hidden * scale + shift
+        edited: Tensor = hidden * scale + shift
+        return edited
 
-    def _by_head(self, name: str, like: Tensor) -> Tensor:
-        return self.parameter(name, like).unflatten(0, (self.options["heads"], -1))
+    def by_head(self, values: Tensor) -> Tensor:
+        """`[hidden]` as `[heads, size]`."""
+        return values.reshape(self.options["heads"], -1)
 
     def penalty(self) -> Tensor:
         """The weighted mean probability of open gates, and the weighted Σ|A|."""
-        found = self.options["sparsity"] * self.scale.abs().sum()
+        found: Tensor = self.options["sparsity"] * self.scale.abs().sum()
         if self.options["gates"]:
             found = found + self.penalty_weight * sum(probability_open(getattr(self, g)).mean() for g in GATES)
         return found

@@ -88,7 +88,8 @@ def _written(block: nn.Module) -> Iterator[Tensor]:
 def _basis(written: Sequence[Tensor]) -> Tensor:
     """Orthonormal columns of all that is written, float64; columns of zeros in place of those that are not there."""
     left, sizes, _ = torch.linalg.svd(torch.cat([held.double() for held in written], 1), full_matrices=False)
-    return left * (sizes > RELATIVE * sizes.max()).to(left.dtype)
+    basis: Tensor = left * (sizes > RELATIVE * sizes.max()).to(left.dtype)
+    return basis
 
 
 def _state(rows: Tensor, written: Sequence[Tensor]) -> tuple[Any, ...]:
