@@ -8,7 +8,7 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-gpu test-peft test-architectures test-oldest test-serving-pins lint types format clean build/types \
+.PHONY: demo test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving-pins lint types format clean build/types \
 	bench bench-quick bench-gpu bench-growth bench-compiled bench-environments
 
 demo: $(VENV)/demo.stamp
@@ -16,6 +16,10 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/dev.stamp
 	$(PYTEST) -m "not slow and not gpu"
+
+# what the next versions of transformers, TRL, PEFT and torch take away, as errors where this package uses it
+test-next: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(PYTEST) -p next_versions -m "not slow and not gpu" $(NEXT)
 
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow

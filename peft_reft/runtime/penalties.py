@@ -177,5 +177,6 @@ def _reentrant(unit: Any) -> ConfigError:
         f"intervention={unit.kind!r} has a penalty of the rows it edits, inside a block that is checkpointed",
         value=unit.kind,
         rule="reentrant checkpointing runs a block without gradients first, so that the penalty would train nothing",
-        fix='use gradient_checkpointing_kwargs={"use_reentrant": False}, or component="block_output"',
+        fix='use activation_checkpointing_kwargs={"use_reentrant": False} (gradient_checkpointing_kwargs as it was '
+        'called), or component="block_output"',
     )

@@ -78,7 +78,8 @@ def _outside(layer: Any, *, on_input: bool) -> None:
             code="positions.outside",
             rule="positions are worked out once, where the model's forward starts",
             fix="call the whole model; for gradient checkpointing use the model's own "
-            "(`gradient_checkpointing_enable`), which leaves hooks outside the recomputation",
+            "(`activation_checkpointing_enable`, before `gradient_checkpointing_enable`), which leaves hooks outside the "
+            "recomputation",
         )
 
 
