@@ -77,9 +77,8 @@ def _outside(layer: Any, *, on_input: bool) -> None:
             f"{layer.path} ran outside of its model's forward, so its positions are not known",
             code="positions.outside",
             rule="positions are worked out once, where the model's forward starts",
-            fix="call the whole model; for gradient checkpointing use the model's own "
-            "(`activation_checkpointing_enable`, before `gradient_checkpointing_enable`), which leaves hooks outside the "
-            "recomputation",
+            fix="call the whole model; for checkpointing use the model's own `activation_checkpointing_enable`, which "
+            "was `gradient_checkpointing_enable` and leaves hooks outside the recomputation",
         )
 
 
