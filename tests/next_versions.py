@@ -55,7 +55,8 @@ def caller(frame: FrameType | None) -> tuple[str | None, str]:
     warner = None if frame is None else library_of(frame.f_code.co_filename)
     while frame is not None:
         path = frame.f_code.co_filename
-        if library_of(path) != warner and not path.endswith(BETWEEN) and not path.startswith("<"):
+        passes_on = path.startswith(OURS) and frame.f_code.co_name == "__init__"  # a subclass's, what it was given
+        if library_of(path) != warner and not path.endswith(BETWEEN) and not path.startswith("<") and not passes_on:
             return warner, path
         frame = frame.f_back
     return warner, ""

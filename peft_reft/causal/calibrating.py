@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-from torch import nn
+from typing import Any
 
 from peft_reft.hub_format.errors import CausalModelError
 
 from .accuracy import Accuracy, Decode, interchange_accuracy, interchange_answers
 from .calibration import FEWEST, Calibration, CalibrationWarning, Nulls, Untrained, permuted_value
-from .dataset import Encode, InterchangeDataset, exchanged_of
-from .interchange import Alignment
-from .model import CausalModel
+from .dataset import InterchangeDataset, exchanged_of
 from .site import Site
 from .untrained import untrained_like
 
@@ -24,36 +20,8 @@ _APART = 104_729
 """Between the seeds of two untrained networks."""
 
 
-class Searched(Protocol):
-    """What a calibration asks of an `AlignmentSearch`."""
-
-    causal_model: CausalModel
-    encode: Encode
-    variables: tuple[str, ...]
-    dimensions: Mapping[str, int] | None
-    site: Any
-    directions: Any
-    _base: tuple[nn.Module]
-
-    def like(self, model: nn.Module, *, seed: int, directions: Any = None) -> Searched:
-        """The same in another network."""
-
-    def reset(self, seed: int) -> None:
-        """Start anew."""
-
-    def fit(self, pairs: InterchangeDataset, **settings: Any) -> list[float]:
-        """See `AlignmentSearch.fit`."""
-
-    def accuracy(self, pairs: InterchangeDataset, *, decode: Decode) -> Accuracy:
-        """Of the alignment found."""
-
-    @property
-    def alignment(self) -> Alignment:
-        """Variable → site."""
-
-
 def calibrated(
-    search: Searched,
+    search: Any,
     pairs: InterchangeDataset,
     held_out: InterchangeDataset,
     *,
@@ -64,7 +32,7 @@ def calibrated(
     untrained: Untrained | None,
     alpha: float,
 ) -> Calibration:
-    """See `AlignmentSearch.calibrate`."""
+    """See `AlignmentSearch.calibrate`; the search is one, which imports this file."""
     model = search._base[0]
     about = _about(search, settings, len(pairs), len(held_out))
     if isinstance(nulls, Nulls) and dict(nulls.settings) != about:
@@ -73,7 +41,7 @@ def calibrated(
     if (len(nulls.accuracies) if isinstance(nulls, Nulls) else nulls) < FEWEST:
         raise _refuse(f"nulls={nulls if isinstance(nulls, int) else len(nulls.accuracies)}", FEWEST)
 
-    def fitted(one: Searched, start: int) -> Searched:
+    def fitted(one: Any, start: int) -> Any:
         one.reset(start)
         one.fit(pairs, **settings, seed=start)
         return one
@@ -110,7 +78,7 @@ def calibrated(
     return result
 
 
-def _whole(search: Searched, pairs: InterchangeDataset, decode: Decode) -> Accuracy | None:
+def _whole(search: Any, pairs: InterchangeDataset, decode: Decode) -> Accuracy | None:
     if any(len(list(exchanged_of(item))) > 1 for item in pairs):
         return None
     sites = search.site if isinstance(search.site, Mapping) else dict.fromkeys(search.variables, search.site)
@@ -118,7 +86,7 @@ def _whole(search: Searched, pairs: InterchangeDataset, decode: Decode) -> Accur
     return interchange_accuracy(model, search.causal_model, sites, pairs, encode=search.encode, decode=decode)
 
 
-def _about(search: Searched, settings: Mapping[str, Any], fitted: int, held_out: int) -> dict[str, Any]:
+def _about(search: Any, settings: Mapping[str, Any], fitted: int, held_out: int) -> dict[str, Any]:
     sites: Any = search.site.values() if isinstance(search.site, Mapping) else [search.site]
     model = search._base[0]
     return {

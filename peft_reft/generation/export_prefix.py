@@ -52,7 +52,7 @@ class ExportedPrefix:
     def _layers(self) -> tuple[Tensor, ...]:
         count, heads = len(self.token_ids), self.config.num_attention_heads
         parts = self.embeddings.view(1, count, self.config.num_layers * 2, heads, -1)
-        return tuple(part.contiguous() for part in parts.permute(2, 0, 3, 1, 4).split(2))
+        return tuple(part.contiguous() for part in torch.split(parts.permute(2, 0, 3, 1, 4), 2))
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
         """Write the folder that `PeftModel.from_pretrained(base, folder)` loads, with a card that says how to use it.
@@ -129,15 +129,15 @@ def export_prefix(model: nn.Module, input_ids: Tensor) -> ExportedPrefix:
         num_attention_heads=heads,
         token_dim=heads * size,
     )
-    found = ExportedPrefix(config, packed.reshape(count, -1).detach().cpu(), tuple(ids[0].tolist()))
-    _compare(state, ids, found)
-    return found
+    prefix = ExportedPrefix(config, packed.reshape(count, -1).detach().cpu(), tuple(ids[0].tolist()))
+    _compare(state, ids, prefix)
+    return prefix
 
 
 @torch.no_grad()
 def _compare(state: ModelState, ids: Tensor, prefix: ExportedPrefix) -> None:
     """Refuse a prefix whose continuation is not that of the edits."""
-    base = state.model
+    base: Any = state.model
     vocabulary = base.get_input_embeddings().num_embeddings
     probe = (torch.arange(PROBE, device=ids.device)[None] * 7919 + 3) % vocabulary
     wanted = base(input_ids=torch.cat([ids, probe], 1)).logits[:, ids.shape[1] :]

@@ -38,8 +38,9 @@ def check_positions(view: AdapterView, width: int) -> None:
 def _inside(term: Term, width: int) -> bool:
     if isinstance(term, First):
         return term.count <= width
-    bounded = isinstance(term, PromptWindow) and term.stop is not None
-    return bounded and (term.start or 0) >= 0 and 0 < term.stop <= width
+    if not isinstance(term, PromptWindow) or term.stop is None:
+        return False
+    return (term.start or 0) >= 0 and 0 < term.stop <= width
 
 
 def _outside(name: str, what: str, width: int) -> PositionError:
