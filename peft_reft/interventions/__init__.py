@@ -23,7 +23,7 @@ from . import (
     sae,
 )
 from .affine import Affine
-from .auxiliary import PenaltyWeight, has_penalty, has_row_penalty
+from .auxiliary import PenaltyWeight, has_own_penalty, has_penalty, has_row_penalty
 from .base import Intervention
 from .registry import intervention_class, register_intervention
 from .rotation import orthonormal_rows
@@ -40,6 +40,7 @@ __all__ = [
     "direft_orthogonal",
     "distribution",
     "gated",
+    "has_own_penalty",
     "has_penalty",
     "has_row_penalty",
     "heads",

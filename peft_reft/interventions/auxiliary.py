@@ -6,7 +6,7 @@ from typing import Any
 
 from .base import Intervention
 
-__all__ = ["PenaltyWeight", "has_penalty", "has_row_penalty"]
+__all__ = ["PenaltyWeight", "has_own_penalty", "has_penalty", "has_row_penalty"]
 
 
 class PenaltyWeight:
@@ -32,7 +32,12 @@ class PenaltyWeight:
 
 def has_penalty(unit: Any) -> bool:
     """Whether a unit's kind can add something to the loss."""
-    return type(unit).penalty is not Intervention.penalty or type(unit).row_penalty is not Intervention.row_penalty
+    return has_own_penalty(unit) or type(unit).row_penalty is not Intervention.row_penalty
+
+
+def has_own_penalty(unit: Any) -> bool:
+    """Whether it adds something of its parameters alone."""
+    return type(unit).penalty is not Intervention.penalty
 
 
 def has_row_penalty(unit: Any) -> bool:

@@ -167,7 +167,7 @@ class Intervention(nn.Module):
 
     def penalty(self) -> Tensor:
         """What the parameters add to the loss in training, `[]`, times its weight; see `runtime.penalties`."""
-        return torch.zeros((), device=next(self.parameters()).device)
+        raise NotImplementedError
 
     def row_penalty(self, hidden: Tensor) -> Tensor:
         """The same of edited rows: a number for each, `[...]` for h `[..., hidden]`; their mean is added."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.interventions import PenaltyWeight, has_penalty, has_row_penalty
+from peft_reft.interventions import PenaltyWeight, has_own_penalty, has_penalty, has_row_penalty
 
 from .activity import Activity, LiveUnit
 from .frames import CHILD
@@ -94,7 +94,9 @@ class Penalties:
         loss = _loss(output)
         if loss is None:
             return output
-        own = [_of_parameters(path, unit) for path, unit in self.units]
+        own = [_of_parameters(path, unit) for path, unit in self.units if has_own_penalty(unit)]
+        if not own and not found:  # nothing was edited
+            return output
         terms = [term.to(loss.device, torch.promote_types(loss.dtype, torch.float32)) for term in (*own, *found)]
         whole = torch.stack(terms).sum()
         for reader in _READERS:
@@ -128,7 +130,7 @@ def _share(call: Mapping[str, Any], module: nn.Module) -> float | Tensor:
         labels = labels[..., 1:]
     if not isinstance(labels, Tensor):
         return 1.0
-    return labels.ne(-100).sum() / torch.as_tensor(total, device=labels.device).reshape(-1)[0]
+    return labels.ne(-100).sum() / torch.as_tensor(total, device=labels.device).reshape(-1)[0].clamp(min=1)
 
 
 def _shifts(module: nn.Module) -> bool:

@@ -195,3 +195,13 @@ def test_a_penalty_that_is_no_number_is_refused() -> None:
     unit.penalty = lambda: unit.shift
     with pytest.raises(ConfigError, match=r"gave \[32\]"):
         model(**given)
+
+
+def test_a_forward_that_edits_nothing_adds_nothing_of_rows() -> None:
+    model, given = model_with("distribution", options={"penalty": 1.0}), batch()
+    plain = model.eval()(**given).loss
+    nowhere = torch.full((3, 1, 1), -1)
+    assert model.train()(**given).loss != plain
+    unedited = model(**given, intervention_locations=nowhere).loss
+    with model.disable_adapter():
+        assert torch.equal(unedited, model(**given).loss)
