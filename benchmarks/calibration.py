@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from benchmarks.measure import environment
 from peft_reft.causal import (
     AlignmentSearch,
     Calibration,
@@ -138,6 +139,8 @@ def table(empty: Sequence[Calibration], full: Sequence[Calibration], seconds: Se
     shared = nulls / (len(empty) + len(full))
     lines += [
         "",
+        f"{environment()}. {len(INPUTS)} inputs, {HIDDEN} hidden, {SETTINGS['steps']} steps of "
+        f"{SETTINGS['batch_size']} pairs, {len(HELD_OUT)} held out. "
         f"A search alone takes {search:.2f} s of this processor, the 100 nulls {nulls:.1f} s once; a calibration with "
         f"its share of them {(each + shared) / search:.1f} searches.",
     ]
