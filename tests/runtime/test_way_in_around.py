@@ -300,12 +300,12 @@ class Interrupt:
         self.left = at
         self.error: KeyboardInterrupt | None = None
 
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "call" and OURS.search(frame.f_code.co_filename):
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        """Asked where a function starts, and, as it gives nothing, not again for its every line."""
+        if OURS.search(frame.f_code.co_filename):
             self.left -= 1
             if self.left == -1:
                 raise KeyboardInterrupt
-        return self
 
     def strikes(self, call: Callable[[], Any]) -> bool:
         """Whether the call was interrupted. Its traceback is kept, as a notebook keeps it."""
