@@ -17,6 +17,7 @@ from .inspect import inspect
 from .pull import pull
 from .push import push
 from .report import Report, write_error, write_report, write_usage
+from .serve import PASSED_ON, serve
 from .validate import validate
 
 __all__ = ["run"]
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 for function in (bundle, convert, diff, export_prefix, inspect, pull, push, validate):
     app.command(name=function.__name__.replace("_", "-"))(function)
+app.command(name="serve", context_settings=PASSED_ON)(serve)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,70 @@
+"""Rows that are edited, each with a slot of parameters → equal pieces that share a slot: one gather, one product.
+
+A gather per row would copy a slot's matrices once for every token of a prompt; a product per request would be a call
+per request. Pieces of a fixed width are between: the matrices are copied once a piece, and all pieces are one product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Segments", "cut"]
+
+WIDEST = 64
+"""Rows of a piece at most: beyond it the copy of the matrices is small beside the product."""
+
+Longs = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Pieces of equal width; the last places of a piece may be filler.
+
+    Attributes:
+        places: long `[pieces, width]`, the place of each among the step's rows; filler reads place 0.
+        slots: long `[pieces]`, the slot whose parameters edit the piece.
+        filled: long `[m]`, which of the `pieces · width` are no filler.
+        targets: long `[m]`, the places of those.
+    """
+
+    places: Tensor
+    slots: Tensor
+    filled: Tensor
+    targets: Tensor
+
+
+def cut(places: Longs, slots: Longs, device: torch.device, *, widest: int = WIDEST) -> Segments:
+    """Cut runs of equal slots into pieces.
+
+    Args:
+        places: long `[m]`, of rows among those of the step.
+        slots: long `[m]`, the slot that edits each.
+        device: where the pieces are needed.
+        widest: rows of a piece at most.
+    """
+    order = np.argsort(slots, kind="stable")
+    places, slots = places[order], slots[order]
+    starts = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
+    lengths = np.diff(np.append(starts, len(slots)))
+    width = min(widest, 1 << (int(lengths.max()) - 1).bit_length())
+    within = np.arange(len(slots)) - np.repeat(starts, lengths)
+    pieces = -(-lengths // width)
+    first = np.cumsum(pieces) - pieces
+    filled = (np.repeat(first, lengths) + within // width) * width + within % width
+    table = np.zeros(int(pieces.sum()) * width, dtype=np.int64)
+    table[filled] = places
+    return Segments(
+        _on(table.reshape(-1, width), device),
+        _on(np.repeat(slots[starts], pieces), device),
+        _on(filled, device),
+        _on(places, device),
+    )
+
+
+def _on(values: Longs, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)

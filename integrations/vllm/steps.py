@@ -1,0 +1,177 @@
+"""The parts of a step → what it edits at every layer: positions by the resolver of all forwards, then slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from peft_reft.generation.requests import Batch, Request
+from peft_reft.runtime.situation import Situation
+from peft_reft.runtime.views import AdapterView
+
+from .op import LayerEdit
+from .packed import Packed, PackedModule
+from .pool import Pool, SlotKey
+from .segments import Segments, cut
+from .tracking import Part
+
+__all__ = ["Edited", "edited_rows", "layer_edits"]
+
+Longs = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Edited:
+    """The rows of a step that one unit of one adapter edits, long `[n]`."""
+
+    key: SlotKey
+    rows: Longs
+
+
+def edited_rows(
+    parts: Iterable[tuple[Part, int]], adapters: Mapping[str, Packed], *, length: int, ids: Tensor | None
+) -> list[Edited]:
+    """Which rows of a packed forward each unit edits.
+
+    Adapters whose positions read alike are resolved together, so the work does not grow with their number.
+
+    Args:
+        parts: of the requests, each with the row where its tokens start.
+        adapters: key → adapter.
+        length: rows of the forward.
+        ids: token ids `[length]`, needed where positions name a special token.
+    """
+    alike: dict[object, list[tuple[Part, int]]] = {}
+    for part, column in parts:
+        alike.setdefault(_reading(adapters[part.adapter].view), []).append((part, column))
+    found: dict[SlotKey, list[Longs]] = {}
+    for members in alike.values():
+        members.sort(key=lambda member: member[1])
+        for unit, rows, owner in _resolved(members, adapters[members[0][0].adapter].view, length, ids):
+            for place in np.unique(owner):
+                key = (members[place][0].adapter, unit)
+                found.setdefault(key, []).append(rows[owner == place])
+    return [Edited(key, np.concatenate(rows)) for key, rows in found.items()]
+
+
+def _reading(view: AdapterView) -> object:
+    """What decides which tokens an adapter edits."""
+    groups = tuple((str(group.positions), group.share_weights, group.turns) for group in view.groups)
+    return groups, tuple(sorted(view.token_ids.items()))
+
+
+def _resolved(
+    members: Sequence[tuple[Part, int]], view: AdapterView, length: int, ids: Tensor | None
+) -> Iterable[tuple[int, Longs, Longs]]:
+    """(unit, its rows, for each the place of its request among the members)."""
+    requests = tuple(Request(part.prompt, part.past, part.length, column) for part, column in members)
+    known = torch.full((1, length), -1) if ids is None or not view.token_ids else ids.cpu()[None, :length]
+    plan = Batch(requests, length, known, torch.device("cpu")).plan([view], Situation())
+    starts = np.array([column for _, column in members])
+    for (_, unit), mask in () if plan is None else plan.masks.items():
+        rows = mask.mask[0].nonzero().squeeze(1).numpy()
+        if len(rows):
+            yield unit, rows, np.searchsorted(starts, rows, side="right") - 1
+
+
+def layer_edits(
+    edited: Sequence[Edited], adapters: Mapping[str, Packed], pool: Pool, *, layers: int
+) -> dict[int, LayerEdit]:
+    """Number of a layer → its edit; layers where the same units edit share their rows and pieces.
+
+    Args:
+        edited: of the step.
+        adapters: key → adapter.
+        pool: of affine units; they are brought in.
+        layers: of the model.
+    """
+    affine = [(one.key, adapters[one.key[0]].affine[one.key[1]]) for one in edited if _is_affine(one, adapters)]
+    slots = pool.slots_of(affine)
+    if slots is None:
+        pool, slots = pool.beside(affine)
+    shared: dict[tuple[int, ...], _Rows] = {}
+    found: dict[int, LayerEdit] = {}
+    for layer in range(layers):
+        here = tuple(
+            place for place, one in enumerate(edited) if layer in adapters[one.key[0]].layers.get(one.key[1], ())
+        )
+        if not here:
+            continue
+        if here not in shared:
+            shared[here] = _rows_of([edited[place] for place in here], slots, pool.device)
+        rows = shared[here]
+        modules = [(adapters[key[0]].modules[key[1]][layer], places) for key, places in rows.others]
+        found[layer] = _Edit(rows.rows, rows.segments, pool, layer, modules)
+    return found
+
+
+def _is_affine(one: Edited, adapters: Mapping[str, Packed]) -> bool:
+    return one.key[1] in adapters[one.key[0]].affine
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of the layers where the same units edit, and the places among them of each unit's."""
+
+    rows: Tensor
+    segments: Segments | None
+    others: tuple[tuple[SlotKey, Tensor], ...]
+
+
+def _rows_of(edited: Sequence[Edited], slots: Mapping[SlotKey, int], device: torch.device) -> _Rows:
+    rows = np.unique(np.concatenate([one.rows for one in edited]))
+    places = [np.searchsorted(rows, one.rows) for one in edited]
+    affine = [(place, slots[one.key]) for one, place in zip(edited, places, strict=True) if one.key in slots]
+    segments = None
+    if affine:
+        numbers = np.concatenate([np.full(len(place), slot, dtype=np.int64) for place, slot in affine])
+        segments = cut(np.concatenate([place for place, _ in affine]), numbers, device)
+    others = tuple(
+        (one.key, torch.from_numpy(place).to(device))
+        for one, place in zip(edited, places, strict=True)
+        if one.key not in slots
+    )
+    return _Rows(torch.from_numpy(rows).to(device), segments, others)
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """The edit of one layer in one step; all units see the same h, and their deltas are added.
+
+    On the CPU products are computed in float64 and rounded once, as the tuner does: a row then has the bits of the
+    same row alone. Elsewhere they are computed in float32.
+    """
+
+    rows: Tensor
+    segments: Segments | None
+    pool: Pool
+    layer: int
+    modules: Sequence[tuple[PackedModule, Tensor]]
+
+    def edited(self, hidden: Tensor) -> Tensor:
+        """h′ `[n, hidden]` for h `[n, hidden]` at `rows`."""
+        states = hidden.to(torch.float64 if hidden.device.type == "cpu" else torch.float32)
+        total = states
+        if self.segments is not None:
+            total = total.index_add(0, self.segments.targets, self._products(states, self.segments))
+        for module, places in self.modules:
+            total = total.index_add(0, places, module.delta(states.index_select(0, places)))
+        return total.to(hidden.dtype)
+
+    def _products(self, states: Tensor, pieces: Segments) -> Tensor:
+        """The deltas `[m, hidden]` at the pieces' targets: one gather and one batched product for all slots."""
+
+        def gathered(stack: Tensor) -> Tensor:
+            return stack[self.layer].index_select(0, pieces.slots).to(states.dtype)
+
+        width = pieces.places.shape[1]
+        picked = states.index_select(0, pieces.places.reshape(-1)).reshape(-1, width, states.shape[1])
+        source, bias = gathered(self.pool.source), gathered(self.pool.bias)
+        inner = torch.baddbmm(bias[:, None], picked, source.mT)
+        delta = torch.bmm(inner, gathered(self.pool.projection))
+        return delta.reshape(-1, states.shape[1]).index_select(0, pieces.filled)
