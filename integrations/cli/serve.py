@@ -62,12 +62,27 @@ def _run(
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     os.environ["VLLM_PLUGINS"] = ",".join(_plugins())
     os.environ[VARIABLE] = ServeOptions(adapters, allow_runtime_loading).write()
-    from vllm.entrypoints.cli.main import main
-
     ours = ("--worker-cls", WORKER, "--additional-config", json.dumps(extra))
-    sys.argv = ["vllm", "serve", base, *given, *ours]
-    main()
+    _vllm_serve([base, *given, *ours])
     return 0
+
+
+def _vllm_serve(arguments: Sequence[str]) -> None:
+    """`vllm serve`, by its own parser; its program asks for a package of the name vllm, which CPU builds have not."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    command = ServeSubcommand()
+    parser = FlexibleArgumentParser(prog="peft-reft")
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    sys.argv = ["vllm", command.name, *arguments]  # vLLM looks there for what was given
+    chosen = parser.parse_args([command.name, *arguments])
+    configure_logging_from_args(chosen)
+    command.validate(chosen)
+    command.cmd(chosen)
 
 
 def _named(adapters: Sequence[str]) -> Iterator[tuple[str, str]]:

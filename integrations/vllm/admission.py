@@ -7,8 +7,12 @@ endpoint go through, and before `OutputProcessor.add_request`, which nothing goe
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+from vllm.exceptions import VLLMClientError
 
 from peft_reft.hub_format.errors import ConfigError, ReftError
 
@@ -17,7 +21,20 @@ from .metrics import Metrics
 from .salts import salt_for, user_salt
 from .tracking import EXTRA
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "RequestError"]
+
+
+class RequestError(ConfigError, VLLMClientError):  # type: ignore[misc]  # vLLM's types are not followed
+    """A request that is refused, in a way that the server answers with 400 and the engine survives."""
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Refusals from inside become the request's."""
+    try:
+        yield
+    except ReftError as error:
+        raise RequestError(str(error), code=error.code, value=error.value) from error
 
 
 class Gate:
@@ -43,20 +60,22 @@ class Gate:
         return request in self.outputs.request_states
 
     def _process(self, process: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        entry = self._admit(params, kwargs)
-        if entry is not None:
-            params = self._checked(entry, params, kwargs)
+        entry, params = self._admit(params, kwargs)
         return self._admitted(entry, process(request_id, prompt, params, *args, **kwargs))
 
     async def _process_async(
         self, process: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        entry = self._admit(params, kwargs)
-        if entry is not None:
-            params = self._checked(entry, params, kwargs)
+        entry, params = self._admit(params, kwargs)
         return self._admitted(entry, await process(request_id, prompt, params, *args, **kwargs))
 
-    def _admit(self, params: Any, kwargs: dict[str, Any]) -> Entry | None:
+    def _admit(self, params: Any, kwargs: dict[str, Any]) -> tuple[Entry | None, Any]:
+        """The adapter that a request names, and the request's own parameters."""
+        with _refusing():
+            entry = self._named(params, kwargs)
+            return entry, params if entry is None else self._checked(entry, params, kwargs)
+
+    def _named(self, params: Any, kwargs: dict[str, Any]) -> Entry | None:
         """The adapter that a request names, by `extra_args` or as the server does, by `lora_request`."""
         named = (getattr(params, "extra_args", None) or {}).get(EXTRA)
         model = getattr(kwargs.get("lora_request"), "reft_name", None)
@@ -101,8 +120,9 @@ class Gate:
             request.cache_salt = user_salt(request.cache_salt)
             return request
         ids = request.prompt_token_ids
-        if ids is None or request.prompt_embeds is not None or request.mm_features:
-            raise _refuse(entry, "a prompt that is more than tokens", "positions are counted in tokens")
+        with _refusing():
+            if ids is None or request.prompt_embeds is not None or request.mm_features:
+                raise _refuse(entry, "a prompt that is more than tokens", "positions are counted in tokens")
         parameters = request.sampling_params
         parameters.extra_args = {**(parameters.extra_args or {}), EXTRA: entry.key}
         request.cache_salt = salt_for(entry.key, entry.reach, len(ids), request.cache_salt)
@@ -114,7 +134,7 @@ class Gate:
         key = (getattr(request.sampling_params, "extra_args", None) or {}).get(EXTRA)
         if key is not None:
             if not isinstance(key, str) or key not in self.catalogue.requests:
-                raise ConfigError(
+                raise RequestError(
                     f"a request names the adapter {str(key)[:60]!r} in a way that nobody has checked",
                     code="vllm.request",
                     value=key,
