@@ -26,8 +26,8 @@ SETTINGS: dict[str, Any] = {
 
 
 @contextmanager
-def engine(base: Path, adapters: Mapping[str, Path], **settings: Any) -> Iterator[Any]:
-    """A `ReftLLM` in this process."""
+def engine(base: Path, adapters: Mapping[str, Path], *, made: Any = None, **settings: Any) -> Iterator[Any]:
+    """A `ReftLLM` in this process; of another class with `made`, which takes no adapters."""
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     from peft_reft.integrations.vllm import ReftLLM
@@ -35,9 +35,8 @@ def engine(base: Path, adapters: Mapping[str, Path], **settings: Any) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, os.environ.get(name, value))
-        llm = ReftLLM(
-            str(base), reft_adapters={name: str(path) for name, path in adapters.items()}, **{**SETTINGS, **settings}
-        )
+        own = {"reft_adapters": {name: str(path) for name, path in adapters.items()}} if made is None else {}
+        llm = (made or ReftLLM)(str(base), **own, **{**SETTINGS, **settings})
         try:
             yield llm
         finally:

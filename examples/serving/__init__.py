@@ -1,0 +1,1 @@
+"""Adapters on one base behind vLLM's server: `python -m examples.serving`."""
