@@ -47,18 +47,18 @@ def beside(llama: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 
 
 def test_a_bundle_is_one_name_for_a_lora_and_a_reft(beside: tuple[Any, Path], llama: World) -> None:
+    """Batches of it, and of ReFTs without a LoRA, one after another: see the test after the next."""
     llm, bundle = beside
     prompts = [prompt for name, prompt in llama.every() if name is None]
-    asked = [(name, prompt) for prompt in prompts for name in ("both", None, "tied")]
-    expected = [
-        bases.greedy(llama.base, bundle, prompt, STEPS) if name == "both" else llama.says(name, tuple(prompt))
-        for name, prompt in asked
-    ]
-    assert ask(llm, asked, STEPS) == expected
+    expected = [bases.greedy(llama.base, bundle, prompt, STEPS) for prompt in prompts]
+    assert ask(llm, [("both", prompt) for prompt in prompts], STEPS) == expected
+    for name in (None, "tied", "all"):
+        asked = [(name, prompt) for prompt in prompts]
+        assert ask(llm, asked, STEPS) == llama.expected(asked)
 
 
 def test_a_lora_request_stands_beside_a_reft_request(beside: tuple[Any, Path], llama: World) -> None:
-    """One batch: a LoRA of vLLM's alone, and LoRA and ReFT that were not saved together."""
+    """One batch: a LoRA of vLLM's alone, and LoRA and ReFT that were not saved together; then the ReFT alone."""
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -71,14 +71,30 @@ def test_a_lora_request_stands_beside_a_reft_request(beside: tuple[Any, Path], l
     edit = "from_bundle"
     llm.load_reft_adapter(edit, str(bundle / "reft" / "edit"))
     settings = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True)
-    found = llm.generate(
-        [{"prompt_token_ids": prompt}] * 3,
-        settings,
-        lora_request=[lora, lora, None],
-        reft_request=[None, ReftRequest(edit), ReftRequest(edit)],
-        use_tqdm=False,
+    asked = {"prompt_token_ids": prompt}
+    both = llm.generate(
+        [asked, asked], settings, lora_request=lora, reft_request=[None, ReftRequest(edit)], use_tqdm=False
     )
+    alone = llm.generate(asked, settings, reft_request=ReftRequest(edit), use_tqdm=False)
     model = MixedReftModel.from_pretrained(bases.loaded(llama.base), bundle).eval()
-    for output, chosen in zip(found, (["default"], ["default", "edit"], ["edit"]), strict=True):
+    for output, chosen in zip([*both, *alone], (["default"], ["default", "edit"], ["edit"]), strict=True):
         model.set_adapter(chosen)
         assert list(output.outputs[0].token_ids) == bases.said(model, prompt, STEPS)
+
+
+def test_vllm_itself_mixes_loras_up_with_the_base_on_the_cpu(beside: tuple[Any, Path], llama: World) -> None:
+    """Nothing of ours: a request without a LoRA, in one batch with one that has it. Where it passes, test the mix."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    llm, bundle = beside
+    prompts = [prompt for name, prompt in llama.every() if name is None]
+    lora = LoRARequest("mine", 1, str(bundle))
+    found = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(2)],
+        SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True),
+        lora_request=[lora, None] * len(prompts),
+        use_tqdm=False,
+    )
+    said = [list(output.outputs[0].token_ids) for output in found[1::2]]
+    assert said != llama.expected([(None, prompt) for prompt in prompts])
