@@ -34,6 +34,7 @@ class Editor:
         self.adapters: dict[str, Packed] = {}
         self.tracker = Tracker(self._generates)
         self.parts: list[Part] = []
+        self.leaving: set[str] = set()
 
     def load(self, key: str, folder: str) -> None:
         """Read an adapter, which the front has found fit to be served, and keep it under a key of its own.
@@ -44,14 +45,16 @@ class Editor:
         self.adapters[key] = read_packed(Path(folder), key, device=self.pool.device)
 
     def drop(self, key: str) -> None:
-        """Forget an adapter that no request names any more."""
-        packed = self.adapters.pop(key, None)
-        if packed is not None:
-            self.pool.drop((key, unit) for unit in packed.affine)
+        """Forget an adapter, as soon as no request that this worker knows names it."""
+        if key in self.adapters:
+            self.leaving.add(key)
+            self._forget()
 
     def begin(self, scheduled: Any) -> None:
         """Take note of what the scheduler wants computed, vLLM's `SchedulerOutput`, before the runner does."""
         self.parts = self.tracker.step(scheduled)
+        if self.leaving:
+            self._forget()
 
     @contextmanager
     def forward(self, requests: Sequence[str], lengths: Sequence[int], ids: Tensor | None) -> Iterator[None]:
@@ -80,7 +83,7 @@ class Editor:
     def report(self) -> dict[str, int]:
         """Numbers for whoever runs the engine."""
         return {
-            "adapters": len(self.adapters),
+            "adapters": len(self.adapters.keys() - self.leaving),
             "host_bytes": sum(packed.bytes for packed in self.adapters.values()),
             "slot_bytes": self.pool.bytes,
             "slots": self.pool.slots,
@@ -88,6 +91,11 @@ class Editor:
             "slot_copies": self.pool.copies,
             "requests": len(self.tracker.known),
         }
+
+    def _forget(self) -> None:
+        for key in [key for key in self.leaving if not self.tracker.uses(key)]:
+            self.leaving.discard(key)
+            self.pool.drop((key, unit) for unit in self.adapters.pop(key).affine)
 
     def _generates(self, key: str) -> bool:
         if key not in self.adapters:

@@ -150,6 +150,22 @@ def test_a_key_that_no_worker_holds_is_an_error_and_not_the_base(saved: tuple[Pa
         made.begin(step({"x": 5}, fresh=[new("x", 5, adapter="nobody")]))
 
 
+def test_an_adapter_stays_until_its_last_request_has_ended(saved: tuple[Path, dict[str, Path]]) -> None:
+    """Whoever asks for it to be dropped may not have heard of a request that is on its way out."""
+    made = editor(saved[1])
+    made.begin(step({"x": 3}, fresh=[new("x", 5, adapter="tied")]))
+    made.drop("tied")
+    made.begin(step({"x": 2}, cached={"x": 3}))
+    hidden = torch.randn(2, bases.HIDDEN, generator=torch.Generator().manual_seed(0))
+    before = hidden.clone()
+    with made.forward(["x"], [2], None):
+        torch.ops.peft_reft.edit_plain(hidden, 0)
+    assert not torch.equal(hidden, before)
+    made.begin(step({}, finished={"x"}))
+    assert "tied" not in made.adapters
+    assert ("tied", 0) not in made.pool.held
+
+
 def test_slots_go_to_the_most_recently_used(saved: tuple[Path, dict[str, Path]]) -> None:
     pool = Pool(layers=bases.LAYERS, slots=2, rank=4, hidden_size=bases.HIDDEN, device=CPU)
     unit = read_packed(saved[1]["tied"], "tied", device=CPU).affine[0]
