@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from peft_reft.hub_format.bundle import check_name
-from peft_reft.hub_format.errors import ConfigError, shown
+from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, shown
 from peft_reft.runtime.row_choice import BASE
 
 from .opened import open_adapter
@@ -17,7 +17,7 @@ from .salts import reach_of
 from .servable import check_servable
 from .settings import Settings
 
-__all__ = ["Catalogue", "Entry"]
+__all__ = ["Catalogue", "Entry", "no_lora"]
 
 FIRST_LORA = 1 << 30
 """Ids of the LoRAs of bundles, far from those that vLLM counts out."""
@@ -165,6 +165,17 @@ class Catalogue:
         from vllm.lora.request import LoRARequest
 
         return LoRARequest(lora_name=key, lora_int_id=FIRST_LORA + number, lora_path=folder)
+
+
+def no_lora(name: str, error: Exception) -> AdapterLoadError:
+    """The refusal of a bundle whose LoRA vLLM does not take."""
+    return AdapterLoadError(
+        f"vLLM does not take the LoRA of {name!r}: {type(error).__name__}: {str(error)[:300]}",
+        code="vllm.lora",
+        value=name,
+        rule="a bundle is served whole or not at all",
+        fix="see vLLM's limits: max_lora_rank, and the modules that it adapts",
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from peft_reft.hub_format.bundle import check_name
 from peft_reft.hub_format.errors import AdapterLoadError, ConfigError
 
 from .admission import Gate
-from .catalogue import Catalogue, Entry
+from .catalogue import Catalogue, Entry, no_lora
 from .metrics import Metrics
 from .settings import DEFAULT_RANK, DEFAULT_SLOTS, WORKER, Settings
 from .tracking import EXTRA
@@ -96,7 +96,11 @@ class ReftLLM(LLM):  # type: ignore[misc]  # vLLM's types are not followed
                 self._drop(entry)
                 raise AdapterLoadError(f"{name!r}: {refusal}", code="vllm.load", value=name)
         if entry.lora is not None:
-            self.llm_engine.add_lora(entry.lora)
+            try:
+                self.llm_engine.add_lora(entry.lora)
+            except Exception as error:  # whatever a worker raised: its type is lost between the processes
+                self._drop(entry)
+                raise no_lora(name, error) from error
         self.reft.publish(entry)
         self._sweep()
 

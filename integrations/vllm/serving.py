@@ -17,7 +17,7 @@ from vllm.lora.request import LoRARequest
 from peft_reft.hub_format.errors import AdapterLoadError, ConfigError
 
 from .admission import Gate
-from .catalogue import Catalogue, Entry
+from .catalogue import Catalogue, Entry, no_lora
 from .metrics import Prometheus
 from .routes import attach
 from .settings import Settings
@@ -99,7 +99,11 @@ class Server:
                     await self._drop(entry)
                     raise AdapterLoadError(f"{name!r}: {refusal}", code="vllm.load", value=name)
             if entry.lora is not None:
-                await self.engine.add_lora(entry.lora)
+                try:
+                    await self.engine.add_lora(entry.lora)
+                except Exception as error:  # whatever a worker raised: its type is lost between the processes
+                    await self._drop(entry)
+                    raise no_lora(name, error) from error
             self.catalogue.publish(entry)
             self.models.lora_requests[name] = ServedReft(
                 lora_name=name, lora_int_id=1, lora_path=source, reft_name=name
@@ -135,6 +139,8 @@ class Server:
 
     async def _drop(self, entry: Entry) -> None:
         await self.engine.collective_rpc("reft_drop", args=(entry.key,))
+        if entry.lora is not None:
+            await self.engine.remove_lora(entry.lora.lora_int_id)
 
 
 class ReftEndpoints:
