@@ -17,9 +17,10 @@ MODES: dict[str, dict[str, Any]] = {
     "chunked": {"max_num_batched_tokens": 32},
     "few slots": {"max_refts": 2},
     "preempted": {"num_gpu_blocks_override": 9, "max_num_batched_tokens": 64},
-    "drafts": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}},
     "compiled": {"enforce_eager": False},
+    "drafts": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}},
 }
+"""Drafts come last and in processes of their own: they bring numba, after which vLLM starts no engine in a process."""
 HAPPENED = {
     "eager": "vllm:prefix_cache_hits",
     "preempted": "vllm:num_preemptions",
@@ -30,8 +31,11 @@ HAPPENED = {
 
 @pytest.fixture(scope="module", params=MODES)
 def running(request: Any, llama: World) -> Iterator[tuple[str, Any]]:
-    with engine(llama.base, llama.adapters, **MODES[request.param]) as llm:
-        yield request.param, llm
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "drafts":
+            patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+        with engine(llama.base, llama.adapters, **MODES[request.param]) as llm:
+            yield request.param, llm
 
 
 def test_every_adapter_and_the_base_in_one_batch(running: tuple[str, Any], llama: World) -> None:
