@@ -43,7 +43,7 @@ def _serve(base: str, environment: dict[str, str], *, eager: bool) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     adapters = [f"--adapter={name}={OUTPUT / name}" for name in ("emoji", "butler")]
-    flags = ["--allow-runtime-loading", "--dtype=float32", "--max-model-len=512", "--max-num-seqs=16"]
+    flags = ["--allow-runtime-loading", "--dtype=float32", "--max-model-len=256", "--max-num-seqs=16"]
     flags += [f"--port={port}", "--host=127.0.0.1", *(["--enforce-eager"] if eager else [])]
     command = [PROGRAM, "serve", base, *adapters, *flags]
     print(" ".join(command), flush=True)
