@@ -56,9 +56,20 @@ def as_class(**fields: Any) -> ReftConfig:
 
 as_class.__name__ = ReftConfig.__name__  # pytest names a test's case by it
 
+BARE: list[dict[str, Any]] = [
+    *FIELDS[:-1],
+    {
+        "interventions": [
+            {**FIELDS[-1]["interventions"][0], "component": "block_input"},
+            FIELDS[-1]["interventions"][1],
+        ]
+    },
+    {"layers_to_transform": [0], "modules_to_save": ["lin1"]},
+]
+"""For blocks without attention, beside which no feed-forward part can be told."""
+
 CUSTOM: list[tuple[str, str, type[ReftConfig], dict[str, Any]]] = [
-    (f"Blocks {number} ReFT", "Blocks", ReftConfig, fields)
-    for number, fields in enumerate([*FIELDS, {"layers_to_transform": [0], "modules_to_save": ["lin1"]}], start=1)
+    (f"Blocks {number} ReFT", "Blocks", ReftConfig, fields) for number, fields in enumerate(BARE, start=1)
 ]
 """Name, model, config class, fields. PEFT's own models of this file have no blocks, thus no layers to edit."""
 
