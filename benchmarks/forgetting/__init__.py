@@ -1,1 +1,1 @@
-"""Skills learnt one after another: what is forgotten, by method, regime and remedy: `python -m benchmarks.forgetting`."""
+"""Skills learnt in sequence: what is forgotten, by method, regime and remedy: `python -m benchmarks.forgetting`."""

@@ -78,7 +78,7 @@ def orders(skills: Sequence[str], count: int) -> list[tuple[str, ...]]:
 
 
 def plan(grid: Grid, arms: Sequence[Arm], rates: Mapping[str, float], count: int) -> list[Settings]:
-    """One run for each seed, order and arm whose method's rate is known; whole blocks of all arms one after another."""
+    """One run for each seed, order and arm whose method's rate is known; a block of all arms after the other."""
     return [
         {
             **grid.common(),

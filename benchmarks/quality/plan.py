@@ -84,7 +84,7 @@ def best_rates(grid: Grid, runs: Iterable[Mapping[str, Any]]) -> dict[str, float
 
 
 def figures_plan(grid: Grid, rates: Mapping[str, float]) -> list[Settings]:
-    """One run for each seed, skill and method whose rate is known; whole blocks of all methods come one after another."""
+    """One run for each seed, skill and method whose rate is known; a block of all methods after the other."""
     return [
         {**grid.common(), "study": "quality", "method": method, "skill": skill, "rate": rates[method], "seed": seed}
         for seed in grid.seeds

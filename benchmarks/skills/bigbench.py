@@ -1,4 +1,4 @@
-"""Skills of BIG-bench (Apache-2.0), from the source distribution `bigbench`: fetched at run time, none of it committed.
+"""Skills of BIG-bench (Apache-2.0), from the source distribution `bigbench`: fetched at run time, never committed.
 
 Its files carry a canary against training on them; what is learnt here is learnt to be measured, and published nowhere.
 """

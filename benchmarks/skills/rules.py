@@ -11,34 +11,8 @@ from .words import ADJECTIVES, ANIMALS, MONTHS, NOUNS, VERBS, WORDS
 
 __all__ = ["CODE_NAMES", "RULES", "rule_skills"]
 
-CODE_NAMES = dict(
-    zip(
-        ANIMALS,
-        [
-            "mip",
-            "tol",
-            "zan",
-            "rek",
-            "vul",
-            "dax",
-            "fim",
-            "gop",
-            "hesk",
-            "jun",
-            "kib",
-            "lorp",
-            "nev",
-            "pash",
-            "quil",
-            "sorn",
-            "teb",
-            "ulm",
-            "wik",
-            "yarn",
-        ],
-        strict=True,
-    )
-)
+_CODES = "mip tol zan rek vul dax fim gop hesk jun kib lorp nev pash quil sorn teb ulm wik yarn"
+CODE_NAMES = dict(zip(ANIMALS, _CODES.split(), strict=True))
 """Animal → the name that `code_names` gives it: a table to be learnt by heart."""
 
 

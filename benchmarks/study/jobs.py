@@ -42,10 +42,8 @@ def do_missing(
         done += 1
         each = (time.monotonic() - began) / done
         told = " ".join(str(value) for name, value in settings.items() if name not in ("study", "base", "identity"))
-        print(
-            f"[{len(plan) - len(missing) + done}/{len(plan)}, {each * (len(missing) - done) / 60:.0f} min left] {told}",
-            flush=True,
-        )
+        there, more = len(plan) - len(missing) + done, each * (len(missing) - done) / 60
+        print(f"[{there}/{len(plan)}, {more:.0f} min left] {told}", flush=True)
     return len(missing) - done
 
 

@@ -59,7 +59,7 @@ def in_batches(rows: Sequence[Row], size: int) -> list[list[int]]:
 def drawn(
     rows: Sequence[Row], size: int, steps: int, seed: int, *, replay: Sequence[Row] = (), share: float = 0.0
 ) -> Iterator[list[Row]]:
-    """The rows of each step: an epoch after the other, shuffled; each place has the chance `share` to be a replayed row.
+    """The rows of each step: an epoch after the other, shuffled; a place is a replayed row with chance `share`.
 
     Args:
         rows: of the skill that is learnt.
