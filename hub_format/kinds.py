@@ -154,6 +154,8 @@ class KindSignature:
             raise ConfigError(f"options={shown(options)} is not allowed", value=options, rule=problem)
 
 
+COMPLEMENT = "complement"
+"""The tensor `[k, hidden]` of what an R keeps out of, where a config says `orthogonal_to`; no kind's own."""
 _KINDS: dict[str, KindSignature] = {}
 
 

@@ -10,7 +10,7 @@ __all__ = ["SPEC_VERSION", "WRITTEN_VERSIONS", "Version", "check_same_version", 
 
 SPEC_VERSION = "1.0"
 """What a file says that uses nothing newer, and what migrations lead to."""
-WRITTEN_VERSIONS = (SPEC_VERSION, "1.1")
+WRITTEN_VERSIONS = (SPEC_VERSION, "1.1", "1.2")
 """All versions whose every addition is known here. A minor version only adds names, so none needs a migration."""
 Version = tuple[int, int]
 _PLAIN = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
@@ -64,7 +64,7 @@ def _refuse(version: object, file: str | None) -> UnsupportedVersionError:
         code="config.version",
         file=file,
         value=version,
-        rule=f"it reads format versions {' and '.join(WRITTEN_VERSIONS)}, and higher minor versions where it knows "
+        rule=f"it reads format versions {', '.join(WRITTEN_VERSIONS)}, and higher minor versions where it knows "
         "all that they use",
         fix="update peft-reft",
     )

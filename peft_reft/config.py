@@ -91,6 +91,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         subspaces: named row ranges of one R.
         special_tokens: ids of the tokens that `tok(…)` names, and their tokenizer's fingerprint; set by
             `bind_tokenizer`.
+        orthogonal_to: names of ReFT adapters on the model: R is kept orthogonal to theirs at the same sites, as they
+            are when this adapter is added. What they have taken is saved along, so that it loads without them.
         spec_version: version of the file format: the lowest that has all that the config says.
         trainable_token_indices: as in PEFT's LoRA; TRL sets it for a chat template with new tokens.
         reft: the stored object that `adapter_config.json` holds; not for typing by hand.
@@ -118,6 +120,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
     interventions: list[dict[str, Any]] | None = field(default=None)
     subspaces: dict[str, Any] | None = field(default=None)
     special_tokens: dict[str, Any] | None = field(default=None)
+    orthogonal_to: list[str] | None = field(default=None)
     spec_version: str = field(default=SPEC_VERSION)
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(default=None)
     reft: InitVar[dict[str, Any] | None] = None

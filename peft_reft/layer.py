@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,8 +105,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         *,
         init_weights: Init,
         device: torch.device | None,
+        complements: Mapping[int, Tensor] | None = None,
     ) -> None:
-        """Add an adapter: for each spec one intervention."""
+        """Add an adapter: for each spec one intervention; `complements`: unit → what its R keeps out of."""
         for spec in units:
             group, name = spec.group, f"{UNIT}{spec.number}"
             if name not in self._modules:
@@ -121,6 +122,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                 init_weights=init_weights,
                 options=group.options,
                 device=device,
+                complement=(complements or {}).get(spec.number),
             )
             self.taps[adapter_name, spec.number] = spec.tap
             if spec.tap.on_input and not self._reads_input:

@@ -15,6 +15,7 @@ from peft_reft.hub_format.errors import ConfigError
 from .adapters.calls import rows_in_use
 from .adapters.hiding import others_hidden
 from .adapters.names import check_free, check_known, check_names_apart
+from .adapters.orthogonal import NOTHING, Former, former_units
 from .adapters.per_row import split_rows
 from .adapters.refusals import (
     no_merge,
@@ -61,6 +62,7 @@ class ReftModel(SavingTuner):
 
     prefix = "reft_"
     _told_by: Mapping[str, Tensor] | None = None
+    _former: Former = NOTHING
     tuner_layer_cls = ReftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's declaration
 
@@ -124,10 +126,11 @@ class ReftModel(SavingTuner):
         runtime = runtime_of(self.model) or Runtime(self.model)
         state = runtime.state
         try:
+            self._former = former_units(config, adapter_name, self.peft_config, state)
             with others_hidden(state, adapter_name):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
-            self._told_by = None
+            self._told_by, self._former = None, NOTHING
             if not state.layers:
                 runtime.remove()
         share_start(self.model, _parameters_of(state, adapter_name))
@@ -184,11 +187,13 @@ class ReftModel(SavingTuner):
             layer = ReftLayer(current_key, site.stack.path, runtime)
             layer.attach(target)
             carry_frames(runtime, current_key, site.stack.path)
+        units = units_at(site, peft_config.groups(), self._hidden_size)
         layer.update_layer(
             adapter_name,
-            units_at(site, peft_config.groups(), self._hidden_size),
+            units,
             init_weights=peft_config.init_weights,
             device=site_device(target),
+            complements=self._former.at(layer, units),
         )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
