@@ -58,7 +58,7 @@ def _has_meaning(arm: Arm) -> bool:
 
 
 ARMS = arms_of(
-    ["loreft r4", "loreft r4 all", "direft r4", "lora r1 q,v", "lora r8 linear", "full"],
+    ["loreft r4", "loreft r4 all", "direft r4", "lora r1 qv", "lora r8 linear", "full"],
     regimes=REGIMES,
     remedies=REMEDIES,
 )
