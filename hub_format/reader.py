@@ -179,8 +179,9 @@ def check_tensor_names(
             )
         expected = group.shapes(hidden=size)
         if tensor == COMPLEMENT and group.orthogonal:
-            if len(info.shape) != 2 or info.shape[1] != size or not 0 < info.shape[0] <= size - group.r:
-                raise _unfit(name, f"shape {list(info.shape)}; it has from 1 to {size - group.r} rows of {size}")
+            room = size - (group.r if group.signature.has_rank else 1)
+            if len(info.shape) != 2 or info.shape[1] != size or not 0 < info.shape[0] <= room:
+                raise _unfit(name, f"shape {list(info.shape)}; it has from 1 to {room} rows of {size}")
         elif expected.get(tensor) != info.shape:
             raise _unfit(name, f"shape {list(info.shape)}; {group.intervention} of rank {group.r} has {expected}")
         sites.setdefault((site, int(number)), set()).add(tensor)

@@ -24,7 +24,7 @@ class Answers:
     Attributes:
         right: whether greedy decoding gives the row's answer and ends, bool `[rows]`.
         loss: mean over the tokens of all answers.
-        logs: log-probabilities at each token of each answer, half precision `[tokens, vocabulary]`, rows in order;
+        logs: log-probabilities at each token of each answer, `[tokens, vocabulary]`, rows in order;
             None where they were not asked for.
     """
 
@@ -63,7 +63,7 @@ def answers(model: Any, rows: Sequence[Row], pad: int, *, logs: bool = False) ->
         tokens += int(asked.sum())
         if logs:
             for number, own, where in zip(numbers, logits, asked, strict=True):
-                kept[number] = own[where].log_softmax(-1).half()
+                kept[number] = own[where].log_softmax(-1)
     return Answers(right, total / tokens, torch.cat(kept) if logs else None)
 
 

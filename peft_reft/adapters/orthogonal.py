@@ -46,10 +46,11 @@ class Former:
             taken = self._taken(layer, spec) if spec.group.orthogonal else None
             if taken is None:
                 continue
-            if (left := spec.hidden_size - len(taken)) < spec.group.r:
+            rows = spec.group.r if spec.group.signature.has_rank else 1
+            if (left := spec.hidden_size - len(taken)) < rows:
                 raise ConfigError(
-                    f"orthogonal_to leaves {left} dimensions at {layer.path!r}, and r is {spec.group.r}",
-                    value=spec.group.r,
+                    f"orthogonal_to leaves {left} dimensions at {layer.path!r}, and R has {rows} rows",
+                    value=rows,
                     rule="the ranks at a site add up to its hidden size at most",
                     fix="choose a lower r, or name fewer adapters",
                 )
