@@ -68,7 +68,7 @@ FIELDS: dict[str, Any] = {
 """Field → default, for everything that determines behaviour."""
 SINCE = {"orthogonal_to": "1.2"}
 """Field → the version that brought it: a file has it where it says something, and is of that version at least."""
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
@@ -109,7 +109,7 @@ def _checked(groups: list[SiteGroup], values: Mapping[str, Any]) -> tuple[SiteGr
     check_special_tokens(values["special_tokens"], groups)
     if (former := values.get("orthogonal_to")) is None:
         return tuple(groups)
-    rule = "it is a list of 1 to 64 names of adapters, none twice: letters, digits, _ and -, at most 64"
+    rule = "it is a list of 1 to 64 names of adapters, none twice: letters, digits, _ and -, at most 64, no - first"
     listed = isinstance(former, (list, tuple)) and 0 < len(former) <= MAX_GROUPS
     if not listed or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in former):
         raise refuse("orthogonal_to", former, rule)

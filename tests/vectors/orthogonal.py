@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import numbers
-from .changes import CONFIG, SITE, WEIGHTS, Bad, before, tensor
+from .changes import CONFIG, SITE, WEIGHTS, Bad, before
 from .folder import Adapter, pack
 from .good import MIXED, PREFILL, Good, single
 
