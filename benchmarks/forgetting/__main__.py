@@ -42,7 +42,6 @@ def main() -> None:
     options.add_argument("--remedies", default=",".join(REMEDIES))
     options.add_argument("--orders", type=int, default=5)
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=120)
     options.add_argument("--rates", type=Path, default=RESULTS / "quality.jsonl", help="runs of the search")
     given = options.parse_args()
     file: Path = given.output.with_suffix(".jsonl")
@@ -56,6 +55,7 @@ def main() -> None:
             search_skills=listed(given.search_skills, SKILLS),
             seeds=range(given.seeds),
             steps=given.steps,
+            sizes=given.sizes,
         )
         do_missing(given.rates, search_plan(grid), search, jobs=given.jobs, minutes=given.minutes)
         rates = best_rates(grid, read(given.rates).values())

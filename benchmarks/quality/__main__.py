@@ -32,7 +32,6 @@ def main() -> None:
     options.add_argument("--skills", default=",".join(SKILLS_OF_STUDY))
     options.add_argument("--search-skills", default=",".join(SEARCHED))
     options.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
-    options.add_argument("--steps", type=int, default=120)
     given = options.parse_args()
     file: Path = given.output.with_suffix(".jsonl")
     if not given.table:
@@ -44,6 +43,7 @@ def main() -> None:
             search_skills=listed(given.search_skills, SKILLS),
             seeds=range(given.seeds),
             steps=given.steps,
+            sizes=given.sizes,
         )
         do_missing(file, search_plan(grid), run, jobs=given.jobs, minutes=given.minutes)
         rates = best_rates(grid, read(file).values())

@@ -34,7 +34,7 @@ class Grid:
     skills: Sequence[str]
     search_skills: Sequence[str]
     seeds: Sequence[int]
-    steps: int = 120
+    steps: int = 300
     batch: int = 16
     sizes: tuple[int, int, int] = (512, 64, 96)
 
