@@ -1,4 +1,4 @@
-"""`orthogonal_to`: a new adapter's R keeps out of the rows of former ones, exactly, in training, saved and reloaded."""
+"""`orthogonal_to`: a new adapter's R keeps out of the rows of former ones, trained, saved and reloaded."""
 
 from __future__ import annotations
 
