@@ -72,7 +72,7 @@ def check_ranks(weights: Path, tensors: Mapping[str, TensorInfo], groups: tuple[
             )
 
 
-def freed(raw: NDArray[np.floating], taken: NDArray[np.floating]) -> NDArray[np.floating]:
+def freed(raw: NDArray[np.floating], taken: NDArray[np.floating]) -> NDArray[np.float64]:
     """X (I − BᵀB), twice: X `[rank, hidden]`, B `[k, hidden]` with orthonormal rows; see SPEC.md, section 6."""
     rows, left = taken.astype(np.float64), raw.astype(np.float64)
     for _ in range(2):

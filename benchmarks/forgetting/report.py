@@ -16,6 +16,11 @@ REFERENCE = Arm("lora r8 linear")
 """What every arm is compared with, block by block."""
 EQUAL = 0.05
 """Arms whose skills are learnt as well as the best but for so much are compared at equal accuracy."""
+LEAST = 0.05
+FLOOR = (
+    f"**No arm learns a skill to more than {LEAST:.0%} of exact answers: what is not known cannot be forgotten, so "
+    "forgetting, transfer and their tests say nothing here, and arms that learnt less also moved less.**"
+)
 
 Found = Mapping[Arm, Mapping[Block, Scores]]
 
@@ -38,7 +43,8 @@ def markdown(found: Found) -> str:
         p = f"{adjusted[str(arm)]:.3f}" if str(arm) in adjusted else ""
         rows.append(f"| {arm} | {' | '.join(told)} | {gap} | {p} | {len(found[arm])} |")
     pairs = min((len(values) for values in differences.values()), default=0)
-    return "\n".join([*rows, "", _limits(pairs), "", _of_kl(found)])
+    floor = [FLOOR, ""] if max((_mean(found[arm], "learnt") for arm in found), default=1.0) < LEAST else []
+    return "\n".join([*floor, *rows, "", _limits(pairs), "", _of_kl(found)])
 
 
 def equal_accuracy(found: Found) -> list[Arm]:

@@ -15,6 +15,12 @@ __all__ = ["REFERENCE", "Line", "front", "lines", "markdown"]
 REFERENCE = "lora r8 qv"
 """What every method is compared with."""
 
+LEAST = 0.05
+FLOOR = (
+    f"**No method answers more than {LEAST:.0%} of the held-out questions: accuracy, its front and its tests say "
+    "nothing here, and methods that learnt less also moved less.**"
+)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -108,8 +114,10 @@ def markdown(made: list[Line]) -> str:
             f"{_ranged(line.text)} | {line.seconds:.1f} | {_ranged(line.difference)} | {p} | {line.rate:g} |"
         )
     blocks = min((line.blocks for line in made), default=0)
+    floor = [FLOOR, ""] if max((line.accuracy[0] for line in made), default=1.0) < LEAST else []
     return "\n".join(
         [
+            *floor,
             *rows,
             "",
             f"{blocks} blocks (skill × seed) a method. In brackets: 95 % bootstrap intervals of the mean over blocks. "

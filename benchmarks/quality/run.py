@@ -48,6 +48,7 @@ def run(settings: Settings) -> dict[str, Any]:
         "accuracy": found.accuracy,
         "loss": found.loss,
         "base accuracy": before.accuracy,
+        "base loss": before.loss,
         "kl": divergence(_logs(found), _logs(before)),
         "text loss rise": text_loss(model, base.text) - base_text_loss(settings["base"]),
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -13,13 +13,15 @@ __all__ = ["TASKS", "gym_skills"]
 
 BATCH = 256
 """Examples that are asked for at a time."""
+SEEDS = 1_000_000
+"""Of the package's, between two of ours."""
 TASKS: dict[str, dict[str, Any]] = {
     "spell_backward": {"max_word_len": 6},
     "gcd": {"max_value": 60},
     "products": {"max_digits": 2},
     "letter_counting": {"min_words": 3, "max_words": 6},
     "word_sequence_reversal": {"max_words": 4},
-    "count_bits": {"max_n": 255},
+    "count_bits": {"max_n": 4095},
     "base_conversion": {"max_base": 10, "max_value": 200},
 }
 """Task → settings that make its prompts short; each has one right answer."""
@@ -35,11 +37,11 @@ def _load(name: str, sizes: tuple[int, int, int], seed: int) -> Splits:
 
 
 def _items(name: str, seed: int) -> Iterator[dict[str, Any]]:
-    """Without end: one set after another, each by a seed of its own."""
-    number = 0
+    """Without end: one set after another. Item n of seed s is drawn from the seed s + n, so sets lie BATCH apart."""
+    first = seed * SEEDS
     while True:
-        yield from _dataset(name, seed * 10_007 + number, BATCH)
-        number += 1
+        yield from _dataset(name, first, BATCH)
+        first += BATCH
 
 
 @lru_cache(maxsize=8)

@@ -12,9 +12,10 @@ from torch import nn
 
 __all__ = ["FULL", "METHODS", "Method", "attach", "trained"]
 
-REFT_RATES = (2e-3, 6e-3, 2e-2)
-LORA_RATES = (1e-3, 3e-3, 1e-2)
-FULL_RATES = (1e-4, 3e-4, 1e-3)
+REFT_RATES = (2e-3, 6e-3, 2e-2, 6e-2)
+LORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+FULL_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+SCALING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FULL = "full"
 ATTENTION = ["q_proj", "v_proj"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -105,10 +106,10 @@ METHODS: dict[str, Method] = {
     "lora r8 qv": Method("peft", partial(_lora, 8, ATTENTION), LORA_RATES),
     "lora r8 linear": Method("peft", partial(_lora, 8, LINEAR), LORA_RATES),
     "dora r8 qv": Method("peft", partial(_lora, 8, ATTENTION, use_dora=True), LORA_RATES),
-    "ia3": Method("peft", _ia3, (3e-3, 1e-2, 3e-2)),
-    "road": Method("peft", _road, (3e-3, 1e-2, 3e-2)),
-    "vera r64 qv": Method("peft", _vera, (3e-3, 1e-2, 3e-2)),
-    "prompt tuning 8": Method("peft", _prompt, (1e-2, 3e-2, 1e-1), stacks=False),
+    "ia3": Method("peft", _ia3, SCALING_RATES),
+    "road": Method("peft", _road, SCALING_RATES),
+    "vera r64 qv": Method("peft", _vera, SCALING_RATES),
+    "prompt tuning 8": Method("peft", _prompt, (3e-3, 1e-2, 3e-2, 1e-1), stacks=False),
     "lora r1 + loreft r4": Method("mixed", _both, LORA_RATES, stacks=False),
     FULL: Method("full", None, FULL_RATES, stacks=False),
 }

@@ -96,6 +96,15 @@ def test_scores_are_those_of_the_papers() -> None:
         scores_of({"accuracy": [[1.0]], "loss": [[1.0]]})
 
 
+def test_tables_in_which_nothing_was_learnt_say_so() -> None:
+    assert "say nothing" not in markdown(lines(QUALITY))
+    nothing = [{**run, "result": {**run["result"], "accuracy": 0.01}} for run in QUALITY]
+    assert "say nothing" in markdown(lines(nothing))
+    assert "say nothing" not in forgetting_table(scores(LAWFUL))
+    blank = [sequence(Arm("full"), seed, kept=1.0, kl=1.0, learnt=0.0) for seed in range(2)]
+    assert "say nothing" in forgetting_table(scores(blank))
+
+
 METHODS = ("loreft r4", "lora r1 qv", "lora r8 linear", "full")
 LAWFUL = [
     sequence(Arm(method), seed, kept=1 - 0.1 * place, kl=math.exp((1 - (1 - 0.1 * place) ** 2 + 0.1 * place) / 2))

@@ -92,6 +92,7 @@ def test_sets_have_their_sizes_share_no_prompt_and_are_those_of_the_seed(name: s
 def test_tasks_of_reasoning_gym_take_their_own_answers_and_no_others(name: str) -> None:
     pytest.importorskip("reasoning_gym")
     state = random.getstate()
+    assert len(skill(name).splits((300, 20, 20), seed=2).train) == 300  # of more than one set
     splits = skill(name).splits((12, 4, 4), seed=1)
     assert random.getstate() == state
     assert splits == skill(name).splits((12, 4, 4), seed=1)
