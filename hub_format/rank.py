@@ -59,7 +59,7 @@ def check_ranks(weights: Path, tensors: Mapping[str, TensorInfo], groups: tuple[
     outside = {name.rpartition(".")[0]: values for name, values in read_values(weights, taken)}
     for name, values in read_values(weights, list(_raw(tensors, groups))):
         with np.errstate(over="ignore", under="ignore"):
-            held = values.astype(np.float32)
+            held: NDArray[np.floating] = values.astype(np.float32)
         if (rows := outside.get(name.rpartition(".")[0])) is not None:
             held = freed(held, rows)
         if not np.isfinite(held).all() or not has_full_rank(held):

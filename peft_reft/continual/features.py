@@ -70,8 +70,9 @@ def divergences(model: PeftModel, ids: Tensor, mask: Tensor, adapters: Sequence[
     ).logits
     rows = torch.arange(len(names))
     logs = logits[rows, _last(mask).repeat(repeated)].float().log_softmax(-1).view(repeated, len(ids), -1)
-    found = (logs[1:].exp() * (logs[1:] - logs[:1])).sum(-1)
-    return (found.clamp(min=0) + LEAST).log().mT
+    found: Tensor = (logs[1:].exp() * (logs[1:] - logs[:1])).sum(-1)
+    logarithms: Tensor = (found.clamp(min=0) + LEAST).log()
+    return logarithms.mT
 
 
 def _last(mask: Tensor) -> Tensor:
