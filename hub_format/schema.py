@@ -39,6 +39,7 @@ from .versions import SPEC_VERSION, WRITTEN_VERSIONS, Version, check_same_versio
 
 __all__ = [
     "ACTIVATIONS",
+    "BEHAVIOUR",
     "COMPONENTS",
     "FIELDS",
     "GROUP_FIELDS",
@@ -62,12 +63,13 @@ FIELDS: dict[str, Any] = {
     "interventions": None,
     "subspaces": None,
     "special_tokens": None,
-    "orthogonal_to": None,
     "spec_version": SPEC_VERSION,
 }
-"""Field → default, for everything that determines behaviour."""
+"""Field → default, for everything that determines behaviour and stands in every file."""
 SINCE = {"orthogonal_to": "1.2"}
 """Field → the version that brought it: a file has it where it says something, and is of that version at least."""
+BEHAVIOUR: dict[str, Any] = {**FIELDS, **dict.fromkeys(SINCE)}
+"""Field → default, for everything that determines behaviour."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
@@ -80,7 +82,7 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
         UnsupportedVersionError: an unknown spec version or intervention.
     """
     if values["spec_version"] not in WRITTEN_VERSIONS:
-        rule = f"this library writes {', '.join(WRITTEN_VERSIONS)}, the lowest that says what there is to say"
+        rule = f"this library writes {' and '.join(WRITTEN_VERSIONS)}, the lowest that says what there is to say"
         raise refuse("spec_version", values["spec_version"], rule, "leave it out")
     init = values["init_weights"]
     if not (init is None or isinstance(init, bool) or init == "paper"):
@@ -144,7 +146,7 @@ def to_object(values: Mapping[str, Any]) -> dict[str, Any]:
     groups = check_fields(values)
     kinds = {group.intervention: _kind_entry(group.signature) for group in groups}
     written = canonical_fields(values)
-    said = [name for name in FIELDS if name not in SINCE or written.get(name) is not None]
+    said = [name for name in BEHAVIOUR if name not in SINCE or written.get(name) is not None]
     return {**{name: _plain(written[name]) for name in said}, "kinds": dict(sorted(kinds.items()))}
 
 
@@ -173,7 +175,7 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
     version = parse_version(stored["spec_version"])
     if version > parse_version(WRITTEN_VERSIONS[-1]) or manifest_version is not None:
         check_same_version(written, manifest_version)
-    allowed = {*FIELDS, "kinds", "tensors"}
+    allowed = {*BEHAVIOUR, "kinds", "tensors"}
     for name in stored:
         if name not in allowed:
             raise ConfigError(
@@ -184,12 +186,12 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
                 fix="update peft-reft, or remove the field",
             )
     for name in (*FIELDS, "kinds"):
-        if name not in stored and name not in SINCE:
+        if name not in stored:
             raise ConfigError(
                 f"reft.{name} is missing", code="config.missing", value=name, rule="every field is written"
             )
     _check_since(stored, version)
-    values = {**{name: stored.get(name) for name in FIELDS}, "spec_version": SPEC_VERSION}
+    values = {**{name: stored.get(name) for name in BEHAVIOUR}, "spec_version": SPEC_VERSION}
     _check_kinds(stored["kinds"])
     groups = check_fields(values)
     check_stored_activations(values, version)

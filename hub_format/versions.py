@@ -64,7 +64,7 @@ def _refuse(version: object, file: str | None) -> UnsupportedVersionError:
         code="config.version",
         file=file,
         value=version,
-        rule=f"it reads format versions {', '.join(WRITTEN_VERSIONS)}, and higher minor versions where it knows "
+        rule=f"it reads format versions {' and '.join(WRITTEN_VERSIONS)}, and higher minor versions where it knows "
         "all that they use",
         fix="update peft-reft",
     )

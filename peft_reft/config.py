@@ -15,7 +15,7 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.migrations import migrate
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.schema import (
-    FIELDS,
+    BEHAVIOUR,
     SPEC_VERSION,
     SiteGroup,
     canonical_fields,
@@ -192,7 +192,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
     def to_dict(self) -> dict[str, Any]:
         """The content of `adapter_config.json`: PEFT's envelope, and the behaviour in `reft`."""
         flat = super().to_dict()
-        envelope = {name: value for name, value in flat.items() if name not in FIELDS}
+        envelope = {name: value for name, value in flat.items() if name not in BEHAVIOUR}
         return {**envelope, "reft": to_object(self._behaviour())}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
@@ -250,7 +250,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         return config
 
     def _take_stored(self, stored: dict[str, Any]) -> None:
-        for name, default in FIELDS.items():
+        for name, default in BEHAVIOUR.items():
             if getattr(self, name) != default:
                 raise ConfigError(
                     f"{name} stands beside the stored object 'reft'",
@@ -272,7 +272,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         return {**self.base_identity, **({"tokenizer": fingerprint} if fingerprint else {})}
 
     def _behaviour(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in FIELDS}
+        return {name: getattr(self, name) for name in BEHAVIOUR}
 
 
 def _listed(value: Any) -> Any:

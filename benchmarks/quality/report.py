@@ -12,7 +12,7 @@ from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect
 
 __all__ = ["REFERENCE", "Line", "front", "lines", "markdown"]
 
-REFERENCE = "lora r8 qv"
+REFERENCE = "lora r8 linear"
 """What every method is compared with."""
 
 LEAST = 0.05

@@ -202,7 +202,7 @@ def test_config_and_manifest_say_the_lowest_version_that_has_all(
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-@pytest.mark.parametrize("version", ["1.2", "2.0", "1", 1.1, None, ["1.0"]])
+@pytest.mark.parametrize("version", ["1.3", "2.0", "1", 1.1, None, ["1.0"]])
 def test_a_version_that_is_not_written_is_refused_where_it_is_typed(version: Any) -> None:
     with pytest.raises(ConfigError, match=r"1\.0 and 1\.1"):
         ReftConfig(spec_version=version)
