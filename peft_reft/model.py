@@ -29,8 +29,8 @@ from .adapters.stacking import stacks_of
 from .adapters.weighted import weighted_sum
 from .config import ReftConfig
 from .generation import ContinuousBatching, Generations
-from .layer import CHILD, ReftLayer, units_at
-from .runtime import ModelState, Runtime, runtime_of, state_of
+from .layer import CHILD, ReftLayer, parameters_of, units_at
+from .runtime import Runtime, runtime_of, state_of
 from .runtime.boundary import register_boundary
 from .runtime.devices import site_device
 from .runtime.views import AdapterView
@@ -133,7 +133,7 @@ class ReftModel(SavingTuner):
             self._told_by, self._former = None, NOTHING
             if not state.layers:
                 runtime.remove()
-        share_start(self.model, _parameters_of(state, adapter_name))
+        share_start(self.model, parameters_of(state, adapter_name))
         state.views[adapter_name] = AdapterView(
             adapter_name, config.groups(), (config.special_tokens or {}).get("ids", {})
         )
@@ -290,12 +290,6 @@ class ReftModel(SavingTuner):
         rows = split_rows(names, self.peft_config, training=self.training)
         with rows_in_use(self.model, state, rows, args, kwargs):
             yield
-
-
-def _parameters_of(state: ModelState, name: str) -> Iterator[nn.Parameter]:
-    for layer in state.layers.values():
-        for number in layer.units.get(name, ()):
-            yield from layer.unit((name, number)).parameters()
 
 
 def _has_completion(model: nn.Module, config: ReftConfig) -> bool:
