@@ -98,12 +98,16 @@ def _of_kl(found: Found) -> str:
 
 
 def _limits(pairs: int) -> str:
-    seen = f"{seen_effect(pairs):.2f} standard deviations" if pairs >= 2 else "none"
+    told = (
+        "In brackets: 95 % bootstrap intervals of the mean over blocks (order × seed); one block has none. Differences "
+        f"are to `{REFERENCE}`, paired by block; p by sign flips, two-sided, Holm over all arms. "
+    )
+    if pairs < 2:
+        return f"{told}With fewer than two pairs nothing can be tested."
     return (
-        f"In brackets: 95 % bootstrap intervals of the mean over blocks (order × seed). Differences are to "
-        f"`{REFERENCE}`, paired by block; p by sign flips, two-sided, Holm over all arms. With {pairs} pairs p is at "
-        f"least {_shown(2.0 ** (1 - pairs))} before Holm, and a paired t test at α .05 would find with power .8 "
-        f"differences of {seen}: smaller ones cannot be seen here."
+        f"{told}With {pairs} pairs p is at least {_shown(2.0 ** (1 - pairs))} before Holm, and a paired t test at "
+        f"α .05 would find with power .8 differences of {seen_effect(pairs):.2f} standard deviations: smaller ones "
+        "cannot be seen here."
     )
 
 
