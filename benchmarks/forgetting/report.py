@@ -99,8 +99,8 @@ def _of_kl(found: Found) -> str:
 
 def _limits(pairs: int) -> str:
     told = (
-        "In brackets: 95 % bootstrap intervals of the mean over blocks (order × seed); one block has none. Differences "
-        f"are to `{REFERENCE}`, paired by block; p by sign flips, two-sided, Holm over all arms. "
+        "In brackets: 95 % bootstrap intervals of the mean over blocks (order × seed); one block has none. "
+        f"Differences are to `{REFERENCE}`, paired by block; p by sign flips, two-sided, Holm over all arms. "
     )
     if pairs < 2:
         return f"{told}With fewer than two pairs nothing can be tested."
