@@ -8,14 +8,19 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-gpu test-peft test-architectures test-oldest test-serving-pins lint types format clean build/types \
-	bench bench-quick bench-gpu bench-environments study study-small study-tables
+.PHONY: demo test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving-pins lint types format clean build/types \
+	bench bench-quick bench-gpu bench-growth bench-compiled bench-environments \
+	study study-small study-tables
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/dev.stamp
 	$(PYTEST) -m "not slow and not gpu"
+
+# what the next versions of transformers, TRL, PEFT and torch take away, as errors where this package uses it
+test-next: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(PYTEST) -p next_versions -m "not slow and not gpu" $(NEXT)
 
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow
@@ -62,6 +67,14 @@ bench-quick: $(VENV)/dev.stamp
 # the same table on CUDA, base in bf16, wall time; it needs a torch with CUDA in the virtual environment
 bench-gpu: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.speed --device cuda
+
+# how the own cost grows along each size: about half an hour; goes on where it was stopped, as the next one does
+bench-growth: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.speed.growth
+
+# the same cases under torch.compile, beside the compiled base, with graphs and breaks; it needs a C++ compiler
+bench-compiled: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.speed.compiled
 
 bench-environments: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.speed.environments

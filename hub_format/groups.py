@@ -14,6 +14,8 @@ from .positions import All, Positions, Special, parse_positions
 
 __all__ = [
     "ACTIVATIONS",
+    "ALL_HEADS",
+    "ALL_HEADS_SINCE",
     "COMPONENTS",
     "GROUP_FIELDS",
     "MAX_GROUPS",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 COMPONENTS = ("block_output", "block_input", "attention_output", "mlp_output")
+ALL_HEADS = "heads"
+ALL_HEADS_SINCE = "1.2"
 HEAD = re.compile(r"head_output\[(0|[1-9]\d{0,3})\]")
 TURNS = ("first", "each")
 MAX_RANK = 65_536
@@ -97,7 +101,7 @@ class SiteGroup:
 
     @property
     def full_width(self) -> bool:
-        """Whether its component is as wide as the hidden state; a head's output is narrower."""
+        """Whether its component is as wide as the hidden state; what heads give may differ."""
         return self.component in COMPONENTS
 
 
@@ -115,8 +119,9 @@ def site_group(values: Mapping[str, Any]) -> SiteGroup:
         raise refuse("options", options, "it is None or a dict of the kind's own parameters")
     signature.check_options(options or {})
     component = values["component"]
-    if not isinstance(component, str) or (component not in COMPONENTS and HEAD.fullmatch(component) is None):
-        raise refuse("component", component, f"it is one of {', '.join(COMPONENTS)}, or head_output[<n>]")
+    known = isinstance(component, str) and (component in (*COMPONENTS, ALL_HEADS) or HEAD.fullmatch(component))
+    if not known:
+        raise refuse("component", component, f"it is one of {', '.join(COMPONENTS)}, heads, or head_output[<n>]")
     if not isinstance(values["turns"], str) or values["turns"] not in TURNS:
         raise refuse("turns", values["turns"], f"it is one of {', '.join(map(repr, TURNS))}")
     if not isinstance(values["share_weights"], bool):

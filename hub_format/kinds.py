@@ -21,6 +21,7 @@ __all__ = [
     "known_kinds",
     "label",
     "labels",
+    "number",
     "optional_label",
     "register_kind",
 ]
@@ -28,6 +29,7 @@ __all__ = [
 Options = Mapping[str, Any]
 Shape = tuple[str, ...]
 MAX_COUNT = 2**31 - 1
+MAX_NUMBER = 1e6
 MAX_LABELS = 65_536
 MAX_TEXT = 200
 
@@ -50,6 +52,16 @@ def count(default: int) -> Option:
 
     def check(value: Any) -> str | None:
         return None if type(value) is int and 1 <= value <= MAX_COUNT else "it is an integer, 1 or more"
+
+    return Option(default, check)
+
+
+def number(default: float, low: float = 0.0, high: float = MAX_NUMBER) -> Option:
+    """An option that is a number from `low` to `high`."""
+
+    def check(value: Any) -> str | None:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+        return None if good else f"it is a number from {low:g} to {high:g}"
 
     return Option(default, check)
 
@@ -98,7 +110,7 @@ class KindSignature:
         name: the value of `intervention` in a config.
         version: a positive integer; a reader refuses a version it does not know.
         tensors: tensor name → shape as words: `"rank"`, `"hidden"`, `"one"`, or the name of an option: as many as it
-            lists.
+            lists, or says.
         orthonormal: names of raw tensors whose rows are orthonormalised in forward; they need full rank.
         options: option name → its default and check.
         optional: tensor name → the option that brings it; other tensors are always there.
@@ -129,7 +141,7 @@ class KindSignature:
         sizes = {"rank": rank, "hidden": hidden, "one": 1}
         chosen = self.with_defaults(options or {})
         return {
-            name: tuple(sizes[word] if word in sizes else len(chosen[word]) for word in shape)
+            name: tuple(sizes[word] if word in sizes else _size(chosen[word]) for word in shape)
             for name, shape in self.tensors.items()
             if name not in self.optional or chosen[self.optional[name]]
         }
@@ -152,6 +164,11 @@ class KindSignature:
                 raise ConfigError(f"options={{{name!r}: {shown(value)}}} is not allowed", value=value, rule=problem)
         if self.conflict is not None and (problem := self.conflict(self.with_defaults(options))) is not None:
             raise ConfigError(f"options={shown(options)} is not allowed", value=options, rule=problem)
+
+
+def _size(value: Any) -> int:
+    """How many an option says, or lists."""
+    return value if isinstance(value, int) else len(value)
 
 
 COMPLEMENT = "complement"

@@ -1,7 +1,7 @@
 """Files of lower versions → a version that is read: pure functions, dict → dict, one step a version.
 
-Version 1.0 is the first, and 1.1 only adds names to it, so the table is empty. A step is added with the version that
-makes it necessary; it gets a copy, never reads another file, and says in the new version's words what the old one
+Version 1.0 is the first, and 1.1 and 1.2 only add names to it, so the table is empty. A step is added with the version
+that makes it necessary; it gets a copy, never reads another file, and says in the new version's words what the old one
 meant by its silence.
 """
 

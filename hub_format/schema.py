@@ -10,12 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .activations import (
-    activations_named,
-    canonical_activation,
-    check_stored_activations,
-    version_of_activations,
-)
+from .activations import activations_named, canonical_activation
 from .errors import ConfigError
 from .groups import (
     ACTIVATIONS,
@@ -33,6 +28,7 @@ from .groups import (
     site_group,
 )
 from .kinds import KindSignature, kind_signature
+from .lowest import check_not_newer, lowest_version
 from .migrations import migrate
 from .special_tokens import check_special_tokens
 from .versions import SPEC_VERSION, WRITTEN_VERSIONS, Version, check_same_version, parse_version
@@ -127,7 +123,7 @@ def canonical_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Behaviour fields that were checked, in the words of a file: each activation by its one name, and the lowest
     version of the format that has them all."""
     needed = [since for name, since in SINCE.items() if values.get(name) is not None]
-    version = max([version_of_activations(values), *needed], key=parse_version)
+    version = max([lowest_version(values), *needed], key=parse_version)
     written = {**values, "spec_version": version}
     if values.get("orthogonal_to") is not None:
         written["orthogonal_to"] = list(values["orthogonal_to"])
@@ -194,7 +190,7 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
     values = {**{name: stored.get(name) for name in BEHAVIOUR}, "spec_version": SPEC_VERSION}
     _check_kinds(stored["kinds"])
     groups = check_fields(values)
-    check_stored_activations(values, version)
+    check_not_newer(values, version)
     used = {group.intervention for group in groups}
     if set(stored["kinds"]) != used:
         raise ConfigError(

@@ -3,11 +3,13 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.peft_types import register_peft_method
 
+from .adapters.heads import drop_closed_heads, select_heads
 from .adapters.hotswap import hotswap_adapter, prepare_for_hotswap
 from .adapters.scaling import scale_adapter
 from .adapters.subspaces import set_subspaces
 from .adapters.values import set_value
 from .config import ReftConfig
+from .generation.export_prefix import export_prefix
 from .generation.prompt_cache import prompt_cache
 from .interventions import Intervention, register_intervention
 from .mixed import MixedReftModel
@@ -17,6 +19,8 @@ from .runtime.position_warning import PositionWarning
 from .storage.convert import convert
 from .storage.hub import list_adapters, pull, push_to_hub
 from .storage.save import save_pretrained
+from .training.parameter_groups import parameter_groups
+from .training.penalty_schedule import PenaltySchedule
 
 if REFT not in PEFT_TYPE_TO_CONFIG_MAPPING:
     register_peft_method(name="reft", config_cls=ReftConfig, model_cls=ReftModel, prefix="reft_")
@@ -24,12 +28,16 @@ if REFT not in PEFT_TYPE_TO_CONFIG_MAPPING:
 __all__ = [
     "Intervention",
     "MixedReftModel",
+    "PenaltySchedule",
     "PositionWarning",
     "ReftConfig",
     "ReftModel",
     "convert",
+    "drop_closed_heads",
+    "export_prefix",
     "hotswap_adapter",
     "list_adapters",
+    "parameter_groups",
     "prepare_for_hotswap",
     "prompt_cache",
     "pull",
@@ -37,6 +45,7 @@ __all__ = [
     "register_intervention",
     "save_pretrained",
     "scale_adapter",
+    "select_heads",
     "set_subspaces",
     "set_value",
 ]

@@ -13,6 +13,7 @@ from peft_reft.hub_format.bundle import check_name
 from peft_reft.hub_format.errors import ConfigError
 
 from .adapters.calls import rows_in_use
+from .adapters.heads import refuse_head_count
 from .adapters.hiding import others_hidden
 from .adapters.names import check_free, check_known, check_names_apart
 from .adapters.orthogonal import NOTHING, Former, former_units
@@ -72,13 +73,10 @@ class ReftModel(SavingTuner):
         refuse_unbound(peft_config.special_tokens, groups)
         if peft_config.recorded_base is not None:
             check_base(peft_config.recorded_base, self.model)
-        sites, stacks = site_table(
-            self.model,
-            [
-                (find_stacks(self.model, group.layers_pattern), group.layers_to_transform, group.component)
-                for group in groups
-            ],
-        )
+        found = [find_stacks(self.model, group.layers_pattern) for group in groups]
+        asked = [(at, g.layers_to_transform, g.component) for at, g in zip(found, groups, strict=True)]
+        sites, stacks = site_table(self.model, asked)
+        refuse_head_count(self.model, sites, groups)
         self._sites = {site.path: site for site in sites}
         peft_config.moved = moved_components(self.model, sites, [group.component for group in groups])
         refuse_first_meaning(peft_config.recorded_version, peft_config.moved)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks.speed.about import ROOT
 from benchmarks.speed.cases import CASES, FACTS_CASE
 from benchmarks.speed.methods import METHODS
+from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, opened, stopped
 from benchmarks.speed.processes import WorkerError
 from benchmarks.speed.result import markdown, result, write
-from benchmarks.speed.rounds import Kept, Plan, measure, measure_facts
+from benchmarks.speed.rounds import Plan, measure, measure_facts
 
-__all__ = ["chosen", "main"]
+__all__ = ["main"]
 
 USUAL = tuple(name for name in CASES if not name.startswith("tiny"))
 
@@ -31,9 +29,7 @@ def main() -> None:
     options.add_argument("--environments", type=Path, default=ROOT, help="folder of .venv-pyreft, .venv-adapters")
     options.add_argument("--facts-case", choices=CASES, default=FACTS_CASE)
     options.add_argument("--no-facts", action="store_true", help="the table of ratios alone")
-    options.add_argument("--kept", type=Path, help="where measurements are kept; a file in build/speed if left out")
-    options.add_argument("--fresh", action="store_true", help="begin again instead of going on with what is kept")
-    options.add_argument("--output", type=Path, help="the result without its ending; benchmarks/results/speed")
+    add_places(options)
     given = options.parse_args()
     if not 1 <= given.sittings <= given.rounds:
         options.error(f"--sittings {given.sittings}: from 1 to the number of rounds, {given.rounds}")
@@ -47,41 +43,19 @@ def main() -> None:
         environments=given.environments,
         facts_case=given.facts_case,
     )
-    file = given.kept or ROOT / "build" / "speed" / f"{name}.jsonl"
-    if given.fresh:
-        file.unlink(missing_ok=True)
     for method, reason in plan.absent().items():
         print(f"{method} is left out: {reason}", flush=True)
-    kept = Kept.read(file)
+    kept = opened(given, name)
     try:
         measure(plan, kept)
         if not given.no_facts:
             measure_facts(plan, kept)
     except WorkerError as error:
-        raise SystemExit(f"{error}. What was measured is kept in {file}; the same command goes on") from error
+        raise SystemExit(stopped(error, kept)) from error
     told = result(plan, kept)
-    command = shlex.join(["python", "-m", "benchmarks.speed", *_portable(sys.argv[1:])])
-    write(told, given.output or ROOT / "benchmarks" / "results" / name, command)
+    command = command_line("benchmarks.speed")
+    write(told, given.output or RESULTS / name, command)
     print(markdown(told, command))
-
-
-def chosen(text: str, known: Collection[str]) -> tuple[str, ...]:
-    """The names in `text`, in the order of `known`; SystemExit for one that is not known."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise SystemExit(f"{name!r} is none of {', '.join(known)}")
-    return tuple(name for name in known if name in names)
-
-
-def _portable(words: list[str]) -> list[str]:
-    """The command without places of this machine."""
-    places = {"--environments", "--kept", "--output"}
-    return [
-        word
-        for before, word in zip(["", *words], words, strict=False)
-        if before not in places and word.partition("=")[0] not in places
-    ]
 
 
 if __name__ == "__main__":

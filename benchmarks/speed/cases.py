@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-__all__ = ["CASES", "FACTS_CASE", "VOCABULARY", "Case", "Shape", "llama"]
+__all__ = ["CASES", "COMPILED", "EDGE", "FACTS_CASE", "VOCABULARY", "Case", "Shape", "llama"]
 
 VOCABULARY = 512
+EDGE = 7
+"""Edited tokens at each end of the prompt, where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,24 @@ class Case:
     loaded: int = 1
     target: float | None = None
     """What ours may cost at most, as a ratio to the frozen base."""
+    own_cost: bool = False
+    """The floor leaves the method's own cost alone: the frozen base, also beside many adapters, and in training a
+    backward that ends behind the first block, as a ReFT's does."""
+    edge: int = EDGE
+    """Edited tokens at each end of the prompt."""
+    named: int = 1
+    """Adapters that the rows name, evenly (`adapter_names`); 1: no names, the active one serves all."""
+    compiled: str | None = None
+    """The backend of `torch.compile`, in place on the base; a generation then decodes with a static cache."""
 
     def settings(self) -> dict[str, Any]:
-        """What another result must share to be compared with; JSON."""
-        return {key: value for key, value in asdict(self).items() if key not in ("name", "calls", "target")}
+        """What another result must share to be compared with; JSON. `_OPTIONAL` where they are unusual."""
+        usual = {one.name: one.default for one in fields(self) if one.name in _OPTIONAL}
+        told = {key: value for key, value in asdict(self).items() if key not in ("name", "calls", "target")}
+        return {key: value for key, value in told.items() if key not in usual or value != usual[key]}
+
+
+_OPTIONAL = ("own_cost", "edge", "named", "compiled")
 
 
 _ALL = (
@@ -70,6 +86,17 @@ _ALL = (
 )
 CASES = {case.name: case for case in _ALL}
 """Name → case; those called tiny try the command out and are measured only where they are named."""
+COMPILED = {
+    f"{case.name}, compiled": replace(case, name=f"{case.name}, compiled", compiled="inductor", target=None)
+    for case in (
+        CASES["S train"],
+        CASES["S prefill"],
+        CASES["M train"],
+        Case("M prefill", M, "forward", 1, 32, calls=4),
+        CASES["S generation"],
+    )
+}
+"""What `benchmarks.speed.compiled` measures: floor and method are compiled alike."""
 FACTS_CASE = "M train"
 """On what loading, attaching, memory and disk are measured."""
 
@@ -86,7 +113,7 @@ def llama(shape: Shape, device: str) -> Any:
         num_key_value_heads=shape.heads,
         intermediate_size=shape.mlp,
         vocab_size=VOCABULARY,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

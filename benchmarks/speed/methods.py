@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from benchmarks.speed.cases import Case
+from benchmarks.speed.cases import EDGE, Case
 
-__all__ = ["ENVIRONMENTS", "METHODS", "Method"]
+__all__ = ["ENVIRONMENTS", "FIRST", "METHODS", "Method"]
 
 FIRST = "first"
-EDGE = 7
-"""Edited tokens at each end of the prompt."""
 
 
 class Method(Protocol):
@@ -76,7 +74,9 @@ class _Peft(_Plain):
             )
         from peft_reft import ReftConfig
 
-        return ReftConfig(task_type="CAUSAL_LM", r=case.rank, positions=f"f{EDGE}+l{EDGE}", init_weights=False)
+        return ReftConfig(
+            task_type="CAUSAL_LM", r=case.rank, positions=f"f{case.edge}+l{case.edge}", init_weights=False
+        )
 
     def attach(self, base: Any, case: Case) -> Any:
         from peft import get_peft_model
@@ -109,6 +109,8 @@ class _Pyreft:
     def attach(self, base: Any, case: Case) -> Any:
         import pyreft
 
+        if case.edge != EDGE:
+            raise RuntimeError(f"edge={case.edge}: its locations are made for {EDGE} tokens at each end")
         sites = [
             {
                 "layer": layer,
@@ -177,7 +179,7 @@ class _Adapters(_Plain):
         model.add_adapter(
             name,
             config=adapters.LoReftConfig(
-                r=case.rank, prefix_positions=EDGE, suffix_positions=EDGE, tied_weights=True, dropout=0.0
+                r=case.rank, prefix_positions=case.edge, suffix_positions=case.edge, tied_weights=True, dropout=0.0
             ),
         )
         model.adapter_to(name, device=model.device)

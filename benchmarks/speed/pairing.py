@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["LOUD", "SMALLEST_NOISE", "Pair", "Summary", "Verdict", "summarise", "verdict"]
+__all__ = ["LOUD", "SMALLEST_NOISE", "Pair", "Summary", "Verdict", "summarise", "verdict", "wander"]
 
 Verdict = Literal["same", "better", "worse", "unclear"]
 
@@ -25,6 +25,11 @@ class Pair:
     before: float
     taken: float
     after: float
+
+    @property
+    def own(self) -> float:
+        """Seconds beyond the mean of the floors around it."""
+        return self.taken - (self.before + self.after) / 2
 
     @property
     def ratio(self) -> float:
@@ -55,19 +60,23 @@ def summarise(pairs: Sequence[Pair]) -> Summary:
     if not pairs:
         raise ValueError("no rounds to summarise: at least one is needed; measure first")
     ratios = [pair.ratio for pair in pairs]
-    noise = None
-    if len(ratios) >= 3:
-        noise = 3 * math.sqrt(math.pi / 2) * statistics.stdev(ratios) / math.sqrt(len(ratios))
-        noise = max(SMALLEST_NOISE, noise)
+    noise = wander(ratios)
     return Summary(
         rounds=len(ratios),
         median=statistics.median(ratios),
         low=min(ratios),
         high=max(ratios),
-        noise=noise,
+        noise=None if noise is None else max(SMALLEST_NOISE, noise),
         floor_noise=statistics.median(abs(pair.after / pair.before - 1) for pair in pairs),
         floor_seconds=statistics.median(floor for pair in pairs for floor in (pair.before, pair.after)),
     )
+
+
+def wander(values: Sequence[float]) -> float | None:
+    """Three standard errors of the median of `values`; None below three."""
+    if len(values) < 3:
+        return None
+    return 3 * math.sqrt(math.pi / 2) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def verdict(old: Summary, new: Summary) -> Verdict:

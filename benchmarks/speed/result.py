@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import table
-from benchmarks.speed.cases import CASES, Case
+from benchmarks.speed.cases import CASES, COMPILED, Case
 from benchmarks.speed.methods import ENVIRONMENTS, METHODS
 from benchmarks.speed.pairing import Summary, summarise
 from benchmarks.speed.rounds import Kept, Plan
 from benchmarks.speed.work import FLOORS
 
-__all__ = ["markdown", "result", "summaries", "write"]
+__all__ = ["TITLES", "case_table", "floors", "markdown", "result", "sizes", "summaries", "versions", "write"]
 
+KNOWN = {**CASES, **COMPILED}
 TITLES = {"ours": "ours", "lora": "LoRA", "pyreft": "pyreft", "adapters": "adapters"}
 
 
@@ -31,8 +32,8 @@ def result(plan: Plan, kept: Kept) -> dict[str, Any]:
                 entries[method] = asdict(summarise(taken))
             elif (name, method) in kept.failed:
                 entries[method] = {"failed": kept.failed[name, method]}
-        cases[name] = {"settings": CASES[name].settings(), "target": CASES[name].target, "methods": entries}
-    facts_failed = {f"{part}, {method}": why for (part, method), why in kept.failed.items() if part not in CASES}
+        cases[name] = {"settings": KNOWN[name].settings(), "target": KNOWN[name].target, "methods": entries}
+    facts_failed = {f"{part}, {method}": why for (part, method), why in kept.failed.items() if part not in KNOWN}
     return {
         "device": plan.device,
         "dtype": "float32" if plan.device == "cpu" else "bfloat16",
@@ -64,8 +65,8 @@ def markdown(told: dict[str, Any], command: str) -> str:
         f"{told['sittings']}), {clock}, {told['dtype']}; in brackets the lowest and the highest. In a round every "
         "method is timed between two runs of its floor, in its own process and environment. `target` is what ours "
         "shall cost at most.",
-        "\n".join(f"- {name}: {_versions(about)}" for name, about in sorted(told["about"].items())),
-        table(("case", "target", *(TITLES[m] for m in methods), "floor, ms", "floor / floor"), _rows(told, methods)),
+        versions(told),
+        case_table(told, methods),
         _notes(told),
         f"## Once a method, on the model of {told['facts case']}",
         _facts(told, methods),
@@ -79,11 +80,17 @@ def markdown(told: dict[str, Any], command: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _versions(about: Any) -> str:
-    return about if isinstance(about, str) else ", ".join(f"{name} {value}" for name, value in about.items())
+def versions(told: dict[str, Any]) -> str:
+    """A line for each process's hardware and packages, and for the commit."""
+    lines = []
+    for name, about in sorted(told["about"].items()):
+        text = about if isinstance(about, str) else ", ".join(f"{key} {value}" for key, value in about.items())
+        lines.append(f"- {name}: {text}")
+    return "\n".join(lines)
 
 
-def _rows(told: dict[str, Any], methods: list[str]) -> list[tuple[object, ...]]:
+def case_table(told: dict[str, Any], methods: list[str]) -> str:
+    """Case by case, the ratio of each method, and the floor's own time and noise."""
     rows: list[tuple[object, ...]] = []
     for name, case in told["cases"].items():
         entries = case["methods"]
@@ -99,7 +106,7 @@ def _rows(told: dict[str, Any], methods: list[str]) -> list[tuple[object, ...]]:
                 f"{max(apart):.1%}" if measured else "",
             )
         )
-    return rows
+    return table(("case", "target", *(TITLES[method] for method in methods), "floor, ms", "floor / floor"), rows)
 
 
 def _cell(entry: dict[str, Any] | None) -> str:
@@ -113,10 +120,7 @@ def _cell(entry: dict[str, Any] | None) -> str:
 
 def _notes(told: dict[str, Any]) -> str:
     """What the floors do, the sizes, and why a cell or a column is missing."""
-    settings = [case["settings"] for case in told["cases"].values()]
-    used = {"loaded" if one["loaded"] > 1 else one["work"] for one in settings}
-    lines = [f"- Floor of `{kind}`: {FLOORS[kind]}." for kind in FLOORS if kind in used]
-    lines += [f"- {name}: {_sizes(CASES[name])}." for name in told["cases"] if name in CASES]
+    lines = [*floors(told), *(f"- {name}: {sizes(KNOWN[name])}." for name in told["cases"] if name in KNOWN)]
     lines += [
         "- A ReFT is a loreft at the first and the last 7 tokens of the prompt, tied, at the output of all blocks; a "
         "LoRA is on q and v of all blocks, rank 8 (64 where the ReFT's is), not merged. `floor / floor`: the median "
@@ -133,7 +137,15 @@ def _notes(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sizes(case: Case) -> str:
+def floors(told: dict[str, Any]) -> list[str]:
+    """What the floors of the measured kinds of work do."""
+    settings = [case["settings"] for case in told["cases"].values()]
+    used = {"loaded" if one["loaded"] > 1 else one["work"] for one in settings}
+    return [f"- Floor of `{kind}`: {FLOORS[kind]}." for kind in FLOORS if kind in used]
+
+
+def sizes(case: Case) -> str:
+    """Of the base, the batch and the adapters."""
     shape = case.shape
     heads = "one head" if shape.heads == 1 else f"{shape.heads} heads"
     new = f", {case.new_tokens} new tokens" if case.new_tokens else ""

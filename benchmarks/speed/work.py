@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks.speed.cases import VOCABULARY, Case, llama
-from benchmarks.speed.methods import METHODS
+from benchmarks.speed.methods import FIRST, METHODS
 
-__all__ = ["FLOORS", "batch", "floor_work", "method_work", "seconds_of"]
+__all__ = ["FLOORS", "batch", "compile_base", "floor_on", "floor_work", "method_on", "method_work", "seconds_of"]
 
 Work = Callable[[], object]
 
@@ -40,13 +40,21 @@ def batch(case: Case, device: str) -> tuple[dict[str, Any], Any]:
 def floor_work(case: Case, device: str) -> Work:
     """The frozen base's; see `FLOORS`."""
     base = llama(case.shape, device)
+    compile_base(base, case)
+    return floor_on(base, case, device)
+
+
+def floor_on(base: Any, case: Case, device: str) -> Work:
+    """The same on a base that is there."""
     inputs, labels = batch(case, device)
     if case.work == "train":
         base.train()
         embed = base.get_input_embeddings()
+        if case.own_cost:
+            base.model.layers[0].register_forward_hook(lambda block, given, out: out.detach().requires_grad_())
 
         def run() -> object:
-            embedded = embed(inputs["input_ids"]).detach().requires_grad_()
+            embedded = embed(inputs["input_ids"]).detach().requires_grad_(not case.own_cost)
             told = {"attention_mask": inputs["attention_mask"], "labels": labels}
             return base(inputs_embeds=embedded, **told).loss.backward()
 
@@ -69,7 +77,7 @@ def method_work(
     if loaded > 1 and not method.several:
         raise RuntimeError("a model has one adapter")
     base = llama(case.shape, device)
-    inputs, labels = batch(case, device)
+    inputs, _ = batch(case, device)
     with torch.no_grad():
         own = base(**inputs).logits
     model = method.attach(base, case) if folder is None else method.load(base, folder)
@@ -79,6 +87,17 @@ def method_work(
     with torch.no_grad():
         if torch.equal(own, method.forward(model, inputs).logits):
             raise RuntimeError("the adapter changes nothing: it is not active, and its figures would be the base's")
+    compile_base(base, case)
+    return method_on(model, name, case, device, update=update)
+
+
+def method_on(model: Any, name: str, case: Case, device: str, *, update: bool = True) -> Work:
+    """The same on a model that is there, with its adapters."""
+    method = METHODS[name]
+    inputs, labels = batch(case, device)
+    if case.named > 1:
+        names = [FIRST, *(f"a{number}" for number in range(1, case.named))]
+        inputs["adapter_names"] = [names[row * case.named // case.batch] for row in range(case.batch)]
     method.train(model, case.work == "train")
     if case.work == "train":
         parameters = method.trainable(model)
@@ -111,9 +130,22 @@ def seconds_of(work: Work, calls: int, device: str) -> float:
     return (clock() - start) / calls
 
 
+def compile_base(base: Any, case: Case) -> None:
+    """In place, inside whatever a method puts around the base; a generation compiles its own decoding."""
+    if case.compiled is not None and case.work != "generate":
+        base.compile(backend=case.compiled)
+
+
 def _settings(case: Case) -> dict[str, Any]:
     new = case.new_tokens
-    return {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    told = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    if case.compiled is None:
+        return told
+    from transformers import CompileConfig
+
+    how = CompileConfig(backend=case.compiled, mode=None)
+    how._compile_all_devices = True  # transformers decodes by itself in eager mode on a CPU
+    return {**told, "cache_implementation": "static", "compile_config": how}
 
 
 def _nothing() -> None:

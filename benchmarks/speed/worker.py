@@ -18,10 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks.speed.about import of_this_process
-from benchmarks.speed.cases import CASES, Case
+from benchmarks.speed.axes import POINTS
+from benchmarks.speed.cases import CASES, COMPILED, Case
 from benchmarks.speed.work import Work, floor_work, method_work, seconds_of
 
 __all__ = ["Bench", "main"]
+
+KNOWN = {**CASES, **COMPILED, **POINTS}
+"""The cases of all commands."""
 
 
 class Bench:
@@ -46,9 +50,13 @@ class Bench:
         """Models of the case, each called twice before anything is timed; those of the last case go."""
         self.floors.clear()
         self.works.clear()
-        self.case = made = CASES[case]
+        self.case = made = KNOWN[case]
+        if made.compiled is not None:
+            # no graph of another case's sizes, and no silent return to eager mode
+            torch._dynamo.reset()
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
         failed = {}
-        shared = floor_work(made, self.device) if made.loaded == 1 else None
+        shared = floor_work(made, self.device) if made.loaded == 1 or made.own_cost else None
         for method in methods:
             try:
                 self.works[method] = method_work(method, made, self.device)

@@ -12,6 +12,7 @@ from typer.main import get_command
 from .bundle import bundle
 from .convert import convert
 from .diff import diff
+from .export_prefix import export_prefix
 from .inspect import inspect
 from .pull import pull
 from .push import push
@@ -29,8 +30,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for function in (bundle, convert, diff, inspect, pull, push, validate):
-    app.command(name=function.__name__)(function)
+for function in (bundle, convert, diff, export_prefix, inspect, pull, push, validate):
+    app.command(name=function.__name__.replace("_", "-"))(function)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -48,7 +48,7 @@ def refuse_lost_columns(dataset: Any, args: Any, *, packing: bool) -> None:
     Raises:
         ConfigError: the data set states positions, and they would not survive.
     """
-    cuts_heads = args.max_length is not None and args.truncation_mode == "keep_end"
+    cuts_heads = args.max_length is not None and getattr(args, "truncation_mode", None) == "keep_end"
     if not packing and not cuts_heads:
         return
     row: Mapping[str, Any] = next(iter(dataset), {})

@@ -7,6 +7,7 @@ from .accuracy import Accuracy, answered, interchange_accuracy, wilson_interval
 from .adapter import to_adapter
 from .annealing import AnnealBoundaries
 from .answers import Answers
+from .calibration import Calibration, CalibrationWarning, Nulls, over_sites
 from .dataset import InterchangeCollator, InterchangeDataset
 from .distribution import Distribution
 from .edits import Edit, add, mean, noise, put, subtract, zero
@@ -20,6 +21,7 @@ from .search import AlignmentSearch
 from .site import Column, Site
 from .spaces import Autoencoder, Pca, Rotation, Space
 from .sweep import Sweep, sweep
+from .untrained import untrained_like
 
 __all__ = [
     "Accuracy",
@@ -27,12 +29,15 @@ __all__ = [
     "AnnealBoundaries",
     "Answers",
     "Autoencoder",
+    "Calibration",
+    "CalibrationWarning",
     "CausalModel",
     "Column",
     "Distribution",
     "Edit",
     "InterchangeCollator",
     "InterchangeDataset",
+    "Nulls",
     "PadRows",
     "Pair",
     "Pca",
@@ -51,11 +56,13 @@ __all__ = [
     "localist_search",
     "mean",
     "noise",
+    "over_sites",
     "put",
     "sample_pairs",
     "subtract",
     "sweep",
     "to_adapter",
+    "untrained_like",
     "wilson_interval",
     "zero",
 ]

@@ -23,7 +23,15 @@ from .interchange import Alignment, interchange
 from .model import CausalModel, Values
 from .pairs import Pair
 
-__all__ = ["Accuracy", "Decode", "answered", "decoded", "interchange_accuracy", "wilson_interval"]
+__all__ = [
+    "Accuracy",
+    "Decode",
+    "answered",
+    "decoded",
+    "interchange_accuracy",
+    "interchange_answers",
+    "wilson_interval",
+]
 
 Decode = Callable[[Any], Iterable[Any]]
 """What the network returns → for each row of the batch a value of the causal model's output variable; tensors are
@@ -89,14 +97,32 @@ def interchange_accuracy(
         CausalModelError: no pairs, a variable without a site, an output that is not certain, a decode that gives
             another number of values.
     """
+    data = pairs if isinstance(pairs, InterchangeDataset) else InterchangeDataset.from_pairs(causal_model, pairs)
+    answers = interchange_answers(model, alignment, data, encode=encode, decode=decode, batch_size=batch_size)
+    correct = sum(bool(value == label) for value, label in answers)
+    kept = sum(bool(item["label"] == item["base_label"]) for item in data)
+    most = Counter(item["label"] for item in data).most_common(1)[0][1]
+    interval = wilson_interval(correct, len(data), confidence)
+    return Accuracy(correct, len(data), interval, kept / len(data), most / len(data))
+
+
+def interchange_answers(
+    model: nn.Module,
+    alignment: Alignment,
+    data: InterchangeDataset,
+    *,
+    encode: Encode,
+    decode: Decode,
+    batch_size: int = 256,
+) -> list[tuple[Any, Any]]:
+    """What the network with interchange gives, and the label, of each pair; see `interchange_accuracy`."""
     if batch_size < 1:
         raise CausalModelError(f"batch_size={batch_size}", code="causal.pairs", value=batch_size, rule="1 or more")
-    data = pairs if isinstance(pairs, InterchangeDataset) else InterchangeDataset.from_pairs(causal_model, pairs)
     groups: dict[frozenset[str], list[dict[str, Any]]] = {}
     for item in data:
         groups.setdefault(frozenset(exchanged_of(item)), []).append(item)
     device = device_of(model)
-    correct = 0
+    answers: list[tuple[Any, Any]] = []
     with evaluating(model), torch.no_grad():
         for names, group in groups.items():
             for start in range(0, len(group), batch_size):
@@ -105,11 +131,8 @@ def interchange_accuracy(
                 sources = {name: moved(encode([item["sources"][name] for item in batch]), device) for name in names}
                 labels = [_certain(item["label"]) for item in batch]
                 found = decoded(decode(interchange(model, base, sources, alignment)), labels)
-                correct += sum(bool(value == label) for value, label in zip(found, labels, strict=True))
-    kept = sum(bool(item["label"] == item["base_label"]) for item in data)
-    most = Counter(item["label"] for item in data).most_common(1)[0][1]
-    interval = wilson_interval(correct, len(data), confidence)
-    return Accuracy(correct, len(data), interval, kept / len(data), most / len(data))
+                answers += zip(found, labels, strict=True)
+    return answers
 
 
 def answered(

@@ -76,6 +76,11 @@ class RotatedSite(nn.Module):
         """R `[rank, hidden]`."""
         return orthonormal_rows(self.raw)
 
+    @property
+    def hidden(self) -> int:
+        """Size of the vectors there."""
+        return self.raw.shape[1]
+
     def units(self) -> dict[str, range]:
         """Variable → its rows of R.
 

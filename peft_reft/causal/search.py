@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from peft_reft.runtime.evaluating import device_of, evaluating
 
-from .accuracy import Accuracy, Decode, interchange_accuracy
-from .adapter import to_adapter
+from .accuracy import Decode
+from .calibrating import calibrated
+from .calibration import FEWEST, Calibration, Nulls, Untrained
 from .dataset import Encode, InterchangeCollator, InterchangeDataset
 from .edits import Edit
 from .fitting import fit
+from .found import Found
 from .frozen import frozen, moved
 from .interchange import collect, interchange, source_views
 from .losses import Loss, measured
+from .masked import MaskedSite
 from .model import CausalModel, Values
 from .pairs import Pair
 from .passes import run
-from .places import by_site, check_searched, probe_batch, the_only
+from .places import by_site, check_searched, probe_batch
 from .rotated import RotatedSite
 from .site import Site
 
 __all__ = ["AlignmentSearch"]
 
 
-class AlignmentSearch(nn.Module):
+class AlignmentSearch(Found):
     """Rotations R, by gradient descent on counterfactual labels (arXiv 2303.02536; boundaries: 2305.08809).
 
     h′ = h − Σ_V R_Vᵀ(R_V(h − s_V)): each variable V has rows R_V of one orthonormal R, the tuner's own
@@ -54,6 +56,9 @@ class AlignmentSearch(nn.Module):
         seed: of the start.
         example: a row to see the sites' widths on; needed where rows are not inputs of the causal model, or these may
             have any value.
+        directions: None: R is learned. `"neurons"`, or orthonormal rows `[directions, hidden]` such as principal
+            components (`Pca.fit(hidden, width).rotation.rows`): these stay, and which of them are a variable's is
+            learned by a mask.
 
     Attributes:
         boundary_weight: of the penalty, the share of coordinates that the variables take; with boundaries only.
@@ -74,6 +79,7 @@ class AlignmentSearch(nn.Module):
         loss: Loss,
         seed: int,
         example: Values | None = None,
+        directions: Literal["neurons"] | Tensor | None = None,
     ) -> None:
         super().__init__()
         self._base = (model,)  # in a tuple, so that it is no submodule
@@ -83,15 +89,80 @@ class AlignmentSearch(nn.Module):
         self.variables = tuple(variables)
         self.dimensions = dict(variables) if isinstance(variables, Mapping) else None
         self.boundary_weight = 1.0
+        self.example, self.directions = example, directions
         probe = moved(probe_batch(causal_model, encode, example), device_of(model))
         self.places = nn.ModuleList()
         with evaluating(model), torch.no_grad():
             for where, names in by_site(site, variables):
                 hidden = collect(model, probe, replace(where, units=None, mask=None, space=None))
-                self.places.append(RotatedSite(where, names, hidden=hidden.shape[-1], device=hidden.device))
+                self.places.append(_place(where, names, hidden, directions))
             self.reset(seed)
             wholes = {str(index): place.whole() for index, place in enumerate(self._places)}
             interchange(model, probe, dict.fromkeys(wholes, probe), wholes)  # refuses sites that share vectors
+
+    def like(
+        self, model: nn.Module, *, seed: int, directions: Literal["neurons"] | Tensor | None = None
+    ) -> AlignmentSearch:
+        """The same search in another network, from a seed, with other directions."""
+        return AlignmentSearch(
+            model,
+            self.causal_model,
+            self.site,
+            self.variables if self.dimensions is None else self.dimensions,
+            encode=self.encode,
+            loss=self.loss,
+            seed=seed,
+            example=self.example,
+            directions=directions,
+        )
+
+    def calibrate(
+        self,
+        pairs: Sequence[Pair] | InterchangeDataset,
+        held_out: Sequence[Pair] | InterchangeDataset,
+        *,
+        decode: Decode,
+        steps: int,
+        learning_rate: float,
+        batch_size: int,
+        seed: int,
+        nulls: Nulls | int = FEWEST,
+        untrained: Untrained | None = None,
+        alpha: float = 0.05,
+    ) -> Calibration:
+        """Fit anew, and say what the accuracy is worth; see `Calibration` and `over_sites`.
+
+        The nulls are the same search in networks before training, at least 100 of them. They belong to the kind of
+        network, the site and the settings, and serve every search that has these: pass `nulls=calibration.nulls` on.
+        A search then costs itself and one of the same length for the neurons.
+
+        Args:
+            pairs: fitted on.
+            held_out: other pairs, on which everything is measured.
+            decode: as in `accuracy`.
+            steps, learning_rate, batch_size, seed: as in `fit`.
+            nulls: of another calibration, or how many to make.
+            untrained: a seed → such a network; None: `untrained_like`.
+            alpha: the largest share of false discoveries.
+
+        Raises:
+            CausalModelError: fewer than 100 nulls, or nulls of another search.
+
+        Warns:
+            CalibrationWarning: a rotation that was trained does worse than single neurons.
+        """
+        settings = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+        return calibrated(
+            self,
+            self.dataset(pairs),
+            self.dataset(held_out),
+            decode=decode,
+            settings=settings,
+            seed=seed,
+            nulls=nulls,
+            untrained=untrained,
+            alpha=alpha,
+        )
 
     def reset(self, seed: int) -> None:
         """Start anew from a seed, as if nothing had been fitted."""
@@ -100,52 +171,9 @@ class AlignmentSearch(nn.Module):
             place.reset(generator)
 
     @property
-    def rotation(self) -> Tensor:
-        """R `[rank, hidden]` of the one site.
-
-        Raises:
-            CausalModelError: there are several; see `rotations`.
-        """
-        return self._only.rotation
-
-    @property
-    def rotations(self) -> dict[str, Tensor]:
-        """Variable → R `[rank, hidden]` of its site; its own rows are `units()`."""
-        return {name: place.rotation for place in self._places for name in place.variables}
-
-    @property
-    def raw(self) -> nn.Parameter:
-        """X `[rank, hidden]` of the one site."""
-        return self._only.raw
-
-    @property
-    def boundaries(self) -> nn.Parameter | None:
-        """`[variables]` of the one site, each one's share of the hidden size; None where dimensions are given."""
-        return self._only.boundaries
-
-    @property
-    def alignment(self) -> dict[str, Site]:
-        """Variable → site in R, for `interchange`, `interchange_accuracy` and `collect`.
-
-        Raises:
-            CausalModelError: the learned boundaries of a variable enclose no coordinate.
-        """
-        found = {name: where for place in self._places for name, where in place.sites().items()}
-        return {name: found[name] for name in self.variables}
-
-    @property
     def collator(self) -> InterchangeCollator:
         """Items of an `InterchangeDataset` → the keywords of `forward`."""
         return InterchangeCollator(self.encode)
-
-    def units(self) -> dict[str, range]:
-        """Variable → its rows of R.
-
-        Raises:
-            CausalModelError: the learned boundaries of a variable enclose none.
-        """
-        found = {name: rows for place in self._places for name, rows in place.units().items()}
-        return {name: found[name] for name in self.variables}
 
     def dataset(self, pairs: Sequence[Pair] | InterchangeDataset) -> InterchangeDataset:
         """The pairs with their labels.
@@ -198,7 +226,7 @@ class AlignmentSearch(nn.Module):
             temperatures: first and last, in coordinates; None: an eighth of the hidden size, then 0.1.
         """
         for place in self._places:
-            first, last = temperatures or (max(place.raw.shape[1] / 8, 0.1), 0.1)
+            first, last = temperatures or (max(place.hidden / 8, 0.1), 0.1)
             place.temperature = first * (last / first) ** done
 
     def fit(
@@ -252,48 +280,15 @@ class AlignmentSearch(nn.Module):
             enough=enough,
         )
 
-    def accuracy(
-        self, pairs: Sequence[Pair] | InterchangeDataset, *, decode: Decode, batch_size: int = 256
-    ) -> Accuracy:
-        """`interchange_accuracy` of the alignment found, on pairs that it was not fitted on."""
-        return interchange_accuracy(
-            self._base[0],
-            self.causal_model,
-            self.alignment,
-            pairs,
-            encode=self.encode,
-            decode=decode,
-            batch_size=batch_size,
-        )
 
-    def to_adapter(
-        self,
-        *,
-        inputs: Iterable[Values] | None = None,
-        row: Callable[[Values], Any] | None = None,
-        positions: str | None = None,
-        label: Callable[[Any], str | float | bool] | None = None,
-        adapter_name: str = "default",
-        batch_size: int = 256,
-    ) -> PeftModel:
-        """The network with an adapter that sets the variables found; see `peft_reft.causal.to_adapter`."""
-        return to_adapter(
-            self._base[0],
-            self.causal_model,
-            self.alignment,
-            encode=self.encode,
-            inputs=inputs,
-            row=row,
-            positions=positions,
-            label=label,
-            adapter_name=adapter_name,
-            batch_size=batch_size,
-        )
-
-    @property
-    def _places(self) -> list[RotatedSite]:
-        return [place for place in self.places if isinstance(place, RotatedSite)]
-
-    @property
-    def _only(self) -> RotatedSite:
-        return the_only(self._places)
+def _place(
+    where: Site,
+    names: Mapping[str, int] | list[str],
+    hidden: Tensor,
+    directions: Literal["neurons"] | Tensor | None,
+) -> RotatedSite:
+    width, device = hidden.shape[-1], hidden.device
+    if directions is None:
+        return RotatedSite(where, names, hidden=width, device=device)
+    rows = directions if isinstance(directions, Tensor) else None
+    return MaskedSite(where, names, hidden=width, device=device, directions=rows)

@@ -15,6 +15,7 @@ from torch import nn
 
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.runtime.evaluating import device_of
+from peft_reft.training.checkpointing import checkpoint_flag
 
 __all__ = ["own_cache", "recomputing_nothing", "same_draws"]
 
@@ -56,14 +57,14 @@ def recomputing_nothing(model: nn.Module, paths: list[str]) -> Iterator[None]:
     """Blocks around these modules are not checkpointed: their hooks would be off when the backward pass recomputes."""
     around = {".".join(parts[:end]) for path in paths for parts in [path.split(".")] for end in range(len(parts))}
     blocks = [
-        module
+        (module, flag)
         for path, module in model.named_modules()
-        if path in around and getattr(module, "gradient_checkpointing", False) is True
+        if path in around and (flag := checkpoint_flag(module)) is not None
     ]
-    for block in blocks:
-        block.gradient_checkpointing = False
+    for block, flag in blocks:
+        setattr(block, flag, False)
     try:
         yield
     finally:
-        for block in blocks:
-            block.gradient_checkpointing = True
+        for block, flag in blocks:
+            setattr(block, flag, True)

@@ -65,6 +65,9 @@ class Intervention(nn.Module):
     inherited."""
     across_tokens: ClassVar[bool] = False
     """Whether an edit depends on the other edited tokens of its sequence."""
+    samples: ClassVar[bool] = False
+    """Whether an edit is drawn at random in training: `edit_delta` then has a keyword `generator`, or None for torch's
+    own."""
 
     def __init__(
         self,
@@ -173,6 +176,14 @@ class Intervention(nn.Module):
         """h′ − h `[..., hidden]` for h `[..., hidden]`, float32 or float64; see the class for further arguments."""
         raise NotImplementedError
 
+    def penalty(self) -> Tensor:
+        """What the parameters add to the loss in training, `[]`, times its weight; see `runtime.penalties`."""
+        raise NotImplementedError
+
+    def row_penalty(self, hidden: Tensor) -> Tensor:
+        """The same of edited rows: a number for each, `[...]` for h `[..., hidden]`; their mean is added."""
+        raise NotImplementedError
+
     def affine(self, tensors: Mapping[str, Tensor], *args: Any) -> Affine:
         """The edit as two thin products, so that a forward prepares those of all sites in a few calls.
 
@@ -204,7 +215,14 @@ class Intervention(nn.Module):
         """
         return None
 
-    def forward(self, hidden: Tensor, rotation: Tensor | None = None, *, sequence: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: Tensor | None = None,
+        *,
+        sequence: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """The edit with dropout: delta `[..., hidden]` for h `[..., hidden]`.
 
         Args:
@@ -213,17 +231,17 @@ class Intervention(nn.Module):
                 it it is computed here, which sharded parameters need.
             sequence: for kinds across tokens, long `[...]`: the sequence of each row of h, −1 for rows that are not
                 edited; without it the last but one dimension of h is the sequence.
+            generator: for kinds that sample, what they draw from in training.
         """
         given: list[Tensor] = []
         if self.orthonormal:
             if rotation is None:
                 rotation = orthonormal_rows(self.raw_rotation(), padded=self.capacity is not None)
             given.append(self.active(rotation, next(iter(self.orthonormal))).to(hidden.dtype))
-        delta = (
-            self.edit_delta(hidden, *given, sequence=sequence)
-            if self.across_tokens
-            else self.edit_delta(hidden, *given)
-        )
+        more: dict[str, Any] = {"sequence": sequence} if self.across_tokens else {}
+        if self.samples:
+            more["generator"] = generator
+        delta = self.edit_delta(hidden, *given, **more)
         return F.dropout(delta, self.dropout.p) if self.training and self.dropout.p else delta
 
     @property

@@ -39,7 +39,12 @@ class MixedReftModel(TwoTuners):
 
     @classmethod
     def from_configs(
-        cls, model: nn.Module, configs: Mapping[str, PeftConfig], *, autocast_adapter_dtype: bool = True
+        cls,
+        model: nn.Module,
+        configs: Mapping[str, PeftConfig],
+        *,
+        autocast_adapter_dtype: bool = True,
+        orthogonal: bool = False,
     ) -> MixedReftModel:
         """A model with fresh adapters, all active and trainable.
 
@@ -48,12 +53,13 @@ class MixedReftModel(TwoTuners):
             configs: adapter name → config. The name `"default"` must be a weight adapter's (LoRA), at least one other
                 a `ReftConfig`.
             autocast_adapter_dtype: whether adapters of half-precision bases are float32.
+            orthogonal: keep what the edits of kind `adapter` read out of what the LoRA of their block writes.
 
         Raises:
-            ConfigError: a part is missing, or a name is not allowed.
+            ConfigError: a part is missing, a name is not allowed, or nothing can be kept orthogonal.
         """
         checks.check_configs(configs)
-        return cls._made(model, configs, autocast_adapter_dtype)
+        return cls._made(model, configs, autocast_adapter_dtype)._kept_apart(orthogonal)
 
     @classmethod
     def from_peft(cls, model: PeftModel) -> MixedReftModel:
@@ -80,6 +86,7 @@ class MixedReftModel(TwoTuners):
         is_trainable: bool = False,
         autocast_adapter_dtype: bool = True,
         allow_other_base: bool = False,
+        orthogonal: bool = False,
         **kwargs: Any,
     ) -> MixedReftModel:
         """Load a bundle from a folder or a Hub repository.
@@ -93,6 +100,7 @@ class MixedReftModel(TwoTuners):
             is_trainable: whether the adapters are to be trained further.
             autocast_adapter_dtype: as in `from_configs`.
             allow_other_base: load ReFTs on another base than their manifests say they were made for.
+            orthogonal: as in `from_configs`, where it is trained further; what was saved is orthogonal as it is.
             kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as in huggingface_hub; `allow_patterns=True`
                 runs regular expressions of a LoRA's config, which can take forever: only where you trust its author.
 
@@ -108,7 +116,7 @@ class MixedReftModel(TwoTuners):
             checks.check_parts(configs)
         with made_by_peft(", ".join(configs)):
             mixed = cls._made(model, configs, autocast_adapter_dtype)
-        return checkpoint.filled(mixed, bundle, is_trainable=is_trainable)
+        return checkpoint.filled(mixed, bundle, is_trainable=is_trainable)._kept_apart(orthogonal)
 
     def add_adapter(
         self,
@@ -194,6 +202,8 @@ class MixedReftModel(TwoTuners):
         Raises:
             ConfigError: `safe_serialization=False` or `selected_adapters`.
         """
+        if self.orthogonal is not None:
+            self.orthogonal.keep()
         checkpoint.save_bundle(self, save_directory, is_main_process=is_main_process, **kwargs)
 
     def load_adapter(
@@ -213,6 +223,8 @@ class MixedReftModel(TwoTuners):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Every call comes by here: `adapter_names` gives each row its weight adapter, its edits, or both."""
+        if self.orthogonal is not None:
+            self.orthogonal.keep()
         names, state = kwargs.pop("adapter_names", None), state_of(self.base_model.model)
         if names is None or state is None:
             with super()._enable_peft_forward_hooks(*args, adapter_names=names, **kwargs):

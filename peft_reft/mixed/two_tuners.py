@@ -15,6 +15,7 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.model import ReftModel
 
 from . import checks
+from .orthogonal import Orthogonal
 from .reference import References
 
 __all__ = ["TwoTuners"]
@@ -28,6 +29,7 @@ class TwoTuners(PeftModelForCausalLM):  # type: ignore[misc]  # peft's types are
     ) -> None:
         self.__dict__["edits"] = None  # a plain attribute: its modules are the base's own, already registered there
         self.__dict__["references"] = References()
+        self.__dict__["orthogonal"] = None
         super().__init__(model, peft_config, adapter_name, **kwargs)
 
     @classmethod
@@ -55,9 +57,13 @@ class TwoTuners(PeftModelForCausalLM):  # type: ignore[misc]  # peft's types are
         mixed = cls.__new__(cls)
         for name, value in model.__dict__.items():
             mixed.__dict__[name] = copy.copy(value) if name.startswith("_") else value  # the tables of an `nn.Module`
-        mixed.__dict__.update(edits=None, references=References())
+        mixed.__dict__.update(edits=None, references=References(), orthogonal=None)
         mixed.base_model_prepare_inputs_for_generation = model.base_model.prepare_inputs_for_generation
         return mixed
+
+    def _kept_apart(self, orthogonal: bool) -> Self:
+        self.__dict__["orthogonal"] = Orthogonal(self.base_model.model) if orthogonal else None
+        return self
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from peft_reft.hub_format.special_tokens import tokens_of
+from peft_reft.interventions import has_penalty
 from peft_reft.sites import Tap
 
 from .plan import StackPlan
@@ -99,14 +100,21 @@ class Activity:
         units: path of a site → its units.
         generates: whether tokens after the prompt can be edited.
         from_end: whether the edited tokens depend on where the prompt ends.
+        penalized: whether the kind of one of them adds something to the loss.
+        samples: whether one of them is drawn at random in training.
     """
 
     stacks: Mapping[str, StackActivity]
     units: Mapping[str, tuple[LiveUnit, ...]]
     generates: bool = field(init=False)
     from_end: bool = field(init=False)
+    penalized: bool = field(init=False)
+    samples: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        units = [one.module for members in self.units.values() for one in members]
+        object.__setattr__(self, "penalized", any(map(has_penalty, units)))
+        object.__setattr__(self, "samples", any(unit.samples for unit in units))
         object.__setattr__(self, "generates", any(stack.generates for stack in self.stacks.values()))
         object.__setattr__(self, "from_end", any(stack.from_end for stack in self.stacks.values()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Edit:
         sequence: `[n]`, the sequence of each row of the plan, for units whose edit depends on the whole sequence.
         wide: whether the delta is computed in float64 and rounded once, when it is added: products in float32
             change in their last bits with the number of rows, and a row of a batch is to equal the same row alone.
+        penalty: takes the rows, and which of them are edited, for what their kind adds to the loss.
+        generator: what kinds that sample draw from.
     """
 
     unit: Callable[..., Tensor]
@@ -31,6 +34,8 @@ class Edit:
     scale: float | Tensor
     sequence: Tensor | None = None
     wide: bool = False
+    penalty: Callable[[Tensor, Tensor | None], None] | None = None
+    generator: torch.Generator | None = None
 
 
 def apply_edits(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit], factor: float = 1.0) -> Tensor:
@@ -77,17 +82,25 @@ def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:
     """The delta of one edit for every row of the plan; adding −0.0 where it edits nothing keeps the bits."""
     wide = rows.double() if edit.wide and rows.device.type != "mps" else rows  # MPS has no float64
     rotation = None if edit.rotation is None else edit.rotation.to(wide.dtype)
-    if member is not None and member.dtype == torch.long:
-        given = {} if edit.sequence is None else {"sequence": edit.sequence.index_select(0, member)}
-        delta = edit.unit(wide.index_select(0, member), rotation, **given)
+    scattered = member is not None and member.dtype == torch.long
+    own = wide.index_select(0, member) if scattered and member is not None else wide
+    given: dict[str, Any] = {} if edit.generator is None else {"generator": edit.generator}
+    if edit.sequence is not None:
+        given["sequence"] = _sequence(edit.sequence, member)
+    if edit.penalty is not None:
+        edit.penalty(own, None if scattered else member)
+    delta = edit.unit(own, rotation, **given)
+    if scattered and member is not None:
         delta = torch.full_like(wide, -0.0).index_copy(0, member, delta)
-    else:
-        sequence = edit.sequence
-        if sequence is not None and member is not None:
-            sequence = torch.where(member, sequence, -1)
-        delta = edit.unit(wide, rotation, **({} if sequence is None else {"sequence": sequence}))
     if isinstance(edit.scale, Tensor) or edit.scale != 1.0:
         delta = delta * edit.scale
     if member is not None and member.dtype == torch.bool:
         delta = torch.where(member[:, None], delta, -0.0)
     return delta
+
+
+def _sequence(sequence: Tensor, member: Tensor | None) -> Tensor:
+    """The sequence of each row that a unit sees; −1 where it edits none."""
+    if member is None:
+        return sequence
+    return sequence.index_select(0, member) if member.dtype == torch.long else torch.where(member, sequence, -1)

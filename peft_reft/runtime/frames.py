@@ -17,7 +17,12 @@ from torch import Tensor
 from .plan import StackPlan
 from .situation import UnitKey
 
-__all__ = ["Frame", "Prepared", "Products", "Ready", "Running"]
+__all__ = ["CHILD", "Frame", "Prepared", "Products", "Ready", "Running"]
+
+
+CHILD = "reft"
+"""Name of the `ReftLayer` among the children of its site. A hook takes it from the module that runs, which may be a
+copy: of `copy.deepcopy`, of DataParallel."""
 
 
 class Products(NamedTuple):
@@ -74,6 +79,8 @@ class Frame:
         ready: path of a site → its edit in one step, where it has that; made with `prepared`.
         keeper: a generation that runs, which keeps what is prepared from forward to forward.
         counts_from_end: whether an edit depends on where the prompt of this call ends.
+        penalties: what kinds add to this forward's loss; None where nothing does.
+        noise: what kinds that sample draw from in this forward; None where nothing is drawn.
     """
 
     plans: Mapping[str, StackPlan | None]
@@ -83,6 +90,8 @@ class Frame:
     ready: Mapping[str, Ready] | None = None
     keeper: Any = None
     counts_from_end: bool = False
+    penalties: Any = None
+    noise: Any = None
 
 
 class Running(threading.local):

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from peft_reft.interventions import orthonormal_rows
+from peft_reft.interventions import has_penalty, orthonormal_rows
 from peft_reft.positions import is_transformed
 
 from .activity import LiveUnit
@@ -96,6 +96,8 @@ class Operands:
                     unit = one.module
                     if "affine" not in type(unit).__dict__ or unit.act_fn is not None or unit._buffers:
                         continue
+                    if unit.samples or has_penalty(unit):
+                        continue  # its training looks at the rows that are edited
                     shapes = [(name, held.shape, held.dtype, held.device) for name, held in unit._parameters.items()]
                     alike = (type(unit), repr(unit.options), unit.capacity, *shapes)
                     group = made.setdefault(alike, _Group(alike, set(), [], [], [], tuple(unit._parameters)))

@@ -17,7 +17,9 @@ from .boundary import BoundaryProvider, Knowledge
 from .compiling import beside_graphs
 from .frames import Frame
 from .inputs import CallInputs, Explicit, call_inputs, rows_of_choices
+from .noise import noise_for
 from .past import unknown_length
+from .penalties import penalties_of
 from .plan import StackPlan
 from .position_warning import warn_of_prefill
 from .resolve import columns_of, slot_masks
@@ -83,12 +85,13 @@ class Planner:
         known = self._known(call, explicit)
         if not activity.units and rows is None:
             return Frame({}, {})
+        penalties = penalties_of(activity, call, module, state.model) if activity.penalized else None
         if known is not None:
             call, explicit = known.arguments(call), explicit or known.explicit
         if self.takes_choices:
             call = rows_of_choices(call)
         plans = {path: self._plan(path, call, explicit, known, rows, alone=alone) for path in paths}
-        frame = Frame(plans, activity.units, rows)
+        frame = Frame(plans, activity.units, rows, penalties=penalties, noise=noise_for(activity, state.model))
         if known is not None and known.keeps:
             frame.keeper, frame.prepared = known, known.prepared
         if getattr(module, "_is_replica", False):

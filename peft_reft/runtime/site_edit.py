@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,17 +15,13 @@ from peft_reft.sites import PLAIN, hidden_of, with_hidden, with_slice
 from .activity import LiveUnit
 from .affine_edit import edit_affine
 from .edit import Edit, apply_edits
-from .frames import Frame, Products
+from .frames import CHILD, Frame, Products
 from .holders import is_seen_here_only
 from .plan import StackPlan
 from .ready import ready_edits
 from .situation import UnitKey
 
 __all__ = ["CHILD", "edit_input", "edit_output"]
-
-CHILD = "reft"
-"""Name of the `ReftLayer` among the children of its site. A hook takes it from the module that runs, which may be a
-copy: of `copy.deepcopy`, of DataParallel."""
 
 
 def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
@@ -80,8 +77,8 @@ def _outside(layer: Any, *, on_input: bool) -> None:
             f"{layer.path} ran outside of its model's forward, so its positions are not known",
             code="positions.outside",
             rule="positions are worked out once, where the model's forward starts",
-            fix="call the whole model; for gradient checkpointing use the model's own "
-            "(`gradient_checkpointing_enable`), which leaves hooks outside the recomputation",
+            fix="call the whole model; for checkpointing use the model's own `activation_checkpointing_enable`, which "
+            "was `gradient_checkpointing_enable` and leaves hooks outside the recomputation",
         )
 
 
@@ -111,6 +108,8 @@ def _edited_states(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: 
             edits = [Edit(stack.unit(layer.path, key[1], plan.batch), None, 1.0, wide=True) for key in chosen]
         else:
             edits = [_at_work(layer, one, prepared.get((layer.path, one.key)), plan, chosen) for one in members]
+        if frame.penalties is not None or frame.noise is not None:
+            edits = [_in_training(layer, one, edit, frame, hidden) for one, edit in zip(members, edits, strict=True)]
         whole = tap.width is None
         part = apply_edits(
             hidden if whole else hidden[..., tap.start : tap.stop], plan.rows(chosen), edits, tap.factor
@@ -149,6 +148,15 @@ def _at_work(
         plan.sequences(chosen) if unit.across_tokens else None,
         wide=unit.broadcasts and not layer.training,
     )
+
+
+def _in_training(layer: Any, one: LiveUnit, edit: Edit, frame: Frame, hidden: Tensor) -> Edit:
+    """The edit with what a training forward has alone: what its kind adds to the loss, and what it draws from."""
+    unit = layer.unit((one.name, one.key[1]))
+    penalty = None if frame.penalties is None else frame.penalties.of(unit)
+    drawn = unit.samples and frame.noise is not None
+    generator = frame.noise.generator(layer.path, one.key, hidden.device) if drawn else None
+    return replace(edit, penalty=penalty, generator=generator)
 
 
 def _product_of(products: Products) -> Callable[..., Tensor]:

@@ -166,7 +166,8 @@ def _framed(own: Callable[..., Any], *, level: int = 0) -> Callable[..., Any]:
             output = own(self, *args, **inner)
             if running.frame.counts_from_end:
                 mark_cache(output)
-            return output
+            penalties = running.frame.penalties
+            return output if penalties is None else penalties.added(output)
         finally:
             running.frame, running.call = frame, outer
             if outer is not None or apart:

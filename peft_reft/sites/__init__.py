@@ -9,7 +9,7 @@ from .first_meaning import PARTS_SINCE, moved_components
 from .forms import PLAIN, Form
 from .shapes import forms_at
 from .stacks import Stack, can_generate, find_stacks, hidden_size_of, role_of, text_config
-from .table import Site, site_table
+from .table import Site, head_count_of, site_table
 from .tensors import hidden_of, with_hidden, with_slice
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "config_field",
     "find_stacks",
     "forms_at",
+    "head_count_of",
     "hidden_of",
     "hidden_size_of",
     "moved_components",

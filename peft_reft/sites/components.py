@@ -60,13 +60,15 @@ COMPONENTS: dict[str, Callable[[nn.Module], Place | None]] = {
     "attention_output": lambda block: _added(block, "attention_output", attention_output(block)),
     "mlp_output": lambda block: _added(block, "mlp_output", mlp_output(block)),
 }
-"""Name → function from a block to the place, or None where the block has none. Beside these: `head_output[n]`."""
+"""Name → function from a block to the place, or None where the block has none. Beside these: `head_output[n]`, and all
+of them at once, `heads`."""
 
 
 def component_place(block: nn.Module, component: str, config: Any = None) -> Place:
     """Where in `block` the component is.
 
-    `head_output[n]` is what the n-th attention head gives to the output projection (LoFiT, arXiv 2406.01563).
+    `head_output[n]` is what the n-th attention head gives to the output projection (LoFiT, arXiv 2406.01563), `heads`
+    what all of them give, side by side.
 
     Args:
         block: one block of a stack.
@@ -78,12 +80,16 @@ def component_place(block: nn.Module, component: str, config: Any = None) -> Pla
     """
     if (head := _HEAD.fullmatch(component)) is not None:
         return _head(block, int(head[1]), config)
+    if component == "heads":
+        first = _head(block, 0, config, component)
+        size, count = first.tap.stop or 0, head_count(block, first.path, config) or 0
+        return Place(first.path, Tap(on_input=True, start=0, stop=size * count))
     if component not in COMPONENTS:
         raise SiteError(
             f"component={component!r} is not known",
             code="site.component",
             value=component,
-            rule=f"known are: {', '.join(sorted(COMPONENTS))}, head_output[<n>]",
+            rule=f"known are: {', '.join(sorted(COMPONENTS))}, heads, head_output[<n>]",
         )
     place = COMPONENTS[component](block)
     if place is None:
@@ -113,14 +119,15 @@ def _added(block: nn.Module, component: str, path: str | None) -> Place | None:
     return None if path is None else Place(path, Tap(factor=multiplier(block, component)))
 
 
-def _head(block: nn.Module, head: int, config: Any) -> Place:
+def _head(block: nn.Module, head: int, config: Any, component: str | None = None) -> Place:
+    component = component or f"head_output[{head}]"
     projection = output_projection(block)
     heads = None if projection is None else head_count(block, projection, config)
     if projection is None or heads is None:
-        raise _lacks(block, f"head_output[{head}]")
+        raise _lacks(block, component)
     if head >= heads:
         raise SiteError(
-            f"component='head_output[{head}]': there is no head {head}",
+            f"component={component!r}: there is no head {head}",
             code="site.component",
             value=head,
             rule=f"the model has {heads} heads: 0 to {heads - 1}",
@@ -128,7 +135,7 @@ def _head(block: nn.Module, head: int, config: Any) -> Place:
     module = block.get_submodule(projection)
     width = getattr(module, "in_features", None) or getattr(module, "nx", None)
     if not isinstance(width, int) or width % heads:
-        raise _lacks(block, f"head_output[{head}]")
+        raise _lacks(block, component)
     size = width // heads
     return Place(projection, Tap(on_input=True, start=head * size, stop=(head + 1) * size))
 

@@ -45,7 +45,7 @@ def moved_components(model: nn.Module, sites: Sequence[Site], components: Sequen
         block = model.get_submodule(path)
         for number, tap in zip(site.groups, site.taps, strict=True):
             component = components[number]
-            if not probed(component):
+            if not probed(component) or component == "heads":  # which came later
                 continue
             first = _place(block, component, config)
             if first is not None and first != Place(site.path[len(path) + 1 :], replace(tap, form=PLAIN)):

@@ -2,7 +2,7 @@
 
 - `attention_output`, `mlp_output`: the block adds them, so that input + attention + feed-forward = output, in whatever
   order and number of steps.
-- `head_output[n]`: the heads concatenated are what the attention's output projection takes.
+- `head_output[n]`, `heads`: the heads concatenated are what the attention's output projection takes.
 
 What fails is refused by name. A model that cannot run here (on the meta device, sharded, offloaded, or with inputs
 that are no tokens) is judged by the table of blocks that were probed before, `known_blocks.json`.
@@ -37,7 +37,7 @@ _by_model: WeakKeyDictionary[nn.Module, dict[tuple[str, str], str]] = WeakKeyDic
 
 def probed(component: str) -> bool:
     """Whether a component is one that is probed; a block's own input and output need no proof."""
-    return component in (ATTENTION, FEED_FORWARD) or component.startswith(HEADS)
+    return component in (ATTENTION, FEED_FORWARD) or _kind(component) == HEADS
 
 
 def check_components(
@@ -163,7 +163,7 @@ def _is_known(block: nn.Module, kind: str, path: str) -> bool:
 
 
 def _kind(component: str) -> str:
-    return HEADS if component.startswith(HEADS) else component
+    return HEADS if component.startswith(HEADS) or component == "heads" else component
 
 
 def _refuse(block: str, path: str, component: str, reason: str) -> SiteError:

@@ -10,12 +10,13 @@ from torch import nn
 from peft_reft.hub_format.errors import SiteError
 
 from .components import Tap, component_places
+from .parts import head_count
 from .probe import check_components, probed
 from .reached import check_reached
 from .shapes import forms_at
 from .stacks import Stack, text_config
 
-__all__ = ["Site", "site_table"]
+__all__ = ["Site", "head_count_of", "site_table"]
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,9 @@ def _indices(layers: Sequence[int] | None, stack: Stack) -> list[int]:
             rule=f"{stack.path!r} has {stack.length} layers",
         )
     return indices
+
+
+def head_count_of(model: nn.Module, site: Site) -> int | None:
+    """Number of attention heads at a site, an output projection's input; None if it cannot be told."""
+    inside = site.path.removeprefix(f"{site.stack.path}.{site.block}.")
+    return head_count(model.get_submodule(f"{site.stack.path}.{site.block}"), inside, text_config(model))

@@ -10,6 +10,7 @@ parameter in there: a tensor of another region's graph must not be used across r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,11 +20,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_reft.runtime import Runtime, runtime_of
 from peft_reft.runtime.boundary import BoundaryProvider
-from peft_reft.runtime.frames import Frame, Running
+from peft_reft.runtime.frames import Running
 
-__all__ = ["FrameCarrier", "Recomputation", "carry_frames"]
+__all__ = ["FrameCarrier", "Recomputation", "carry_frames", "checkpoint_flag"]
 
-_FUNCTION = "_gradient_checkpointing_func"
+_FLAGS = ("gradient_checkpointing", "activation_checkpointing")
+_FUNCTIONS = ("_gradient_checkpointing_func", "_activation_checkpointing_func")
+"""Names that a block has for whether, and by what, it is checkpointed; transformers 6 goes over to the second ones."""
 
 
 def carry_frames(runtime: Runtime, path: str, stack: str) -> None:
@@ -42,6 +45,11 @@ def carry_frames(runtime: Runtime, path: str, stack: str) -> None:
         runtime.keep(FrameCarrier(runtime.state.running, block))
 
 
+def checkpoint_flag(module: nn.Module) -> str | None:
+    """The name of the attribute that says that a module is checkpointed; None where it is not."""
+    return next((name for name in _FLAGS if getattr(module, name, False) is True), None)
+
+
 class FrameCarrier:
     """A pre-hook of one block; `remove` takes it and what it set off the block again."""
 
@@ -56,18 +64,20 @@ class FrameCarrier:
 
     def wrap(self) -> None:
         """Wrap the function by which the block is about to be checkpointed, unless it is wrapped already."""
-        if not (getattr(self.block, "gradient_checkpointing", False) and self.block.training):
+        if checkpoint_flag(self.block) is None or not self.block.training:
             return
-        checkpoint = getattr(self.block, _FUNCTION)
-        if not isinstance(checkpoint, _Carrying):
-            setattr(self.block, _FUNCTION, _Carrying(self.running, checkpoint))
+        for name in _FUNCTIONS:
+            checkpoint = getattr(self.block, name, None)
+            if checkpoint is not None and not isinstance(checkpoint, _Carrying):
+                setattr(self.block, name, _Carrying(self.running, checkpoint))
 
     def remove(self) -> None:
         """Leave the block as it was."""
         self.handle.remove()
-        checkpoint = getattr(self.block, _FUNCTION, None)
-        if isinstance(checkpoint, _Carrying):
-            setattr(self.block, _FUNCTION, checkpoint.checkpoint)
+        for name in _FUNCTIONS:
+            checkpoint = getattr(self.block, name, None)
+            if isinstance(checkpoint, _Carrying):
+                setattr(self.block, name, checkpoint.checkpoint)
 
 
 class Recomputation(BoundaryProvider):
@@ -99,8 +109,9 @@ def _recomputes_hooks() -> bool:
 
     order: list[str] = []
     block = Block().train()
-    block.gradient_checkpointing = True
-    setattr(block, _FUNCTION, checkpoint)
+    for flag, function in zip(_FLAGS, _FUNCTIONS, strict=True):
+        setattr(block, flag, True)
+        setattr(block, function, checkpoint)
     block.register_forward_pre_hook(lambda *_: order.append("hook"))
     block(torch.zeros(1))
     return order[0] == "checkpoint"
@@ -117,7 +128,7 @@ class _Carrying:
         frame = self.running.frame
         if frame is None:
             return self.checkpoint(function, *args, **kwargs)
-        inner = Frame(frame.plans, frame.units, frame.rows, prepared={}, ready={})
+        inner = replace(frame, prepared={}, ready={}, keeper=None, counts_from_end=False)
 
         def within(*given: Any, **named: Any) -> Any:
             outer = self.running.frame

@@ -59,11 +59,13 @@ def refuse_vllm(args: Any) -> None:
     """
     if not getattr(args, "use_vllm", False):
         return
+    mode = getattr(args, "vllm_mode", None)
     raise MergeError(
-        f"use_vllm=True (vllm_mode={args.vllm_mode!r}) with a policy that has ReFT adapters",
-        value=args.vllm_mode,
-        rule="TRL sends a policy to vLLM by merging its adapters into the weights, and an edit at chosen token "
-        "positions cannot be merged: vLLM would sample from another policy than the one that is trained",
+        f"use_vllm=True (vllm_mode={mode!r}) with a policy that has ReFT adapters",
+        value=mode,
+        rule="TRL sends a policy to vLLM as a LoRA, or else by merging its adapters into the weights, and an edit at "
+        "chosen token positions is no LoRA and cannot be merged: vLLM would sample from another policy than the one "
+        "that is trained",
         fix="set use_vllm=False: the trainer then generates with transformers, where edits apply "
         "(use_transformers_continuous_batching=True for many prompts at a time)",
     )

@@ -80,13 +80,16 @@ def check(model: PeftModel, names: list[Any]) -> Tensor:
 
 NAMES = ["a1", "default", "__base__", "a3", "a1"]
 STACKED = (
+    "adapter",
     "bias",
+    "clamp",
     "consreft",
     "direft",
     "direft_orthogonal",
     "lobireft",
     "loreft",
     "noreft",
+    "prosv",
     "red",
     "rotated_interchange",
 )

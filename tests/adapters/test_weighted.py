@@ -18,7 +18,18 @@ from peft_reft import ReftConfig, scale_adapter, set_subspaces
 from peft_reft.hub_format.errors import ConfigError, MergeError
 from peft_reft.interventions import intervention_class
 
-FOLDING = ("bias", "consreft", "direft", "direft_orthogonal", "lobireft", "loreft", "noreft", "red")
+FOLDING = (
+    "adapter",
+    "bias",
+    "consreft",
+    "direft",
+    "direft_orthogonal",
+    "lobireft",
+    "loreft",
+    "noreft",
+    "prosv",
+    "red",
+)
 """Kinds that hold a factor; the others can be added with the factor 1."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.tiny import base_model
+from contract.tiny import base_model, reft_model
 from peft_reft.integrations.cli import main
 from tools.loopback_hub import LoopbackHub
 
@@ -28,6 +28,7 @@ def test_every_example_runs(
         "bundle",
         "convert",
         "diff",
+        "export-prefix",
         "inspect",
         "pull",
         "push",
@@ -36,6 +37,7 @@ def test_every_example_runs(
     (tmp_path / "my-reft").symlink_to(folders / "reft")
     (tmp_path / "my-lora").symlink_to(folders / "lora")
     base_model("llama").save_pretrained(tmp_path / "base")
+    reft_model("llama", positions="f3").save_pretrained(tmp_path / "my-prefix-reft")
     monkeypatch.chdir(tmp_path)
     for line in (f"peft-reft push {folders / 'both'} me/both", *lines):
         assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr())

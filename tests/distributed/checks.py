@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from contract.tiny import base_model
 from distributed.engines import sharded_base, zero_engine
-from distributed.models import batch, edit_config, make, trained
+from distributed.models import PENALISED, batch, edit_config, make, penalised, trained
 from peft_reft.hub_format.errors import ReftError
 
 GENERATION = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
@@ -92,10 +92,24 @@ def generation(root: Path) -> dict[str, Any]:
     return answers
 
 
+def penalties(root: Path) -> dict[str, Any]:
+    """Gradients under DDP of kinds that add to the loss; each process computes half of the batch."""
+    rows = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    found = {}
+    for kind in PENALISED:
+        model = penalised(kind)
+        ddp = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        torch.manual_seed(11)
+        ddp(**batch(0, rows)).loss.backward()
+        found[kind] = {name: parameter.grad for name, parameter in trained(model).items()}
+    return found
+
+
 ZERO_CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {"late_under_zero3": late_under_zero3}
 CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "late_adapters": late_adapters,
     "unequal_seeds": unequal_seeds,
     "components": components,
     "generation": generation,
+    "penalties": penalties,
 }

@@ -35,6 +35,24 @@ def make(kind: str, *, base: nn.Module | None = None) -> PeftModel:
     return ready(model)
 
 
+PENALISED = {"heads": {"heads": 4, "sparsity": 0.3}, "distribution": {"penalty": 0.2}}
+"""Kinds that add to the loss: of parameters, and of the rows that are edited."""
+
+
+def penalised(kind: str) -> PeftModel:
+    """One of them, at the start of its formula; a distribution whose noise is too small to be seen."""
+    component = "heads" if kind == "heads" else "block_output"
+    config = edit_config(intervention=kind, options=PENALISED[kind], component=component, act_fn=None)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = ready(get_peft_model(base_model("llama", dtype=torch.float64), config))
+        for name, parameter in trained(model).items():
+            torch.nn.init.normal_(parameter, std=0.1)
+            if "spread" in name:
+                torch.nn.init.constant_(parameter, -20.0 if "bias" in name else 0.0)
+    return model
+
+
 def load(kind: str, folder: Path, *, base: nn.Module) -> PeftModel:
     """The same from a saved folder."""
     cls = MixedReftModel if kind == "mixed" else PeftModel

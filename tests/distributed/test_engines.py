@@ -20,7 +20,7 @@ from contract.tiny import base_model
 from distributed.checks import CHECKS, GENERATION, PROMPTS, ZERO_CHECKS
 from distributed.engines import BASE, START, single
 from distributed.launch import TORCHRUN, run
-from distributed.models import KINDS, batch, edit_config, load, make
+from distributed.models import KINDS, PENALISED, batch, edit_config, load, make, penalised, trained
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
 from peft_reft.hub_format.reader import check_folder
 
@@ -201,3 +201,17 @@ def test_generation_gives_the_tokens_of_one_process(plain: Path) -> None:
         own = ids[rank][None]
         more = {**GENERATION, "max_new_tokens": 5 - 2 * rank}
         assert torch.equal(result["fsdp2"], alone.generate(input_ids=own, attention_mask=(own != 0).long(), **more))
+
+
+@pytest.mark.parametrize("kind", PENALISED)
+def test_two_processes_add_one_penalty(plain: Path, kind: str) -> None:
+    """The mean over processes is the gradient of one that computes the whole batch."""
+    model = penalised(kind)
+    torch.manual_seed(11)
+    model(**batch(0)).loss.backward()
+    wanted = {name: parameter.grad for name, parameter in trained(model).items()}
+    for rank in range(2):
+        found = torch.load(plain / f"penalties-{rank}.pt")[kind]
+        for name, grad in wanted.items():
+            torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-3)
+    assert any(float(grad.abs().max()) > 0.1 for grad in wanted.values())

@@ -25,6 +25,7 @@ class Kind:
         identity: whether some start is the identity.
         activates: whether `act_fn` is allowed.
         act_identity: whether `act_fn="gelu"` leaves an identity start.
+        samples: whether training draws; the formula is that of evaluation.
     """
 
     name: str
@@ -32,17 +33,19 @@ class Kind:
     identity: bool = True
     activates: bool = False
     act_identity: bool = False
+    samples: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return "-".join([self.name, *self.options])
 
     def make(self, **changes: Any) -> Intervention:
-        """One unit; parameters are random from a local seed."""
+        """One unit in evaluation; parameters are random from a local seed."""
         given = {"options": self.options, "init_weights": False, **changes}
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return intervention_class(self.name)(given.pop("hidden", HIDDEN), given.pop("rank", RANK), **given)
+            unit = intervention_class(self.name)(given.pop("hidden", HIDDEN), given.pop("rank", RANK), **given)
+        return unit.eval()
 
 
 def _rows(edit_row: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -86,6 +89,34 @@ def _sae(h: Tensor, p: Tensors, act: Callable[[Tensor], Tensor]) -> Tensor:
     return p["decoder"].T @ (seen * p["scale"] + p["shift"]) + error
 
 
+def _clamp(h: Tensor, p: Tensors, act: Callable[[Tensor], Tensor]) -> Tensor:
+    """What lies along the direction is taken off, and put back bounded."""
+    direction = p["rotation"][0]
+    along = sum(a * b for a, b in zip(h, direction, strict=True))
+    bounded = max(along, p["low"][0])
+    bounded = min(bounded, p["high"][0])
+    target = h - along * direction + bounded * direction
+    return (1 - p["strength"][0]) * h + p["strength"][0] * target
+
+
+def _adapter(h: Tensor, p: Tensors, act: Callable[[Tensor], Tensor]) -> Tensor:
+    inner = act(torch.stack([row @ h for row in p["down"]]))
+    return h + sum(value * column for value, column in zip(inner, p["up"], strict=True))
+
+
+def _heads(h: Tensor, p: Tensors, act: Callable[[Tensor], Tensor]) -> Tensor:
+    """One head after the other; a gate is 1.2 σ(log α) − 0.1, cut off at 0 and 1."""
+    edited, size = [], len(h) // 2
+    for head in range(2):
+        part = slice(head * size, (head + 1) * size)
+        gates = [
+            torch.clip(1.2 / (1 + torch.exp(-p[name][head])) - 0.1, 0, 1) if name in p else 1.0
+            for name in ("scale_gate", "shift_gate")
+        ]
+        edited.append((1 + gates[0] * p["scale"][part]) * h[part] + gates[1] * p["shift"][part])
+    return torch.cat(edited)
+
+
 KINDS = (
     Kind("loreft", _rows(_loreft), activates=True),
     Kind("noreft", _rows(_noreft), activates=True),
@@ -115,4 +146,10 @@ KINDS = (
     Kind("gated", _rows(_gated), activates=True),
     Kind("reft_r1", _reft_r1, identity=False, options={"topk": 2}),
     Kind("sae", _rows(_sae)),
+    Kind("clamp", _rows(_clamp)),
+    Kind("prosv", _rows(lambda h, p, act: h + p["factor"][0] * p["direction"]), identity=False),
+    Kind("adapter", _rows(_adapter), activates=True, act_identity=True),
+    Kind("distribution", _rows(_loreft), activates=True, samples=True),
+    Kind("heads", _rows(_heads), options={"heads": 2}),
+    Kind("heads", _rows(_heads), samples=True, options={"heads": 2, "gates": True}),
 )

@@ -141,7 +141,7 @@ def test_low_precision_is_rounded_once(kind: Kind, dtype: torch.dtype) -> None:
     assert_close(delta, half.float()(h), rtol=0, atol=1e-5)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.samples], ids=str)
 def test_dropout_falls_on_the_edit_and_only_in_training(kind: Kind) -> None:
     plain, dropped = kind.make(), kind.make(dropout=0.5)
     h = hidden_states(64, HIDDEN, dtype=torch.float32)
@@ -184,7 +184,17 @@ def test_options_are_checked_and_kept(kind: Kind) -> None:
         ReftConfig(intervention=kind.name, options={"nonsense": 1})
 
 
-@pytest.mark.parametrize(("name", "options"), [("reft_r1", {"topk": 0}), ("noreft", {"add_bias": 1})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("reft_r1", {"topk": 0}),
+        ("noreft", {"add_bias": 1}),
+        ("distribution", {"penalty": -0.1}),
+        ("heads", {"penalty": True}),
+        ("heads", {"heads": 2.0}),
+        ("prosv", {"factor_start": float("nan")}),
+    ],
+)
 def test_a_wrong_option_value_is_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="it is"):
         ReftConfig(intervention=name, options=options)
@@ -208,8 +218,10 @@ def test_scaling_by_zero_is_off_and_by_two_is_twice(kind: Kind) -> None:
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_base_keeps_its_dtype(kind: Kind, dtype: torch.dtype) -> None:
-    model = model_with(kind, dtype=dtype)
-    loss = model(token_ids(2, 7)).logits
+    model = model_with(kind, dtype=dtype).train(kind.samples)
+    ids = token_ids(2, 7)
+    labels = torch.where(torch.arange(7) < 5, -100, ids)
+    loss = model(ids, **({"labels": labels} if kind.samples else {})).logits
     assert loss.dtype == dtype
     loss.float().sum().backward()
     grads = [parameter.grad for name, parameter in model.named_parameters() if "reft_" in name]

@@ -90,6 +90,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "noreft": {"add_bias": False},
     "reft_r1": {"topk": 8},
     "rotated_interchange": {"variable": "V", "values": [False, True], "value": True},
+    "prosv": {"factor_start": 1.0, "direction_start": 1.0},
+    "distribution": {"penalty": 0.0},
+    "heads": {"heads": 1, "gates": False, "penalty": 0.001, "sparsity": 0.0},
 }
 SHAPES: dict[str, dict[str, str]] = {
     "loreft": {"rotation": "rh", "weight": "rh", "bias": "r"},
@@ -111,7 +114,13 @@ SHAPES: dict[str, dict[str, str]] = {
         "threshold": "r",
         "decoder": "rh",
     },
+    "clamp": {"rotation": "1h", "strength": "1", "low": "1", "high": "1"},
+    "prosv": {"factor": "1", "direction": "h"},
+    "adapter": {"down": "rh", "up": "rh"},
+    "distribution": {"rotation": "rh", "weight": "rh", "bias": "r", "spread_weight": "rh", "spread_bias": "r"},
+    "heads": {"scale": "h", "shift": "h", "scale_gate": "n", "shift_gate": "n"},
 }
+BROUGHT_BY = {"projection_bias": "add_bias", "scale_gate": "gates", "shift_gate": "gates"}
 TAKEN = 3
 """Directions that a unit keeps out of."""
 NEARLY_EQUAL = "rank_nearly_equal_rows"
@@ -175,6 +184,8 @@ def place_of(component: str, block: int) -> tuple[str, str, tuple[int, int] | No
     if component.startswith("head_output"):
         head, size = int(component[12:-1]), HIDDEN // HEADS
         return f"{at}.self_attn.o_proj", "input", (head * size, (head + 1) * size)
+    if component == "heads":
+        return f"{at}.self_attn.o_proj", "input", (0, HIDDEN)
     inside = {"block_output": "", "block_input": "", "attention_output": ".self_attn", "mlp_output": ".mlp"}
     return at + inside[component], "input" if component == "block_input" else "output", None
 
@@ -198,9 +209,10 @@ def values_of(seed: str, reft: Mapping[str, Any]) -> dict[str, Array]:
     for unit in units_of(reft):
         group = groups[unit.group]
         width = HIDDEN if unit.columns is None else unit.columns[1] - unit.columns[0]
-        sizes = {"r": group["r"], "h": width, "1": 1, "v": len(group["options"].get("values", ()))}
+        options = group["options"]
+        sizes = {"r": group["r"], "h": width, "1": 1, "v": len(options.get("values", ())), "n": options.get("heads")}
         for name, shape in SHAPES[group["intervention"]].items():
-            if name == "projection_bias" and not group["options"]["add_bias"]:
+            if name in BROUGHT_BY and not options[BROUGHT_BY[name]]:
                 continue
             full = f"{unit.prefix}{name}"
             values[full] = numbers(f"{seed}/{full}", *(sizes[word] for word in shape))

@@ -114,6 +114,16 @@ def edit(
         return (point[slice(None) if rows is None else list(rows)] - hidden @ t["rotation"].T) @ t["rotation"]
     if kind == "sae":
         return _features(hidden, t)
+    if kind == "clamp":
+        along = hidden @ t["rotation"][0]
+        bounded = np.minimum(np.maximum(along, t["low"][0]), t["high"][0])
+        return t["strength"][0] * (bounded - along)[:, None] * t["rotation"][0]
+    if kind == "prosv":
+        return np.tile(t["factor"][0] * t["direction"], (len(hidden), 1))
+    if kind == "adapter":
+        return act(hidden @ t["down"].T) @ t["up"]
+    if kind == "heads":
+        return _by_head(hidden, t, group["options"]["heads"])
     assert source is not None
     if kind == "direft":
         return source @ t["projection"]
@@ -126,7 +136,7 @@ def edit(
     if kind == "gated":
         opening = _each(_sigmoid)(hidden @ t["gate_weight"][0] + t["gate_bias"][0])
         return opening[:, None] * delta
-    assert kind == "loreft"
+    assert kind in ("loreft", "distribution")
     return delta
 
 
@@ -144,3 +154,19 @@ def _features(hidden: Array, t: Mapping[str, Array]) -> Array:
     raw = hidden @ t["encoder"].T + t["encoder_bias"]
     features = raw * (raw > np.maximum(t["threshold"], 0))
     return (t["scale"] * features + t["shift"] - features) @ t["decoder"]
+
+
+def _by_head(hidden: Array, t: Mapping[str, Array], heads: int) -> Array:
+    size = hidden.shape[1] // heads
+    gates = {
+        name: [min(max(1.2 * _sigmoid(float(value)) - 0.1, 0.0), 1.0) for value in t[name]]
+        if name in t
+        else [1.0] * heads
+        for name in ("scale_gate", "shift_gate")
+    }
+    columns = []
+    for column in range(hidden.shape[1]):
+        head = column // size
+        scale = gates["scale_gate"][head] * t["scale"][column]
+        columns.append(scale * hidden[:, column] + gates["shift_gate"][head] * t["shift"][column])
+    return np.stack(columns, axis=1)

@@ -133,6 +133,22 @@ FIELD_VALUES: dict[str, tuple[str, dict[str, Any]]] = {
             "kinds": {"rotated_interchange": 1},
         },
     ),
+    "heads_of_later_version": (
+        "the component of version 1.2 in a file that says 1.0",
+        {"component": "heads"},
+    ),
+    "heads_of_later_version_in_group": (
+        "the same in a group",
+        {"interventions": [{"component": "mlp_output"}, {"component": "heads"}]},
+    ),
+    "penalty_negative": (
+        "a weight below 0",
+        {"intervention": "distribution", "options": {"penalty": -1}, "kinds": {"distribution": 1}},
+    ),
+    "heads_zero": (
+        "no heads",
+        {"intervention": "heads", "options": {"heads": 0}, "kinds": {"heads": 1}},
+    ),
     "interchange_equal": (
         "two values that are equal",
         {

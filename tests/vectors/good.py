@@ -193,6 +193,10 @@ KINDS: dict[str, Good] = {
         "red",
         "gated",
         "sae",
+        "clamp",
+        "prosv",
+        "adapter",
+        "distribution",
     )
 }
 ACTIVATIONS = ("gelu", "gelu_tanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh")
@@ -239,6 +243,32 @@ GOOD: dict[str, Good] = {
         subspaces={"first": [0, 1], "rest": [1, 3]},
         on=("rest",),
         layers_to_transform=[0],
+    ),
+    "kind_adapter_activation": single(
+        "the activation stands between the two maps", PREFILL, intervention="adapter", r=2, act_fn="silu"
+    ),
+    "kind_heads": single(
+        "all heads of a layer, gates of each open in part",
+        PREFILL,
+        intervention="heads",
+        component="heads",
+        options={"heads": 2, "gates": True},
+        positions="prompt",
+        spec_version="1.2",
+    ),
+    "kind_heads_without_gates": single(
+        "the same kind at another component, without gates",
+        PREFILL,
+        intervention="heads",
+        options={"heads": 4},
+        positions="prompt",
+    ),
+    "component_heads": single(
+        "another kind at the input of the output projection, whole",
+        PREFILL,
+        r=2,
+        component="heads",
+        spec_version="1.2",
     ),
     "kind_noreft_add_bias": single(
         "an option that brings a tensor", PREFILL, intervention="noreft", r=2, options={"add_bias": True}
