@@ -9,7 +9,8 @@ MODEL ?=
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
-	bench bench-quick bench-gpu bench-growth bench-compiled bench-environments
+	bench bench-quick bench-gpu bench-growth bench-compiled bench-environments \
+	study study-small study-tables
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
@@ -92,6 +93,33 @@ bench-compiled: $(VENV)/dev.stamp
 
 bench-environments: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.speed.environments
+
+# which method learns best, and forgets least: hours on two cores. Goes on where it was stopped; runs and tables in
+# benchmarks/results/. JOBS=4 takes more processes
+JOBS ?= 2
+study: $(VENV)/study.stamp
+	$(BIN)/python -m benchmarks.wide --minutes 240 --steps 6000 --threads $(JOBS)
+	$(BIN)/python -m benchmarks.quality --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS)
+
+# about 15 minutes on 2 idle cores: a smaller base, three methods, three skills; into build/study/
+study-small: $(VENV)/study.stamp
+	$(BIN)/python -m benchmarks.wide --minutes 5 --steps 300 --threads 2
+	$(BIN)/python -m benchmarks.quality $(SMALL) --skills date,camel --output build/study/quality
+	$(BIN)/python -m benchmarks.forgetting $(SMALL) --skills date,camel,polite --regimes continue --remedies none \
+		--orders 2 --rates build/study/quality.jsonl --output build/study/forgetting
+
+SMALL = --jobs $(JOBS) --methods "loreft r4,lora r8 linear,full" --search-skills date --seeds 1 --steps 60 \
+	--sizes 256,24,32 --minutes 4
+
+# tables and figures anew from the runs that are kept
+study-tables: $(VENV)/study.stamp
+	$(BIN)/python -m benchmarks.quality --table
+	$(BIN)/python -m benchmarks.forgetting --table
+
+$(VENV)/study.stamp: $(VENV)/dev.stamp
+	$(PIP) --editable ".[study]"
+	touch $@
 
 lint: $(VENV)/dev.stamp build/types
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .errors import ConfigError, ManifestError
-from .schema import FIELDS
+from .schema import BEHAVIOUR
 
 __all__ = ["IF_PRESENT", "check_beside", "check_envelope", "check_saved_parts"]
 
@@ -26,7 +26,7 @@ LISTED_BY_TASK = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 """Task → the heads that PEFT lists for it. BART and T5 have none of them: theirs is `classification_head`."""
-BESIDE_NEVER = frozenset({*FIELDS, "kinds", "tensors", "self", "cls"})
+BESIDE_NEVER = frozenset({*BEHAVIOUR, "kinds", "tensors", "self", "cls"})
 """No key of the envelope: behaviour that would be passed over, and names that break the call which makes a config."""
 EMBEDDINGS = (
     "decoder",

@@ -71,6 +71,8 @@ class SiteGroup:
     dropout: float
     act_fn: str | None
     layers_pattern: str | tuple[str, ...] | None
+    orthogonal: bool = False
+    """Whether its R keeps out of what other adapters have taken; of the whole config, no field of a group."""
 
     @property
     def signature(self) -> KindSignature:
@@ -136,7 +138,7 @@ def site_group(values: Mapping[str, Any]) -> SiteGroup:
     positions = parse_positions(values["positions"])
     return SiteGroup(
         **{
-            **{field.name: values[field.name] for field in fields(SiteGroup)},
+            **{field.name: values[field.name] for field in fields(SiteGroup) if field.name in GROUP_FIELDS},
             "layers_to_transform": _layers(layers),
             "positions": positions,
             "dropout": float(dropout),

@@ -171,6 +171,8 @@ def _size(value: Any) -> int:
     return value if isinstance(value, int) else len(value)
 
 
+COMPLEMENT = "complement"
+"""The tensor `[k, hidden]` of what an R keeps out of, where a config says `orthogonal_to`; no kind's own."""
 _KINDS: dict[str, KindSignature] = {}
 
 

@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AdapterLoadError
+from .kinds import COMPLEMENT
 from .reader import edit_of
 from .schema import SiteGroup
 from .tensors import TensorInfo, read_values
 
-__all__ = ["check_ranks", "has_full_rank"]
+__all__ = ["check_ranks", "freed", "has_full_rank", "is_orthonormal"]
 
 MAX_CONDITION = 1e6
+ORTHONORMAL = 2e-2
+"""Of the products of rows that are kept in bfloat16: what is further off is no basis."""
 MAX_SCALE = 1e15
 """Of a raw matrix: its squares, and those of its inverse, stay inside float32."""
 
@@ -43,9 +46,22 @@ def check_ranks(weights: Path, tensors: Mapping[str, TensorInfo], groups: tuple[
     Raises:
         AdapterLoadError: names the matrix.
     """
+    taken = [name for name in tensors if name.endswith(f".{COMPLEMENT}") and edit_of(name) is not None]
+    for name, values in read_values(weights, taken):
+        if not is_orthonormal(values):
+            raise AdapterLoadError(
+                f"the rows of {name[:120]!r} are not orthonormal",
+                code="load.rank",
+                file=weights.name,
+                rule="they are the directions that a rotation keeps out of",
+                fix="take an earlier checkpoint",
+            )
+    outside = {name.rpartition(".")[0]: values for name, values in read_values(weights, taken)}
     for name, values in read_values(weights, list(_raw(tensors, groups))):
         with np.errstate(over="ignore", under="ignore"):
-            held = values.astype(np.float32)
+            held: NDArray[np.floating] = values.astype(np.float32)
+        if (rows := outside.get(name.rpartition(".")[0])) is not None:
+            held = freed(held, rows)
         if not np.isfinite(held).all() or not has_full_rank(held):
             raise AdapterLoadError(
                 f"the raw rotation {name[:120]!r} does not have full rank",
@@ -54,6 +70,20 @@ def check_ranks(weights: Path, tensors: Mapping[str, TensorInfo], groups: tuple[
                 rule="its rows must be linearly independent, or they have no orthonormal counterpart",
                 fix="take an earlier checkpoint",
             )
+
+
+def freed(raw: NDArray[np.floating], taken: NDArray[np.floating]) -> NDArray[np.float64]:
+    """X (I − BᵀB), twice: X `[rank, hidden]`, B `[k, hidden]` with orthonormal rows; see SPEC.md, section 6."""
+    rows, left = taken.astype(np.float64), raw.astype(np.float64)
+    for _ in range(2):
+        left = left - (left @ rows.T) @ rows
+    return left
+
+
+def is_orthonormal(rows: NDArray[np.floating]) -> bool:
+    """Whether rows are orthonormal, but for the rounding of the dtype that they are kept in."""
+    gram = rows.astype(np.float64) @ rows.astype(np.float64).T
+    return bool(np.abs(gram - np.eye(len(rows))).max() < ORTHONORMAL)
 
 
 def _raw(tensors: Mapping[str, TensorInfo], groups: tuple[SiteGroup, ...]) -> Iterator[str]:

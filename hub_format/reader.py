@@ -10,6 +10,7 @@ from typing import Any
 
 from .envelope import MODEL_PREFIX, check_beside, check_envelope
 from .errors import ConfigError, FileFormatError, IntegrityError, ManifestError, as_path, in_file
+from .kinds import COMPLEMENT
 from .manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, Manifest, describe_file
 from .migrations import migrate
 from .pickles import check_pickle, refuse_pickle
@@ -177,7 +178,11 @@ def check_tensor_names(
                 fix="choose r ≤ it",
             )
         expected = group.shapes(hidden=size)
-        if expected.get(tensor) != info.shape:
+        if tensor == COMPLEMENT and group.orthogonal:
+            room = size - (group.r if group.signature.has_rank else 1)
+            if len(info.shape) != 2 or info.shape[1] != size or not 0 < info.shape[0] <= room:
+                raise _unfit(name, f"shape {list(info.shape)}; it has from 1 to {room} rows of {size}")
+        elif expected.get(tensor) != info.shape:
             raise _unfit(name, f"shape {list(info.shape)}; {group.intervention} of rank {group.r} has {expected}")
         sites.setdefault((site, int(number)), set()).add(tensor)
     if not sites:

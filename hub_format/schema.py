@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .activations import activations_named, canonical_activation
@@ -30,10 +31,11 @@ from .kinds import KindSignature, kind_signature
 from .lowest import check_not_newer, lowest_version
 from .migrations import migrate
 from .special_tokens import check_special_tokens
-from .versions import SPEC_VERSION, WRITTEN_VERSIONS, check_same_version, parse_version
+from .versions import SPEC_VERSION, WRITTEN_VERSIONS, Version, check_same_version, parse_version
 
 __all__ = [
     "ACTIVATIONS",
+    "BEHAVIOUR",
     "COMPONENTS",
     "FIELDS",
     "GROUP_FIELDS",
@@ -59,7 +61,12 @@ FIELDS: dict[str, Any] = {
     "special_tokens": None,
     "spec_version": SPEC_VERSION,
 }
+"""Field → default, for everything that determines behaviour and stands in every file."""
+SINCE = {"orthogonal_to": "1.2"}
+"""Field → the version that brought it: a file has it where it says something, and is of that version at least."""
+BEHAVIOUR: dict[str, Any] = {**FIELDS, **dict.fromkeys(SINCE)}
 """Field → default, for everything that determines behaviour."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
@@ -79,10 +86,7 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
     defaults = {name: values[name] for name in GROUP_FIELDS}
     listed = values["interventions"]
     if listed is None:
-        groups = [site_group(defaults)]
-        _check_subspaces(values["subspaces"], groups)
-        check_special_tokens(values["special_tokens"], groups)
-        return tuple(groups)
+        return _checked([site_group(defaults)], values)
     if not isinstance(listed, (list, tuple)) or not 0 < len(listed) <= MAX_GROUPS:
         raise refuse("interventions", listed, f"it is a list of 1 to {MAX_GROUPS} dicts")
     check_defaults(defaults)
@@ -94,15 +98,35 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
             if name not in GROUP_FIELDS:
                 raise refuse(f"interventions[{number}]", name, f"a group sets only {', '.join(GROUP_FIELDS)}")
         groups.append(site_group({**defaults, **entry}))
+    return _checked(groups, values)
+
+
+def _checked(groups: list[SiteGroup], values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
+    """The groups, after the fields that are of all of them."""
     _check_subspaces(values["subspaces"], groups)
     check_special_tokens(values["special_tokens"], groups)
-    return tuple(groups)
+    if (former := values.get("orthogonal_to")) is None:
+        return tuple(groups)
+    rule = "it is a list of 1 to 64 names of adapters, none twice: letters, digits, _ and -, at most 64, no - first"
+    listed = isinstance(former, (list, tuple)) and 0 < len(former) <= MAX_GROUPS
+    if not listed or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in former):
+        raise refuse("orthogonal_to", former, rule)
+    if len(set(former)) != len(former):
+        raise refuse("orthogonal_to", former, rule)
+    if not any(group.signature.orthonormal for group in groups):
+        kinds = ", ".join(sorted({group.intervention for group in groups}))
+        raise refuse("orthogonal_to", former, f"{kinds} has no R", "choose a kind with one, e.g. loreft")
+    return tuple(replace(group, orthogonal=bool(group.signature.orthonormal)) for group in groups)
 
 
 def canonical_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Behaviour fields that were checked, in the words of a file: each activation by its one name, and the lowest
     version of the format that has them all."""
-    written = {**values, "spec_version": lowest_version(values)}
+    needed = [since for name, since in SINCE.items() if values.get(name) is not None]
+    version = max([lowest_version(values), *needed], key=parse_version)
+    written = {**values, "spec_version": version}
+    if values.get("orthogonal_to") is not None:
+        written["orthogonal_to"] = list(values["orthogonal_to"])
     if values["act_fn"] is not None:
         written["act_fn"] = canonical_activation(values["act_fn"])
     if any(activations_named({**values, "act_fn": None})):
@@ -118,7 +142,8 @@ def to_object(values: Mapping[str, Any]) -> dict[str, Any]:
     groups = check_fields(values)
     kinds = {group.intervention: _kind_entry(group.signature) for group in groups}
     written = canonical_fields(values)
-    return {**{name: _plain(written[name]) for name in FIELDS}, "kinds": dict(sorted(kinds.items()))}
+    said = [name for name in BEHAVIOUR if name not in SINCE or written.get(name) is not None]
+    return {**{name: _plain(written[name]) for name in said}, "kinds": dict(sorted(kinds.items()))}
 
 
 def from_object(stored: object, *, manifest_version: str | None = None) -> dict[str, Any]:
@@ -146,7 +171,7 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
     version = parse_version(stored["spec_version"])
     if version > parse_version(WRITTEN_VERSIONS[-1]) or manifest_version is not None:
         check_same_version(written, manifest_version)
-    allowed = {*FIELDS, "kinds", "tensors"}
+    allowed = {*BEHAVIOUR, "kinds", "tensors"}
     for name in stored:
         if name not in allowed:
             raise ConfigError(
@@ -161,7 +186,8 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
             raise ConfigError(
                 f"reft.{name} is missing", code="config.missing", value=name, rule="every field is written"
             )
-    values = {**{name: stored[name] for name in FIELDS}, "spec_version": SPEC_VERSION}
+    _check_since(stored, version)
+    values = {**{name: stored.get(name) for name in BEHAVIOUR}, "spec_version": SPEC_VERSION}
     _check_kinds(stored["kinds"])
     groups = check_fields(values)
     check_not_newer(values, version)
@@ -174,6 +200,23 @@ def from_object(stored: object, *, manifest_version: str | None = None) -> dict[
             rule="'kinds' maps every intervention in use to its version, and no other",
         )
     return canonical_fields(values)
+
+
+def _check_since(stored: Mapping[str, Any], version: Version) -> None:
+    """Refuse a field that a file of this version has not, and one of a later version that says nothing."""
+    for name, since in SINCE.items():
+        if name not in stored:
+            continue
+        if version < parse_version(since):
+            raise ConfigError(
+                f"reft.{name} is not a field of format version {'.'.join(map(str, version))}",
+                code="config.unknown",
+                value=name,
+                rule=f"version {since} brought it",
+                fix="save the adapter again",
+            )
+        if stored[name] is None:
+            raise refuse(name, None, "a file has it only where it says something")
 
 
 def _kind_entry(signature: KindSignature) -> int | dict[str, Any]:

@@ -15,7 +15,7 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.migrations import migrate
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.schema import (
-    FIELDS,
+    BEHAVIOUR,
     SPEC_VERSION,
     SiteGroup,
     canonical_fields,
@@ -91,6 +91,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         subspaces: named row ranges of one R.
         special_tokens: ids of the tokens that `tok(…)` names, and their tokenizer's fingerprint; set by
             `bind_tokenizer`.
+        orthogonal_to: names of ReFT adapters on the model: R is kept orthogonal to theirs at the same sites, as they
+            are when this adapter is added. What they have taken is saved along, so that it loads without them.
         spec_version: version of the file format: the lowest that has all that the config says.
         trainable_token_indices: as in PEFT's LoRA; TRL sets it for a chat template with new tokens.
         reft: the stored object that `adapter_config.json` holds; not for typing by hand.
@@ -118,6 +120,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
     interventions: list[dict[str, Any]] | None = field(default=None)
     subspaces: dict[str, Any] | None = field(default=None)
     special_tokens: dict[str, Any] | None = field(default=None)
+    orthogonal_to: list[str] | None = field(default=None)
     spec_version: str = field(default=SPEC_VERSION)
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(default=None)
     reft: InitVar[dict[str, Any] | None] = None
@@ -189,7 +192,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
     def to_dict(self) -> dict[str, Any]:
         """The content of `adapter_config.json`: PEFT's envelope, and the behaviour in `reft`."""
         flat = super().to_dict()
-        envelope = {name: value for name, value in flat.items() if name not in FIELDS}
+        envelope = {name: value for name, value in flat.items() if name not in BEHAVIOUR}
         return {**envelope, "reft": to_object(self._behaviour())}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
@@ -247,7 +250,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         return config
 
     def _take_stored(self, stored: dict[str, Any]) -> None:
-        for name, default in FIELDS.items():
+        for name, default in BEHAVIOUR.items():
             if getattr(self, name) != default:
                 raise ConfigError(
                     f"{name} stands beside the stored object 'reft'",
@@ -269,7 +272,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         return {**self.base_identity, **({"tokenizer": fingerprint} if fingerprint else {})}
 
     def _behaviour(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in FIELDS}
+        return {name: getattr(self, name) for name in BEHAVIOUR}
 
 
 def _listed(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from .runtime.activity import LiveUnit
 from .runtime.devices import site_device
 from .runtime.scales import Scales
 from .runtime.site_edit import CHILD, edit_input, edit_output
+from .runtime.state import ModelState
 from .runtime.views import AdapterView
 from .sites import Site, Tap
 
@@ -30,6 +31,7 @@ __all__ = [
     "ReftLayer",
     "UnitSpec",
     "layers_of",
+    "parameters_of",
     "reft_layers",
     "units_at",
     "unknown_adapter",
@@ -105,8 +107,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         *,
         init_weights: Init,
         device: torch.device | None,
+        complements: Mapping[int, Tensor] | None = None,
     ) -> None:
-        """Add an adapter: for each spec one intervention."""
+        """Add an adapter: for each spec one intervention; `complements`: unit → what its R keeps out of."""
         for spec in units:
             group, name = spec.group, f"{UNIT}{spec.number}"
             if name not in self._modules:
@@ -121,6 +124,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
                 init_weights=init_weights,
                 options=group.options,
                 device=device,
+                complement=(complements or {}).get(spec.number),
             )
             self.taps[adapter_name, spec.number] = spec.tap
             if spec.tap.on_input and not self._reads_input:
@@ -287,3 +291,10 @@ def unknown_adapter(model: nn.Module, adapter: object, *, code: str | None = Non
         value=adapter,
         rule=f"known are: {', '.join(known) or 'none'}",
     )
+
+
+def parameters_of(state: ModelState, adapter_name: str) -> Iterator[nn.Parameter]:
+    """The parameters of an adapter's interventions, at all sites."""
+    for layer in state.layers.values():
+        for number in layer.units.get(adapter_name, ()):
+            yield from layer.unit((adapter_name, number)).parameters()

@@ -16,6 +16,7 @@ from .adapters.calls import rows_in_use
 from .adapters.heads import refuse_head_count
 from .adapters.hiding import others_hidden
 from .adapters.names import check_free, check_known, check_names_apart
+from .adapters.orthogonal import NOTHING, Former, former_units
 from .adapters.per_row import split_rows
 from .adapters.refusals import (
     no_merge,
@@ -29,8 +30,8 @@ from .adapters.stacking import stacks_of
 from .adapters.weighted import weighted_sum
 from .config import ReftConfig
 from .generation import ContinuousBatching, Generations
-from .layer import CHILD, ReftLayer, units_at
-from .runtime import ModelState, Runtime, runtime_of, state_of
+from .layer import CHILD, ReftLayer, parameters_of, units_at
+from .runtime import Runtime, runtime_of, state_of
 from .runtime.boundary import register_boundary
 from .runtime.devices import site_device
 from .runtime.views import AdapterView
@@ -62,6 +63,7 @@ class ReftModel(SavingTuner):
 
     prefix = "reft_"
     _told_by: Mapping[str, Tensor] | None = None
+    _former: Former = NOTHING
     tuner_layer_cls = ReftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's declaration
 
@@ -122,13 +124,14 @@ class ReftModel(SavingTuner):
         runtime = runtime_of(self.model) or Runtime(self.model)
         state = runtime.state
         try:
+            self._former = former_units(config, adapter_name, self.peft_config, state)
             with others_hidden(state, adapter_name):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
-            self._told_by = None
+            self._told_by, self._former = None, NOTHING
             if not state.layers:
                 runtime.remove()
-        share_start(self.model, _parameters_of(state, adapter_name))
+        share_start(self.model, parameters_of(state, adapter_name))
         state.views[adapter_name] = AdapterView(
             adapter_name, config.groups(), (config.special_tokens or {}).get("ids", {})
         )
@@ -182,11 +185,13 @@ class ReftModel(SavingTuner):
             layer = ReftLayer(current_key, site.stack.path, runtime)
             layer.attach(target)
             carry_frames(runtime, current_key, site.stack.path)
+        units = units_at(site, peft_config.groups(), self._hidden_size)
         layer.update_layer(
             adapter_name,
-            units_at(site, peft_config.groups(), self._hidden_size),
+            units,
             init_weights=peft_config.init_weights,
             device=site_device(target),
+            complements=self._former.at(layer, units),
         )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -283,12 +288,6 @@ class ReftModel(SavingTuner):
         rows = split_rows(names, self.peft_config, training=self.training)
         with rows_in_use(self.model, state, rows, args, kwargs):
             yield
-
-
-def _parameters_of(state: ModelState, name: str) -> Iterator[nn.Parameter]:
-    for layer in state.layers.values():
-        for number in layer.units.get(name, ()):
-            yield from layer.unit((name, number)).parameters()
 
 
 def _has_completion(model: nn.Module, config: ReftConfig) -> bool:

@@ -155,7 +155,7 @@ def _check_alike(held: Any, config: ReftConfig) -> None:
         first, second = vars(_without_room(before)), vars(_without_room(after))
         for name in (name for name in first if first[name] != second[name]):
             raise _differs(name, first[name], second[name])
-    for name in ("subspaces", "special_tokens", "task_type"):
+    for name in ("orthogonal_to", "subspaces", "special_tokens", "task_type"):
         if getattr(held, name) != getattr(config, name):
             raise _differs(name, getattr(held, name), getattr(config, name))
     if held.modules_to_save or config.modules_to_save:

@@ -109,6 +109,7 @@ def _parts_of(state: ModelState, name: str, weight: float) -> Iterator[Part]:
         if len(kinds) > 1:  # a factor of 1 at some sites and another one elsewhere
             raise _no_sum(group.intervention, name)
         (kind,) = kinds
+        group = replace(group, orthogonal=False)  # what R keeps out of is folded in
         if kind != group.intervention or group.options:
             group = replace(group, intervention=kind, options=group.options if kind == group.intervention else None)
         yield Part(group, {place: tensors for place, (_, tensors) in scaled.items()})
@@ -131,6 +132,7 @@ def _scaled(unit: Intervention, factor: float, name: str) -> tuple[str, Mapping[
             fix="load it anew with load_adapter",
         )
     exact = copy.deepcopy(unit)
+    exact.fold_complement()
     for parameter in exact.parameters():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     if "scaled" in type(unit).__dict__ and (folded := exact.scaled(factor)) is not None:
@@ -162,6 +164,7 @@ def _add(parts: list[Part], part: Part, state: ModelState) -> None:
 
 def _fields(group: SiteGroup) -> dict[str, Any]:
     fields = {**asdict(group), "positions": str(group.positions)}
+    del fields["orthogonal"]  # no field of a group
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 

@@ -16,6 +16,7 @@ from peft_reft.hub_format.kinds import Option, kind_signature
 
 from .activations import activation, starts_at_zero
 from .affine import Affine
+from .complement import COMPLEMENT, outside
 from .rotation import orthonormal_rows
 
 __all__ = ["Init", "Intervention", "activation"]
@@ -39,6 +40,7 @@ class Intervention(nn.Module):
         init_weights: None or True: the identity where the kind has one; `"paper"`: the published start; False: random.
         options: the kind's own parameters.
         device: where the parameters are created.
+        complement: directions `[k, hidden]` that R keeps out of; for kinds with an R. It is saved and never trained.
     """
 
     kind: ClassVar[str]
@@ -77,6 +79,7 @@ class Intervention(nn.Module):
         init_weights: Init = None,
         options: Mapping[str, Any] | None = None,
         device: torch.device | None = None,
+        complement: Tensor | None = None,
     ) -> None:
         super().__init__()
         signature = kind_signature(self.kind)
@@ -100,12 +103,19 @@ class Intervention(nn.Module):
                 self.register_buffer(name, empty)
             else:
                 self.register_parameter(name, nn.Parameter(empty))
+        if complement is not None:
+            self.register_buffer(COMPLEMENT, complement.to(device=device, dtype=torch.float32))
         self.start(init_weights)
 
     @classmethod
     def options_conflict(cls, options: Mapping[str, Any]) -> str | None:
         """What is wrong with options that are allowed one by one; None if nothing is."""
         return None
+
+    @property
+    def taken(self) -> Tensor | None:
+        """Orthonormal rows `[k, hidden]` that R keeps out of; None where there are none."""
+        return self._buffers.get(COMPLEMENT)
 
     @property
     def stackable(self) -> bool:
@@ -144,8 +154,9 @@ class Intervention(nn.Module):
 
     def random_start(self) -> None:
         """Random and non-trivial."""
-        for tensor in self.named_tensors().values():
-            nn.init.normal_(tensor, std=1.0)
+        for name, tensor in self.named_tensors().items():
+            if name != COMPLEMENT:
+                nn.init.normal_(tensor, std=1.0)
 
     def paper_start(self) -> None:
         """The published start: projections and sources as in `nn.Linear`, rotations orthonormal."""
@@ -153,8 +164,8 @@ class Intervention(nn.Module):
         for name, tensor in self.named_tensors().items():
             if name in self.orthonormal:
                 nn.init.normal_(tensor)
-                tensor.copy_(orthonormal_rows(tensor))
-            else:
+                tensor.copy_(orthonormal_rows(self.raw_rotation()))
+            elif name != COMPLEMENT:
                 nn.init.uniform_(tensor, -bound, bound)
 
     def identity(self) -> None:
@@ -236,7 +247,7 @@ class Intervention(nn.Module):
     @property
     def ranked(self) -> list[str]:
         """Names of the tensors whose first dimension is the rank."""
-        return [name for name in self.named_tensors() if self.tensors[name][0] == "rank"]
+        return [name for name in self.named_tensors() if name != COMPLEMENT and self.tensors[name][0] == "rank"]
 
     def reserve(self, capacity: int) -> None:
         """Make room for edits up to this rank: rows of zeros, which are computed and add nothing.
@@ -268,14 +279,25 @@ class Intervention(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def raw_rotation(self) -> Tensor:
-        """The raw parameter of R `[rank, hidden]`; the rows of subspaces that are off get no gradient."""
+        """What R `[rank, hidden]` is made of: the raw parameter, freed of the directions that R keeps out of.
+
+        The rows of subspaces that are off get no gradient.
+        """
         (name,) = self.orthonormal
         raw: Tensor = getattr(self, name)
-        if self.rows is None:
-            return raw
-        on = torch.zeros(len(raw), 1, dtype=torch.bool, device=raw.device)
-        on[self.rows] = True
-        return torch.where(on, raw, raw.detach())
+        if self.rows is not None:
+            on = torch.zeros(len(raw), 1, dtype=torch.bool, device=raw.device)
+            on[self.rows] = True
+            raw = torch.where(on, raw, raw.detach())
+        return raw if self.taken is None else outside(raw, self.taken)
+
+    @torch.no_grad()
+    def fold_complement(self) -> None:
+        """Let the raw parameter be R itself, so that it needs no directions to keep out of; the edit stays."""
+        if self.taken is not None:
+            (name,) = self.orthonormal
+            getattr(self, name).copy_(orthonormal_rows(self.raw_rotation(), padded=self.capacity is not None))
+            delattr(self, COMPLEMENT)
 
     def active(self, tensor: Tensor, name: str) -> Tensor:
         """The rows of a tensor that are on: all of them, or those of the chosen subspaces."""

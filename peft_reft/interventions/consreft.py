@@ -55,5 +55,5 @@ class ConsReft(ConstantSource):
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
         """Rᵀ(b − Rh) is `direft` with P = R and W = −R."""
-        rotation = orthonormal_rows(self.rotation)
+        rotation = orthonormal_rows(self.raw_rotation())
         return "direft", {"projection": factor * rotation, "weight": -rotation, "bias": self.bias}

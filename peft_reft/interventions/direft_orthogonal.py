@@ -39,5 +39,5 @@ class DiReftOrthogonal(SourceStartsAtZero):
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
         """`direft` with P = R times the factor."""
-        rotation = orthonormal_rows(self.rotation)
+        rotation = orthonormal_rows(self.raw_rotation())
         return "direft", {"projection": factor * rotation, "weight": self.weight, "bias": self.bias}

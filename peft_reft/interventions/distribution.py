@@ -66,7 +66,7 @@ class Distribution(PenaltyWeight, Intervention):
     def identity(self) -> None:
         """W = R, b = 0: the identity in evaluation; in training h and noise of σ² = 1/hidden."""
         self.paper_start()
-        self.weight.copy_(orthonormal_rows(self.rotation))
+        self.weight.copy_(orthonormal_rows(self.raw_rotation()))
         for held in (self.bias, self.spread_weight):
             torch.nn.init.zeros_(held)
         torch.nn.init.constant_(self.spread_bias, -math.log(self.hidden_size))

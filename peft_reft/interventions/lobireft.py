@@ -35,4 +35,4 @@ class LobiReft(ConstantSource):
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]]:
         """Rᵀb is one vector: a `bias`."""
-        return "bias", {"shift": factor * (self.bias @ orthonormal_rows(self.rotation))}
+        return "bias", {"shift": factor * (self.bias @ orthonormal_rows(self.raw_rotation()))}

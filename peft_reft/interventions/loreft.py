@@ -46,7 +46,7 @@ class LoReft(Intervention):
     def identity(self) -> None:
         """W = R, b = 0."""
         self.paper_start()
-        self.weight.copy_(orthonormal_rows(self.rotation))
+        self.weight.copy_(orthonormal_rows(self.raw_rotation()))
         torch.nn.init.zeros_(self.bias)
 
     def edit_delta(self, hidden: Tensor, rotation: Tensor) -> Tensor:
@@ -62,5 +62,5 @@ class LoReft(Intervention):
         """Without an activation Rᵀ(Wh + b − Rh) is `direft` with P = R and W − R."""
         if self.act_fn is not None:
             return None
-        rotation = orthonormal_rows(self.rotation)
+        rotation = orthonormal_rows(self.raw_rotation())
         return "direft", {"projection": factor * rotation, "weight": self.weight - rotation, "bias": self.bias}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.hub_format.kinds import KindSignature, kind_signature, register_kind
+from peft_reft.hub_format.kinds import COMPLEMENT, KindSignature, kind_signature, register_kind
 
 if TYPE_CHECKING:
     from .base import Intervention
@@ -34,6 +34,13 @@ def register_intervention(name: str, *, version: int = 1) -> Callable[[type[Inte
         raise ConfigError(f"version={version!r} of {name!r}", value=version, rule="it is an int, 1 or more")
 
     def register(cls: type[Intervention]) -> type[Intervention]:
+        if COMPLEMENT in getattr(cls, "tensors", {}):
+            raise ConfigError(
+                f"kind {name!r} has a tensor {COMPLEMENT!r}",
+                value=COMPLEMENT,
+                rule="that is what an R keeps out of (orthogonal_to), of whatever kind",
+                fix="give it another name",
+            )
         if not isinstance(cls, type) or not hasattr(cls, "option_table"):
             raise ConfigError(
                 f"{str(cls)[:60]!r} is registered as {name!r}", value=cls, rule="a kind is a subclass of Intervention"

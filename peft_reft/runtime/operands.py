@@ -169,7 +169,8 @@ class Operands:
                 for name in unit.orthonormal:
                     raw = getattr(unit, name)
                     if not is_gathered_alone(self.state.model, path, raw):
-                        alike = (raw.shape, raw.dtype, raw.device, unit.capacity is not None)
+                        apart = unit.taken is not None
+                        alike = (raw.shape, raw.dtype, raw.device, apart, unit.capacity is not None)
                         groups.setdefault(alike, []).append(((path, one.key), unit.raw_rotation()))
         found: Prepared = {}
         for alike, members in groups.items():

@@ -28,11 +28,13 @@ from peft_reft.hub_format.importers import (
 )
 from peft_reft.hub_format.importers.records import cannot_hold
 from peft_reft.hub_format.journal import settle
+from peft_reft.hub_format.kinds import COMPLEMENT
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.reader import check_folder
 from peft_reft.hub_format.staging import is_vacant, staged_file, staged_folder
 from peft_reft.interventions import orthonormal_rows
+from peft_reft.interventions.complement import outside
 from peft_reft.layer import UNIT, ReftLayer
 
 from .beside import MODEL_PREFIX
@@ -223,7 +225,8 @@ def _read_reft(source: Path) -> tuple[Imported, dict[str, Any]]:
     base["name"] = checked.config.get("base_model_name_or_path")
     stacks = base.get("stacks") or {}
     units: dict[tuple[str, int, int], dict[str, Tensor]] = {}
-    for name, tensor in load_file(source / WEIGHTS_NAME).items():
+    stored = load_file(source / WEIGHTS_NAME)
+    for name, tensor in stored.items():
         site, _, rest = name.removeprefix(MODEL_PREFIX).rpartition(f".{UNIT}")
         stack = next((path for path in stacks if site.startswith(f"{path}.")), None)
         if set(name.split(".")) & set(_HEADS):
@@ -232,7 +235,12 @@ def _read_reft(source: Path) -> tuple[Imported, dict[str, Any]]:
             raise cannot_hold("the target", f"the tensor {name!r}", "it holds interventions in the stacks of the base")
         block = int(site.removeprefix(f"{stack}.").split(".")[0])
         number, _, tensor_name = rest.partition(".")
-        whole = orthonormal_rows(tensor) if tensor_name in group.signature.orthonormal else tensor
+        if tensor_name == COMPLEMENT:
+            continue  # folded into R
+        whole = tensor
+        if tensor_name in group.signature.orthonormal:
+            taken = stored.get(f"{name.rpartition('.')[0]}.{COMPLEMENT}")
+            whole = orthonormal_rows(tensor if taken is None else outside(tensor, taken)).to(torch.float32)
         units.setdefault((stack, block, int(number)), {})[tensor_name] = whole
     records = tuple(Record(block, group.component, n, tensors, stack) for (stack, block, n), tensors in units.items())
     imported = Imported(

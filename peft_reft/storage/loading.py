@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.digests import check_recorded, tensor_info
 from peft_reft.hub_format.errors import AdapterLoadError
-from peft_reft.hub_format.rank import has_full_rank
+from peft_reft.hub_format.kinds import COMPLEMENT
+from peft_reft.hub_format.rank import freed, has_full_rank, is_orthonormal
 from peft_reft.interventions import Intervention
 from peft_reft.layer import CHILD, UNIT, ReftLayer
 from peft_reft.runtime.state import ModelState
@@ -80,7 +81,14 @@ def check_state_dict(
         if parameters[name].is_floating_point():
             tensor = tensor.detach().to(parameters[name].dtype)  # what the model will compute with
         _check_finite(name, tensor)
-        if tensor_name in unit.orthonormal and not has_full_rank(_plain(tensor)):
+        taken = given.get(f"{name.rpartition('.')[0]}.{COMPLEMENT}") if unit.taken is not None else None
+        if tensor_name == COMPLEMENT and not is_orthonormal(_plain(tensor)):
+            raise AdapterLoadError(
+                f"the rows of {name[:120]!r} are not orthonormal",
+                code="load.rank",
+                rule="they are the directions that a rotation keeps out of",
+            )
+        if tensor_name in unit.orthonormal and not has_full_rank(_freed(tensor, taken)):
             raise AdapterLoadError(
                 f"the raw rotation {name[:120]!r} does not have full rank",
                 code="load.rank",
@@ -212,6 +220,12 @@ def _check_finite(name: str, tensor: Tensor) -> None:
 
 def _plain(tensor: Tensor) -> NDArray[np.float64]:
     values: NDArray[np.float64] = tensor.detach().to("cpu", torch.float64).numpy()
+    return values
+
+
+def _freed(raw: Tensor, taken: Tensor | None) -> NDArray[np.float64]:
+    """What R is made of: the raw matrix, without the directions that R keeps out of."""
+    values: NDArray[np.float64] = _plain(raw) if taken is None else freed(_plain(raw), _plain(taken))
     return values
 
 

@@ -18,6 +18,7 @@ from peft_reft.hub_format.manifest import BASE_FIELDS, CONFIG_NAME, MANIFEST_NAM
 from peft_reft.hub_format.manifest import FIELDS as MANIFEST_FIELDS
 from peft_reft.hub_format.schema import (
     ACTIVATIONS,
+    BEHAVIOUR,
     COMPONENTS,
     FIELDS,
     GROUP_FIELDS,
@@ -137,7 +138,7 @@ def test_it_names_the_same_fields_and_choices() -> None:
     group = PARTS["group"]["properties"]
     assert set(group) == set(GROUP_FIELDS)
     assert group["layers_to_transform"]["anyOf"][2]["maxItems"] == MAX_LAYERS
-    assert set(PARTS["reft"]["properties"]) == {*FIELDS, "kinds", "tensors"}
+    assert set(PARTS["reft"]["properties"]) == {*BEHAVIOUR, "kinds", "tensors"}
     assert set(PARTS["reft"]["required"]) == {*FIELDS, "kinds"}
     assert group["act_fn"]["enum"] == [None, *ACTIVATIONS]
     assert tuple(group["turns"]["enum"]) == TURNS

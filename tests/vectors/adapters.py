@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from positions.reference import edited_tokens, split_row
 
-from .arithmetic import edit, nearly_equal, numbers
+from .arithmetic import edit, nearly_equal, numbers, rotation
 from .folder import Adapter, Packed, pack, sha256
 
 __all__ = ["BASE", "FIELDS", "HIDDEN", "Unit", "adapter", "case", "case_of_all", "expected_adapter", "units_of"]
@@ -121,6 +121,8 @@ SHAPES: dict[str, dict[str, str]] = {
     "heads": {"scale": "h", "shift": "h", "scale_gate": "n", "shift_gate": "n"},
 }
 BROUGHT_BY = {"projection_bias": "add_bias", "scale_gate": "gates", "shift_gate": "gates"}
+TAKEN = 3
+"""Directions that a unit keeps out of."""
 NEARLY_EQUAL = "rank_nearly_equal_rows"
 """The seed whose rotations are as close to a loss of rank as the format allows."""
 Array = NDArray[np.float64]
@@ -214,6 +216,11 @@ def values_of(seed: str, reft: Mapping[str, Any]) -> dict[str, Array]:
                 continue
             full = f"{unit.prefix}{name}"
             values[full] = numbers(f"{seed}/{full}", *(sizes[word] for word in shape))
+            if name == "rotation" and reft.get("orthogonal_to"):
+                taken = f"{unit.prefix}complement"
+                values[taken] = (
+                    rotation(numbers(f"{seed}/{taken}", TAKEN, width)).astype(np.float32).astype(np.float64)
+                )
             if seed == NEARLY_EQUAL and name == "rotation":
                 values[full] = nearly_equal(2**-18)(values[full])
     return values

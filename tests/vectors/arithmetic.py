@@ -91,11 +91,13 @@ def edit(
     """
     kind, act = group["intervention"], ACTIVATIONS[group["act_fn"]]
     whole = ("points", "gate_weight", "gate_bias") if rows is not None else tensors
+    taken = tensors.get("complement", np.zeros((0, hidden.shape[1])))
+    tensors = {name: values for name, values in tensors.items() if name != "complement"}
     t = {name: values if name in whole else values[list(rows or ())] for name, values in tensors.items()}
     if rows is not None and "rotation" in tensors:
-        t["rotation"] = rotation(tensors["rotation"])[list(rows)]
+        t["rotation"] = rotation(np.vstack([taken, tensors["rotation"]]))[len(taken) :][list(rows)]
     elif "rotation" in t:
-        t["rotation"] = rotation(t["rotation"])
+        t["rotation"] = rotation(np.vstack([taken, t["rotation"]]))[len(taken) :]
     source = act(hidden @ t["weight"].T + t["bias"]) if "weight" in t else None
     if kind == "bias":
         return np.tile(t["shift"], (len(hidden), 1))

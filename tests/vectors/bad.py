@@ -8,6 +8,7 @@ from .bad_configs import CONFIGS
 from .bad_places import BUNDLES, ON_BASE
 from .bad_tensors import MANIFESTS, TENSORS, VERSIONS
 from .changes import Bad
+from .orthogonal import BAD_ORTHOGONAL
 
 __all__ = ["BAD"]
 
@@ -22,4 +23,5 @@ BAD: dict[str, Bad] = {
     **BUNDLES,
     **ON_BASE,
     **BAD_ACTIVATIONS,
+    **BAD_ORTHOGONAL,
 }

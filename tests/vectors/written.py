@@ -10,6 +10,7 @@ from .adapters import BASE
 from .bad import BAD
 from .folder import dump
 from .good import GOOD
+from .orthogonal import GOOD_ORTHOGONAL
 
 __all__ = ["all_files", "layout"]
 
@@ -31,7 +32,7 @@ def layout(value: Any, indent: str = "") -> str:
 def all_files() -> dict[str, bytes]:
     """Path below `tests/data/vectors` → bytes."""
     files = {"base/config.json": dump(BASE)}
-    for name, good in {**GOOD, **GOOD_ACTIVATIONS}.items():
+    for name, good in {**GOOD, **GOOD_ACTIVATIONS, **GOOD_ORTHOGONAL}.items():
         made, expected = good.make(name)
         files |= {f"good/{name}/{path}": data for path, data in made.items()}
         files[f"good/{name}/expected.json"] = (layout({"about": good.about, **expected}) + "\n").encode()

@@ -1,0 +1,1 @@
+"""Skills learnt in sequence: what is forgotten, by method, regime and remedy: `python -m benchmarks.forgetting`."""

@@ -1,0 +1,98 @@
+"""`python -m benchmarks.forgetting`: learn skills in sequence by every arm, write table and figures.
+
+Learning rates are those that the search of `benchmarks.quality` chose, on the same base and steps; it is done first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.quality.plan import Grid, best_rates, search_plan
+from benchmarks.quality.run import run as search
+from benchmarks.skills.registry import SKILLS
+from benchmarks.study.base import BASES, identity_of
+from benchmarks.study.figures import Point, draw
+from benchmarks.study.jobs import do_missing
+from benchmarks.study.methods import METHODS
+from benchmarks.study.options import add_common, listed
+from benchmarks.study.runs import RESULTS, read
+from benchmarks.study.statistics import bootstrap
+
+from .plan import REGIMES, REMEDIES, arms_of, plan
+from .report import markdown
+from .run import run
+from .scores import scores
+
+__all__ = ["main"]
+
+SEQUENCE = ("date", "camel", "polite", "code_names", "prefix")
+USUAL = ("loreft r4", "loreft r4 all", "direft r4", "lora r1 qv", "lora r8 linear", "lora r1 + loreft r4", "full")
+
+
+def main() -> None:
+    """Do what is missing; `--table` only writes what the runs say."""
+    options = argparse.ArgumentParser(description=__doc__)
+    add_common(options, RESULTS / "forgetting")
+    options.add_argument("--base", choices=BASES, default="wide")
+    options.add_argument("--methods", default=",".join(USUAL))
+    options.add_argument("--skills", default=",".join(SEQUENCE), help="the first order; others are made of it")
+    options.add_argument("--search-skills", default="date,camel")
+    options.add_argument("--regimes", default=",".join(REGIMES))
+    options.add_argument("--remedies", default=",".join(REMEDIES))
+    options.add_argument("--orders", type=int, default=5)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--rates", type=Path, default=RESULTS / "quality.jsonl", help="runs of the search")
+    given = options.parse_args()
+    file: Path = given.output.with_suffix(".jsonl")
+    if not given.table:
+        methods = listed(given.methods, METHODS)
+        grid = Grid(
+            base=given.base,
+            identity=identity_of(given.base),
+            methods=methods,
+            skills=listed(given.skills, SKILLS),
+            search_skills=listed(given.search_skills, SKILLS),
+            seeds=range(given.seeds),
+            steps=given.steps,
+            sizes=given.sizes,
+        )
+        do_missing(given.rates, search_plan(grid), search, jobs=given.jobs, minutes=given.minutes)
+        rates = best_rates(grid, read(given.rates).values())
+        arms = arms_of(methods, regimes=listed(given.regimes, REGIMES), remedies=listed(given.remedies, REMEDIES))
+        do_missing(file, plan(grid, arms, rates, given.orders), run, jobs=given.jobs, minutes=given.minutes)
+    write(file)
+
+
+def write(file: Path) -> None:
+    """The table and the figures, for each base's weights that the runs are of."""
+    runs = list(read(file).values())
+    for identity in dict.fromkeys(one["settings"]["identity"] for one in runs):
+        base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
+        found = scores(runs, identity=identity)
+        text = f"# Forgetting, base {base} ({identity})\n\n{markdown(found)}\n"
+        target = file.with_name(f"{file.stem}-{base}")
+        target.with_suffix(".md").write_text(text, encoding="utf-8")
+        for name, label in (
+            ("kl", "KL(tuned ‖ base) on the new skill's questions"),
+            ("learnt", "accuracy when learnt"),
+        ):
+            points = []
+            for arm, blocks in found.items():
+                mean, low, high = bootstrap([one.forgetting for one in blocks.values()])
+                x = bootstrap([getattr(one, name) for one in blocks.values()])[0]
+                interval = (None, None) if low != low else (low, high)
+                points.append(Point(str(arm), x, mean, METHODS[arm.method].family, *interval))
+            draw(
+                points,
+                target.with_name(f"{target.name}-{name}.svg"),
+                x=label,
+                y="forgetting: accuracy lost on former skills",
+                title="Five skills in sequence",
+                log_x=name == "kl",
+            )
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What a sequence's run says: final accuracy, forgetting, transfer, and what moved it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.study.runs import Settings, results_of
+
+from .plan import Arm
+
+__all__ = ["Block", "Scores", "scores", "scores_of"]
+
+Block = tuple[tuple[str, ...], int]
+"""An order of skills, and a seed: what arms are paired by."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one run; A[i][j] is the accuracy on skill j after skill i was learnt, B[j] the base's.
+
+    Attributes:
+        learnt: mean A[j][j]: how well skills were learnt.
+        final: mean A[last][j].
+        forgetting: mean over skills but the last of max over i of A[i][j], from when it was learnt, minus A[last][j]
+            (Chaudhry et al. 2018).
+        backward: mean over skills but the last of A[last][j] − A[j][j] (Lopez-Paz & Ranzato 2017).
+        forward: mean over skills but the first of A[j − 1][j] − B[j].
+        loss_rise: mean over skills but the last of the rise in answer loss since the skill was learnt: it moves
+            where accuracy is at its floor or ceiling.
+        kl: mean over skills of KL(tuned ‖ base) on the skill's questions, just after it was learnt.
+        text: rise in loss on general text at the end.
+        seconds: of learning, in all.
+    """
+
+    learnt: float
+    final: float
+    forgetting: float
+    backward: float
+    forward: float
+    loss_rise: float
+    kl: float
+    text: float
+    seconds: float
+
+
+def scores_of(result: Mapping[str, Any]) -> Scores:
+    """The scores of one run.
+
+    Raises:
+        ValueError: it has fewer than two skills.
+    """
+    accuracy, loss, count = result["accuracy"], result["loss"], len(result["accuracy"])
+    if count < 2:
+        raise ValueError("a sequence has two skills at least")
+    last, former, later = accuracy[-1], range(count - 1), range(1, count)
+    return Scores(
+        learnt=_mean(accuracy[j][j] for j in range(count)),
+        final=_mean(last),
+        forgetting=_mean(max(accuracy[i][j] for i in range(j, count)) - last[j] for j in former),
+        backward=_mean(last[j] - accuracy[j][j] for j in former),
+        forward=_mean(accuracy[j - 1][j] - result["start"]["accuracy"][j] for j in later),
+        loss_rise=_mean(loss[-1][j] - loss[j][j] for j in former),
+        kl=_mean(result["kl"]),
+        text=result["text loss rise"][-1],
+        seconds=sum(result["seconds"]),
+    )
+
+
+def scores(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[Arm, dict[Block, Scores]]:
+    """Arm → block → scores, of the runs of the study that have these settings."""
+    found: dict[Arm, dict[Block, Scores]] = {}
+    for settings, result in results_of(list(runs), study="forgetting", **wanted):
+        found.setdefault(_arm(settings), {})[tuple(settings["order"]), settings["seed"]] = scores_of(result)
+    return found
+
+
+def _arm(settings: Settings) -> Arm:
+    return Arm(settings["method"], settings["regime"], settings["remedy"])
+
+
+def _mean(values: Iterable[float]) -> float:
+    held = list(values)
+    return sum(held) / len(held)

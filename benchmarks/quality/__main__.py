@@ -1,0 +1,82 @@
+"""`python -m benchmarks.quality`: search learning rates, learn every skill by every method, write table and figure."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.skills.registry import SKILLS
+from benchmarks.study.base import BASES, identity_of
+from benchmarks.study.figures import Point, draw
+from benchmarks.study.jobs import do_missing
+from benchmarks.study.methods import METHODS
+from benchmarks.study.options import add_common, listed
+from benchmarks.study.runs import RESULTS, read
+
+from .plan import Grid, best_rates, figures_plan, search_plan
+from .report import front, lines, markdown
+from .run import run
+
+__all__ = ["main"]
+
+SKILLS_OF_STUDY = ("date", "clock", "camel", "prefix", "code_names", "polite", "spell_backward", "gcd")
+SEARCHED = ("date", "camel")
+
+
+def main() -> None:
+    """Do what is missing; `--table` only writes what the runs say."""
+    options = argparse.ArgumentParser(description=__doc__)
+    add_common(options, RESULTS / "quality")
+    options.add_argument("--base", choices=BASES, default="wide")
+    options.add_argument("--methods", default=",".join(METHODS), help="with commas between")
+    options.add_argument("--skills", default=",".join(SKILLS_OF_STUDY))
+    options.add_argument("--search-skills", default=",".join(SEARCHED))
+    options.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
+    given = options.parse_args()
+    file: Path = given.output.with_suffix(".jsonl")
+    if not given.table:
+        grid = Grid(
+            base=given.base,
+            identity=identity_of(given.base),
+            methods=listed(given.methods, METHODS),
+            skills=listed(given.skills, SKILLS),
+            search_skills=listed(given.search_skills, SKILLS),
+            seeds=range(given.seeds),
+            steps=given.steps,
+            sizes=given.sizes,
+        )
+        do_missing(file, search_plan(grid), run, jobs=given.jobs, minutes=given.minutes)
+        rates = best_rates(grid, read(file).values())
+        do_missing(file, figures_plan(grid, rates), run, jobs=given.jobs, minutes=given.minutes)
+    write(file)
+
+
+def write(file: Path) -> None:
+    """The table and the figure of each base's weights that the runs are of, the last of them under the plain name."""
+    runs = list(read(file).values())
+    identities = list(dict.fromkeys(one["settings"]["identity"] for one in runs))
+    for identity in identities:
+        made = lines(runs, identity)
+        if not made:
+            continue
+        base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
+        text = f"# Quality, base {base} ({identity})\n\n{markdown(made)}\n"
+        target = file.with_name(f"{file.stem}-{base}")
+        target.with_suffix(".md").write_text(text, encoding="utf-8")
+        draw(
+            [
+                Point(line.method, line.parameters, line.accuracy[0], METHODS[line.method].family, *line.accuracy[1:])
+                for line in made
+            ],
+            target.with_suffix(".svg"),
+            x="parameters trained",
+            y="accuracy on held-out questions",
+            title="Skills learnt one at a time",
+            log_x=True,
+            line=[(line.parameters, line.accuracy[0]) for line in front(made)],
+        )
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Skills that a model can learn one after another: real ones where they can be had, and rule-made ones."""

@@ -1,0 +1,97 @@
+"""The two base models of the studies, as a run needs them: weights in bf16, rows of examples, held-out text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.wide.model import END, answer_prompt, folder_of
+from benchmarks.wide.pretrain import held_out_blocks
+from tools.base_model import ensure_base_model
+
+__all__ = ["BASES", "Base", "BaseMissingError", "identity_of", "load_base"]
+
+BASES = ("wide", "deep")
+TEXT_BLOCKS, TEXT_LENGTH = 32, 128
+
+
+class BaseMissingError(RuntimeError):
+    """The wide model has not been pretrained yet."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model and how it reads a question.
+
+    Attributes:
+        name: of `BASES`.
+        identity: digest of its weights: runs on other weights are other runs.
+        make: a fresh model, float32 where all of it is trained, else bf16.
+        tokenizer: of the model.
+        ask: a question → the text up to the answer.
+        end: the text that ends an answer.
+        text: held-out general text, long `[blocks, length]`.
+    """
+
+    name: str
+    identity: str
+    make: Callable[[torch.dtype], Any]
+    tokenizer: Any
+    ask: Callable[[str], str]
+    end: str
+    text: Tensor
+
+
+@lru_cache(maxsize=2)
+def load_base(name: str) -> Base:
+    """One of `BASES`.
+
+    Raises:
+        BaseMissingError: the wide model is not there yet.
+        ValueError: another name.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = _folder(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def make(dtype: torch.dtype) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+    if name == "wide":
+        text = held_out_blocks(folder_of(), TEXT_BLOCKS, TEXT_LENGTH)
+        return Base(name, identity_of(name), make, tokenizer, answer_prompt, END, text)
+    from benchmarks.wide.corpus import corpus
+
+    words = "\n\n".join(corpus().held_out)[: 8 * TEXT_BLOCKS * TEXT_LENGTH]
+    ids = tokenizer(words, return_tensors="pt")["input_ids"][0, : TEXT_BLOCKS * TEXT_LENGTH]
+    return Base(name, identity_of(name), make, tokenizer, _smol, "<|im_end|>", ids.view(TEXT_BLOCKS, TEXT_LENGTH))
+
+
+@lru_cache(maxsize=2)
+def identity_of(name: str) -> str:
+    """Twelve digits of the SHA-256 of its weights."""
+    return hashlib.sha256((_folder(name) / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def _folder(name: str) -> Path:
+    if name == "deep":
+        return Path(ensure_base_model())
+    if name != "wide":
+        raise ValueError(f"base={name!r} is none of {', '.join(BASES)}")
+    folder = folder_of() / "model"
+    if not folder.is_dir():
+        raise BaseMissingError("the wide model is not there: run `python -m benchmarks.wide` first")
+    return folder
+
+
+def _smol(question: str) -> str:
+    """SmolLM2's chat without the system prompt that its template adds."""
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"

@@ -1,0 +1,137 @@
+"""The methods that are compared, one row each: what PEFT is given, and the learning rates that are searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["FULL", "METHODS", "Method", "attach", "trained"]
+
+REFT_RATES = (2e-3, 6e-3, 2e-2, 6e-2)
+LORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+FULL_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+SCALING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+FULL = "full"
+ATTENTION = ["q_proj", "v_proj"]
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables.
+
+    Attributes:
+        family: `reft`, `peft` (another method of PEFT), `mixed` or `full`.
+        config: makes the config of an adapter (of both, where mixed); None where all weights are trained.
+        rates: learning rates of the search, as many for every method.
+        stacks: whether several of its adapters can edit at once.
+    """
+
+    family: str
+    config: Callable[[], Any] | None
+    rates: tuple[float, ...]
+    stacks: bool = True
+
+
+def _reft(**fields: Any) -> Any:
+    from peft_reft import ReftConfig
+
+    return ReftConfig(task_type="CAUSAL_LM", **{"r": 4, "positions": "f3+l3", **fields})
+
+
+def _lora(rank: int, targets: list[str], **fields: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=targets, **fields)
+
+
+def _ia3() -> Any:
+    from peft import IA3Config
+
+    names = ["k_proj", "v_proj", "down_proj"]
+    return IA3Config(task_type="CAUSAL_LM", target_modules=names, feedforward_modules=["down_proj"])
+
+
+def _road() -> Any:
+    from peft import RoadConfig
+
+    return RoadConfig(task_type="CAUSAL_LM", variant="road_1", target_modules=LINEAR)
+
+
+def _vera() -> Any:
+    from peft import VeraConfig
+
+    return VeraConfig(task_type="CAUSAL_LM", r=64, target_modules=ATTENTION)
+
+
+def _prompt() -> Any:
+    from peft import PromptTuningConfig
+
+    return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8)
+
+
+def _both() -> Any:
+    return {"default": _lora(1, ATTENTION), "edit": _reft()}
+
+
+def _of_reft(**fields: Any) -> Method:
+    return Method("reft", partial(_reft, **fields), REFT_RATES)
+
+
+METHODS: dict[str, Method] = {
+    "loreft r4": _of_reft(),
+    "loreft r1": _of_reft(r=1),
+    "loreft r16": _of_reft(r=16),
+    "loreft r4 l1": _of_reft(positions="l1"),
+    "loreft r4 prompt": _of_reft(positions="prompt"),
+    "loreft r4 all": _of_reft(positions="all"),
+    "loreft r4 apart": _of_reft(share_weights=False),
+    "loreft r4 every other layer": _of_reft(layers_to_transform=[1, 3, 5, 7]),
+    "loreft r4 last half": _of_reft(layers_to_transform=[4, 5, 6, 7]),
+    "loreft r4 paper's start": _of_reft(init_weights="paper"),
+    "noreft r4": _of_reft(intervention="noreft"),
+    "direft r4": _of_reft(intervention="direft"),
+    "direft r4 all": _of_reft(intervention="direft", positions="all"),
+    "direft_orthogonal r4": _of_reft(intervention="direft_orthogonal"),
+    "lobireft r4": _of_reft(intervention="lobireft"),
+    "bias": _of_reft(intervention="bias"),
+    "red": _of_reft(intervention="red"),
+    "red all": _of_reft(intervention="red", positions="all"),
+    "lora r1 qv": Method("peft", partial(_lora, 1, ATTENTION), LORA_RATES),
+    "lora r8 qv": Method("peft", partial(_lora, 8, ATTENTION), LORA_RATES),
+    "lora r8 linear": Method("peft", partial(_lora, 8, LINEAR), LORA_RATES),
+    "dora r8 qv": Method("peft", partial(_lora, 8, ATTENTION, use_dora=True), LORA_RATES),
+    "ia3": Method("peft", _ia3, SCALING_RATES),
+    "road": Method("peft", _road, SCALING_RATES),
+    "vera r64 qv": Method("peft", _vera, SCALING_RATES),
+    "prompt tuning 8": Method("peft", _prompt, (3e-3, 1e-2, 3e-2, 1e-1), stacks=False),
+    "lora r1 + loreft r4": Method("mixed", _both, LORA_RATES, stacks=False),
+    FULL: Method("full", None, FULL_RATES, stacks=False),
+}
+"""Name → method. The layers of those that name some are of the wide model, which has eight."""
+
+
+def attach(name: str, make: Callable[[torch.dtype], Any], seed: int) -> Any:
+    """A model with one fresh adapter of a method, or one whose weights are all trained; the start follows the seed."""
+    method = METHODS[name]
+    torch.manual_seed(seed)
+    if method.config is None:
+        return make(torch.float32).requires_grad_(True)
+    config = method.config()
+    if method.family == "mixed":
+        from peft_reft import MixedReftModel
+
+        return MixedReftModel.from_configs(make(torch.bfloat16), config)
+    from peft import get_peft_model
+
+    return get_peft_model(make(torch.bfloat16), config)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that learn."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
