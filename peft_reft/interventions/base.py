@@ -16,6 +16,7 @@ from peft_reft.hub_format.kinds import Option, kind_signature
 
 from .activations import activation, starts_at_zero
 from .affine import Affine
+from .capacity import Reserving
 from .complement import COMPLEMENT, outside
 from .rotation import orthonormal_rows
 
@@ -24,7 +25,7 @@ __all__ = ["Init", "Intervention", "activation"]
 Init = Literal["paper"] | bool | None
 
 
-class Intervention(nn.Module):
+class Intervention(Reserving):
     """One learned edit h′ = h + delta(h).
 
     A kind names its tensors in `tensors` and computes `edit_delta(hidden)`; with an entry in `orthonormal` it is
@@ -243,40 +244,6 @@ class Intervention(nn.Module):
             more["generator"] = generator
         delta = self.edit_delta(hidden, *given, **more)
         return F.dropout(delta, self.dropout.p) if self.training and self.dropout.p else delta
-
-    @property
-    def ranked(self) -> list[str]:
-        """Names of the tensors whose first dimension is the rank."""
-        return [name for name in self.named_tensors() if name != COMPLEMENT and self.tensors[name][0] == "rank"]
-
-    def reserve(self, capacity: int) -> None:
-        """Make room for edits up to this rank: rows of zeros, which are computed and add nothing.
-
-        They are no part of the adapter: what is saved has `rank` rows.
-        """
-        for name in self.ranked:
-            held = getattr(self, name)
-            wider = torch.zeros(capacity, *held.shape[1:], dtype=held.dtype, device=held.device)
-            wider[: held.shape[0]] = held.detach()
-            if name in self.frozen:
-                self.register_buffer(name, wider)
-            else:
-                self.register_parameter(name, nn.Parameter(wider, requires_grad=held.requires_grad))
-        self.capacity = capacity
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self.ranked if self.capacity is not None else ():
-            destination[prefix + name] = destination[prefix + name][: self.rank].clone()
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name in self.ranked if self.capacity is not None else ():
-            given = state_dict.get(prefix + name)
-            if given is not None and given.shape[0] < getattr(self, name).shape[0]:
-                wider = given.new_zeros(getattr(self, name).shape)
-                wider[: given.shape[0]] = given
-                state_dict = {**state_dict, prefix + name: wider}
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def raw_rotation(self) -> Tensor:
         """What R `[rank, hidden]` is made of: the raw parameter, freed of the directions that R keeps out of.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from peft import inject_adapter_in_model
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.activations import canonical_activation
@@ -38,20 +35,11 @@ from peft_reft.interventions.complement import outside
 from peft_reft.layer import UNIT, ReftLayer
 
 from .beside import MODEL_PREFIX
+from .convert_base import HEADS, empty_base, task_and_head
 
 __all__ = ["convert"]
 
 Target = Literal["reft", "pyreft", "adapters", "gguf"]
-_TASKS = (
-    ("ForCausalLM", "CAUSAL_LM"),
-    ("LMHeadModel", "CAUSAL_LM"),
-    ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
-    ("ForSequenceClassification", "SEQ_CLS"),
-    ("ForTokenClassification", "TOKEN_CLS"),
-    ("ForQuestionAnswering", "QUESTION_ANS"),
-)
-_HEADS = ("classifier", "score", "qa_outputs")
-"""What PEFT's task models save in full (peft/peft_model.py, `classifier_module_names`, `qa_module_names`)."""
 
 
 def convert(
@@ -168,8 +156,8 @@ def _canonical(name: str, value: Any) -> Any:
 
 
 def _write_reft(adapter: Imported, target: Path, base_model: str) -> None:
-    base = _empty_base(base_model)
-    task, head = _task_and_head(base, adapter, base_model)
+    base = empty_base(base_model)
+    task, head = task_and_head(base, adapter, base_model)
     layers = sorted({record.layer for record in adapter.records})
     components = {record.component for record in adapter.records}
     if len(components) > 1:
@@ -207,7 +195,7 @@ def _write_reft(adapter: Imported, target: Path, base_model: str) -> None:
             f"the source edits {sorted(map(str, given))[0]}, which the base model has not", code="site.layer"
         )
     if head:
-        config.modules_to_save = list(_HEADS)
+        config.modules_to_save = list(HEADS)
     tensors |= {f"{MODEL_PREFIX}{name}": tensor.contiguous() for name, tensor in head.items()}
     save_file(tensors, target / WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(str(target))
@@ -229,7 +217,7 @@ def _read_reft(source: Path) -> tuple[Imported, dict[str, Any]]:
     for name, tensor in stored.items():
         site, _, rest = name.removeprefix(MODEL_PREFIX).rpartition(f".{UNIT}")
         stack = next((path for path in stacks if site.startswith(f"{path}.")), None)
-        if set(name.split(".")) & set(_HEADS):
+        if set(name.split(".")) & set(HEADS):
             continue  # the task's head: the other formats keep it elsewhere
         if stack is None or not site.endswith(".reft"):
             raise cannot_hold("the target", f"the tensor {name!r}", "it holds interventions in the stacks of the base")
@@ -254,45 +242,6 @@ def _read_reft(source: Path) -> tuple[Imported, dict[str, Any]]:
         options=group.signature.with_defaults(group.options or {}),
     )
     return imported, base
-
-
-def _empty_base(base_model: str) -> nn.Module:
-    """The base's modules without their weights, from its config alone."""
-    config = transformers.AutoConfig.from_pretrained(base_model)
-    names = getattr(config, "architectures", None) or []
-    cls = getattr(transformers, names[0], None) if names else None
-    if cls is None:
-        raise ConfigError(
-            f"the config of {base_model} names no class of transformers: architectures={names}",
-            value=names,
-            fix="add its class to 'architectures' in config.json",
-        )
-    with torch.device("meta"):
-        model: nn.Module = cls(config)
-    return model
-
-
-def _task_and_head(model: nn.Module, adapter: Imported, base_model: str) -> tuple[str | None, dict[str, Tensor]]:
-    """The task type by the class's name, and the head that PEFT saves with every adapter of a task that has one.
-
-    The head is the source's, else that of a local base; without either the task type stays open, since PEFT refuses an
-    adapter of such a task without its head.
-    """
-    name = type(model).__name__
-    task = next((task for ending, task in _TASKS if name.endswith(ending)), None)
-    wanted = [key for key in model.state_dict() if set(key.split(".")) & set(_HEADS)]
-    if task in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM") or not wanted:
-        return task, {}
-    head = dict(adapter.head or {})
-    for file in sorted(Path(base_model).glob("*.safetensors")) if not head else ():
-        with safe_open(file, "pt") as opened:
-            head |= {key: opened.get_tensor(key) for key in opened.keys() if key in wanted}  # noqa: SIM118
-    if set(head) != set(wanted):
-        warnings.warn(
-            f"{name} needs its head, {wanted}, and it was not found: the task type is left open", stacklevel=4
-        )
-        return None, {}
-    return task, head
 
 
 def _unfit(path: str, found: object, expected: object) -> AdapterLoadError:
