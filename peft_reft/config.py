@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextvars import ContextVar
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from peft import PeftConfig
 from peft_reft.hub_format.digests import pickled_tensors
 from peft_reft.hub_format.envelope import check_envelope, check_saved_parts
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.keywords import check_keywords
 from peft_reft.hub_format.migrations import migrate
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.schema import (
@@ -124,6 +126,12 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
     spec_version: str = field(default=SPEC_VERSION)
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(default=None)
     reft: InitVar[dict[str, Any] | None] = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> ReftConfig:
+        """A config; unknown keywords are refused here, where all of them are seen."""
+        check_keywords(kwargs, list(inspect.signature(cls.__init__).parameters)[1:], of=cls.__name__)
+        made: ReftConfig = super().__new__(cls)
+        return made
 
     def __post_init__(self, reft: dict[str, Any] | None) -> None:
         if reft is None and self.peft_version is not None:

@@ -1,0 +1,72 @@
+"""Keywords that a config does not have: what other libraries, or a slip of the pen, call ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from .errors import ConfigError
+
+__all__ = ["KeywordError", "check_keywords"]
+
+ELSEWHERE = {
+    "alpha": "scale_adapter(model, name, factor), at run time",
+    "bias": "intervention='bias', or a kind that has one",
+    "component_name": "component",
+    "embed_dim": "nothing: the hidden size is the model's",
+    "hidden_size": "nothing: it is the model's",
+    "intervention_locations": "positions, or intervention_locations as a keyword of forward and generate",
+    "intervention_type": "intervention",
+    "intervention_types": "intervention",
+    "layer": "layers_to_transform",
+    "layers": "layers_to_transform",
+    "leave_out": "layers_to_transform, which names the layers that are edited",
+    "lora_alpha": "scale_adapter(model, name, factor), at run time",
+    "lora_dropout": "dropout",
+    "low_rank_dimension": "r",
+    "non_linearity": "act_fn",
+    "num_interventions": "layers_to_transform, one intervention for each layer; share_weights=False has one more for "
+    "each term of positions",
+    "orthogonality": "intervention: 'loreft' has orthonormal rows, 'noreft' has not",
+    "position": "positions, e.g. 'f7+l7'",
+    "prefix_positions": "positions, e.g. 'f3' for the first three",
+    "rank": "r",
+    "representations": "interventions, a list of dicts",
+    "subtract_projection": "intervention: 'loreft' subtracts, 'direft' does not",
+    "suffix_positions": "positions, e.g. 'l3' for the last three",
+    "target_modules": "layers_to_transform and component",
+    "tied_weights": "share_weights",
+    "unit_locations": "positions, or intervention_locations as a keyword of forward and generate",
+}
+"""Names of pyreft, pyvene, adapters and of PEFT's LoRA → what says the same here."""
+
+
+class KeywordError(ConfigError, TypeError):
+    """A keyword that the config does not have; a `TypeError` too, as PEFT expects of one."""
+
+    default_code = "config.keyword"
+
+
+def check_keywords(given: Iterable[str], known: Iterable[str], *, of: str) -> None:
+    """Refuse keywords that a config does not have.
+
+    Args:
+        given: the keywords.
+        known: those that it has.
+        of: name of the config.
+
+    Raises:
+        KeywordError: one that it does not have; the fix names the right one.
+    """
+    names = list(known)
+    for name in given:
+        if name in names:
+            continue
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+        meant = ELSEWHERE.get(name) or (close[0] if close else None)
+        raise KeywordError(
+            f"{of}() got an unexpected keyword argument {name!r}",
+            value=name,
+            rule=f"it has: {', '.join(names)}",
+            fix=f"use {meant}" if meant else None,
+        )

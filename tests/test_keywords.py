@@ -1,0 +1,62 @@
+"""A keyword that `ReftConfig` does not have is refused by name, with the one that was meant."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+from peft import PeftConfig
+
+from peft_reft import ReftConfig
+from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.keywords import ELSEWHERE
+
+MEANT = [
+    ("low_rank_dimension", 4, "use r"),
+    ("num_interventions", 2, "use layers_to_transform"),
+    ("share_weight", True, "use share_weights"),
+    ("layer_to_transform", [1], "use layers_to_transform"),
+    ("prefix_positions", 3, "use positions"),
+    ("non_linearity", "relu", "use act_fn"),
+    ("initweights", True, "use init_weights"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "fix"), MEANT)
+def test_the_right_keyword_is_named(name: str, value: Any, fix: str) -> None:
+    with pytest.raises(ConfigError, match=f"unexpected keyword argument '{name}'") as refused:
+        ReftConfig(**{name: value})
+    assert refused.value.code == "config.keyword"
+    assert refused.value.value == name
+    assert fix in str(refused.value)
+
+
+def test_one_that_is_like_none_gets_the_list_and_no_guess() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'zzz'") as refused:
+        ReftConfig(zzz=1)
+    assert "layers_to_transform" in str(refused.value)
+    assert "Fix" not in str(refused.value)
+
+
+def test_what_is_named_elsewhere_is_no_keyword_of_ours_and_what_it_leads_to_is() -> None:
+    known = set(inspect.signature(ReftConfig.__init__).parameters)
+    assert not set(ELSEWHERE) & known
+    led = {meant.split()[0].rstrip(",:") for meant in ELSEWHERE.values()}
+    words = {word.partition("=")[0] for word in led if "(" not in word and word != "nothing"}
+    assert words <= known
+
+
+def test_peft_reads_past_a_field_of_a_later_peft() -> None:
+    stored = ReftConfig(task_type="CAUSAL_LM", r=2).to_dict()
+    stored = {name: value for name, value in stored.items() if name in {"peft_type", "task_type"}}
+    with pytest.warns(UserWarning, match="later_field"):
+        config = PeftConfig.from_peft_type(**stored, later_field=1)
+    assert type(config) is ReftConfig
+
+
+def test_a_config_is_copied_and_pickled() -> None:
+    config = ReftConfig(task_type="CAUSAL_LM", r=2, positions="f1+l2")
+    assert copy.deepcopy(config).to_dict() == pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
