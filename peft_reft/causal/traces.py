@@ -15,7 +15,7 @@ from torch import nn
 
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.runtime.evaluating import device_of
-from peft_reft.training.checkpointing import checkpoint_flag
+from peft_reft.training.checkpointing import checkpoint_flag, recomputes_hooks
 
 __all__ = ["own_cache", "recomputing_nothing", "same_draws"]
 
@@ -54,8 +54,14 @@ def own_cache(inputs: Any) -> Any:
 
 @contextmanager
 def recomputing_nothing(model: nn.Module, paths: list[str]) -> Iterator[None]:
-    """Blocks around these modules are not checkpointed: their hooks would be off when the backward pass recomputes."""
-    around = {".".join(parts[:end]) for path in paths for parts in [path.split(".")] for end in range(len(parts))}
+    """Blocks around these modules are not checkpointed: their hooks would be off when the backward pass recomputes.
+
+    A block's own hooks are outside of what is recomputed, but for transformers before 5.20 or so.
+    """
+    own = 1 if recomputes_hooks() else 0
+    around = {
+        ".".join(parts[:end]) for path in paths for parts in [path.split(".")] for end in range(len(parts) + own)
+    }
     blocks = [
         (module, flag)
         for path, module in model.named_modules()

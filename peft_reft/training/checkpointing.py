@@ -22,7 +22,7 @@ from peft_reft.runtime import Runtime, runtime_of
 from peft_reft.runtime.boundary import BoundaryProvider
 from peft_reft.runtime.frames import Running
 
-__all__ = ["FrameCarrier", "Recomputation", "carry_frames", "checkpoint_flag"]
+__all__ = ["FrameCarrier", "Recomputation", "carry_frames", "checkpoint_flag", "recomputes_hooks"]
 
 _FLAGS = ("gradient_checkpointing", "activation_checkpointing")
 _FUNCTIONS = ("_gradient_checkpointing_func", "_activation_checkpointing_func")
@@ -38,7 +38,7 @@ def carry_frames(runtime: Runtime, path: str, stack: str) -> None:
         stack: path of its stack.
     """
     inner = path.removeprefix(f"{stack}.").split(".")
-    if len(inner) < 2 and not _recomputes_hooks():
+    if len(inner) < 2 and not recomputes_hooks():
         return  # the block itself: its hooks lie outside of what is recomputed
     block = runtime.state.model.get_submodule(f"{stack}.{inner[0]}")
     if not any(isinstance(handle, FrameCarrier) and handle.block is block for handle in runtime.handles):
@@ -85,7 +85,7 @@ class Recomputation(BoundaryProvider):
 
     def attach(self) -> None:
         """Ask transformers once."""
-        self.prepares = _recomputes_hooks()
+        self.prepares = recomputes_hooks()
 
     def starting(self, call: Mapping[str, Any]) -> None:
         """Wrap in training."""
@@ -96,7 +96,7 @@ class Recomputation(BoundaryProvider):
 
 
 @cache
-def _recomputes_hooks() -> bool:
+def recomputes_hooks() -> bool:
     """Whether a block's hooks run inside of what transformers checkpoints: asked of a block that does nothing."""
 
     class Block(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers' types are not followed

@@ -30,6 +30,7 @@ from peft_reft.causal import (
     zero,
 )
 from peft_reft.hub_format.errors import CausalModelError, ConfigError, SiteError
+from peft_reft.training.checkpointing import recomputes_hooks
 
 from .networks import ids, llama, mlp, numbers, rotation
 
@@ -119,7 +120,8 @@ def test_gradients_are_the_same_under_checkpointing(component: str, reentrant: b
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     assert_close(gradients(), plain)
     assert all(layer.gradient_checkpointing for layer in model.model.layers)
-    inside = component in ("attention_output", "mlp_output")  # a block's own hooks are not part of what is recomputed
+    # a block's own hooks are not part of what is recomputed, but for older transformers
+    inside = component in ("attention_output", "mlp_output") or recomputes_hooks()
     assert during[-1] == [True, not inside, True]
 
 
