@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from peft_reft.runtime import planning, resolve
+from peft_reft.runtime import planning, resolve, whole_prompts
 
 from . import decoding, sweep
 from .classes import FAMILIES, Subject, subjects
@@ -69,7 +69,8 @@ def test_edits_one_column_further_are_wrong(subject: Subject, monkeypatch: pytes
     def shifted(*args: Any) -> Any:
         return {key: replace(unit, mask=unit.mask.roll(1, 1)) for key, unit in original(*args).items()}
 
-    monkeypatch.setattr(planning, "slot_masks", shifted)
+    for module in (planning, whole_prompts):
+        monkeypatch.setattr(module, "slot_masks", shifted)
     found = verdicts(examine(subject))
     assert {found[name] for name in ("edited tokens", "outputs", "gradients", "decoding")} == {"wrong"}
 

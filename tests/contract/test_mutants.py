@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from peft_reft.generation.session import Session
-from peft_reft.runtime import planning, resolve
+from peft_reft.runtime import planning, resolve, whole_prompts
 from peft_reft.runtime.inputs import Explicit
 
 from .checks import (
@@ -39,7 +39,8 @@ def swapped_units(patch: pytest.MonkeyPatch) -> None:
 
 def patched_masks(patch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
     original = resolve.slot_masks
-    patch.setattr(planning, "slot_masks", lambda *args: change(original(*args)))
+    for module in (planning, whole_prompts):
+        patch.setattr(module, "slot_masks", lambda *args: change(original(*args)))
 
 
 def padding_ignored(patch: pytest.MonkeyPatch) -> None:
