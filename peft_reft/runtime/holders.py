@@ -22,12 +22,16 @@ from peft_reft.sites import hidden_of
 __all__ = ["is_seen_here_only"]
 
 Count = tuple[int, int, int, int]
+"""How many hold the output and the tensor in Python, hold the tensor in C++, and share its memory."""
+
+_holders = sys.getrefcount
+_sharers = torch._C._storage_Use_Count
 
 
 def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
     """Whether nobody but the hook of a module that has just run can see a tensor, so that it may be written into.
 
-    Called by that hook, as by the one below, which counts references to a tensor that nobody else holds.
+    Called by that hook, as `_counted` is by the one below, with as many names for the same things.
 
     Args:
         hidden: the hidden states in `output`.
@@ -37,46 +41,43 @@ def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
         return False
     if hidden.is_inference() and not torch.is_inference_mode_enabled():
         return False
-    if type(output) not in (Tensor, tuple) or not hidden.untyped_storage().resizable():  # memory of numpy, of a file
-        return False
-    return _holders(hidden, output) == _holders_of_new(type(output) is tuple)
+    storage, in_cpp = hidden.untyped_storage(), hidden._use_count()  # type: ignore[attr-defined]  # stubs leave it out
+    count = (_holders(output), _holders(hidden), in_cpp, _sharers(storage._cdata))
+    # memory of numpy, or of a file, is not resizable
+    return count == _count_of_new(type(output)) and storage.resizable()
 
 
-def _holders(hidden: Tensor, output: Any) -> Count:
-    """How many hold the output and the tensor in Python, hold the tensor in C++, and share its memory."""
-    storage = hidden.untyped_storage()
-    in_cpp: int = hidden._use_count()  # type: ignore[attr-defined]  # a name that torch's stubs leave out
-    return sys.getrefcount(output), sys.getrefcount(hidden), in_cpp, torch._C._storage_Use_Count(storage._cdata)
+def _counted(hidden: Tensor, output: Any) -> Count:
+    """Stands for `is_seen_here_only`."""
+    storage, in_cpp = hidden.untyped_storage(), hidden._use_count()  # type: ignore[attr-defined]
+    return _holders(output), _holders(hidden), in_cpp, _sharers(storage._cdata)
 
 
-_counted_of_new: dict[bool, Count] = {}
+_counts_of_new: dict[type, Count] = {}
 
 
-def _holders_of_new(in_tuple: bool) -> Count | None:
-    """The same of a tensor that a module has just made.
+def _count_of_new(kind: type) -> Count | None:
+    """The count of what a module has just made: a tensor, or a tuple with it.
 
-    None while hooks on all modules may keep what the module gives; a mode does not see it.
+    None for other outputs, and while hooks on all modules may keep what the module gives; a mode does not see it.
     """
-    if in_tuple not in _counted_of_new and not _has_any_global_hook():  # type: ignore[no-untyped-call]
+    known = _counts_of_new.get(kind)
+    if known is None and kind in (Tensor, tuple) and not _has_any_global_hook():  # type: ignore[no-untyped-call]
         with DisableTorchFunction(), _disable_current_modes():
-            _counted_of_new[in_tuple] = _count(in_tuple)
-    return _counted_of_new.get(in_tuple)
+            known = _counts_of_new[kind] = _count(in_tuple=kind is tuple)
+    return known
 
 
-def _count(in_tuple: bool) -> Count:
+def _count(*, in_tuple: bool) -> Count:
     counted = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         hidden = hidden_of(output)
-        counted.append(_counted(hidden, output))
+        alone = _counted(hidden, output)
+        counted.append(alone)
 
     made = nn.Module()
     made.forward = lambda: (torch.zeros(1).add(1),) if in_tuple else torch.zeros(1).add(1)
     made.register_forward_hook(hook)
     made()
     return counted[0]
-
-
-def _counted(hidden: Tensor, output: Any) -> Count:
-    """Stands for `is_seen_here_only`."""
-    return _holders(hidden, output)
