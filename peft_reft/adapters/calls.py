@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.runtime.frames import Running
@@ -39,7 +40,11 @@ def rows_in_use(
     stack = None if isinstance(kwargs.get("intervention_locations"), Mapping) else stacks_of(state).for_rows(rows)
     given = (*args, *kwargs.values())
     said = RowAdapters(rows, stack, tensors=[value for value in given if isinstance(value, Tensor)])
-    running, handles, outer = state.running, [], state.running.rows
+    running, outer = state.running, state.running.rows
+    if outer is None and running.call is None:  # a call that an interrupt has ended may have left its hooks
+        _remove(running.handles)
+    around, handles = running.handles, cast(list[RemovableHandle], [])
+    running.handles = handles
     try:
         for module in base_modules(model, state):
             if isinstance(module, AuxiliaryTrainingWrapper):
@@ -47,10 +52,12 @@ def rows_in_use(
         handles.append(model.register_forward_pre_hook(_showing(running, said), prepend=True, with_kwargs=True))
         running.rows = said
         yield
-    finally:
-        running.rows = outer
-        for handle in handles:
-            handle.remove()
+    finally:  # which may come late, where an interrupt's traceback has held this call: another may run by then
+        if running.rows is said or running.rows is None:
+            running.rows = outer
+        _remove(handles)
+        if running.handles is handles:
+            running.handles = around
     if not said.taken:
         raise ConfigError(
             "adapter_names reached no call of the model",
@@ -58,6 +65,11 @@ def rows_in_use(
             rule="a call's own tensors come to the model, or none that PEFT shows before",
             fix="pass the inputs to the PEFT model itself, and let no wrapper inside of it replace all of them",
         )
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
 
 
 def _showing(running: Running, said: RowAdapters) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from .plan import StackPlan
 from .situation import UnitKey
@@ -105,6 +106,7 @@ class Running(threading.local):
         call: that this forward belongs to.
         session: what a generation that runs knows of its prompt.
         rows: what a call with `adapter_names` says for its rows.
+        handles: of the hooks that such a call has put on the model.
     """
 
     def __init__(self) -> None:
@@ -112,6 +114,7 @@ class Running(threading.local):
         self.call: Any = None
         self.session: Any = None
         self.rows: Any = None
+        self.handles: list[RemovableHandle] = []
 
     def __reduce__(self) -> tuple[type[Running], tuple[()]]:
         """A copy of a model runs nothing."""

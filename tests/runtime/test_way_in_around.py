@@ -355,3 +355,20 @@ def test_an_interrupt_anywhere_leaves_nothing(way: str) -> None:
 
 def traceback_of(interrupt: Interrupt) -> str:
     return "".join(traceback.format_exception(interrupt.error))
+
+
+def test_a_call_that_ends_late_takes_nothing_from_the_one_that_runs() -> None:
+    """An interrupt's traceback may hold a call's context beyond the start of the next one."""
+    model, given = biased("llama"), batch("llama")
+    base, names = model.get_base_model(), ["default", "__base__"]
+    wanted = model(**given, adapter_names=names).logits
+    hooks = len(base._forward_pre_hooks)
+    left = model.base_model._enable_peft_forward_hooks(adapter_names=names, **given)
+    left.__enter__()
+    state_of(base).running.rows = None  # as the interrupted forward leaves it
+    with model.base_model._enable_peft_forward_hooks(adapter_names=names, **given):
+        assert len(base._forward_pre_hooks) == hooks + 1
+        left.gen.close()
+        assert torch.equal(base(**given).logits, wanted)
+    assert len(base._forward_pre_hooks) == hooks
+    assert torch.equal(model(**given, adapter_names=names).logits, wanted)
