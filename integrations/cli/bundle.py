@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from peft_reft.hub_format.opening import open_source
 from peft_reft.mixed.joining import join
 
 from .report import JsonOption, Report, TokenOption
-from .source import open_source
 
 __all__ = ["bundle"]
 

@@ -14,9 +14,9 @@ from peft_reft.hub_format.bundle import Member
 from peft_reft.hub_format.errors import FileFormatError
 from peft_reft.hub_format.listing import CheckedMember, check_member, list_members
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
+from peft_reft.hub_format.opening import open_source
 
 from .report import JsonOption, Report, TokenOption, table
-from .source import open_source
 
 __all__ = ["diff"]
 

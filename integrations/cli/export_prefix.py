@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.opening import open_source
 
 from .report import JsonOption, Report, RevisionOption, TokenOption
-from .source import SourceArgument, open_source
+from .source import SourceArgument
 
 __all__ = ["export_prefix"]
 

@@ -9,10 +9,11 @@ from rich.console import RenderableType
 
 from peft_reft.hub_format.bundle import read_index
 from peft_reft.hub_format.listing import check_member, list_members
+from peft_reft.hub_format.opening import open_source
 
 from .members import describe_member
 from .report import JsonOption, Report, RevisionOption, TokenOption, table
-from .source import SourceArgument, open_source
+from .source import SourceArgument
 
 __all__ = ["inspect"]
 

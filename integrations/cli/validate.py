@@ -9,11 +9,12 @@ from peft_reft.hub_format.bundle import INDEX_NAME, Member, read_index
 from peft_reft.hub_format.errors import ReftError
 from peft_reft.hub_format.listing import check_member, list_members
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
+from peft_reft.hub_format.opening import open_source
 from peft_reft.hub_format.rank import check_ranks
 from peft_reft.hub_format.weight_member import check_weight_member
 
 from .report import JsonOption, Report, RevisionOption, TokenOption, describe_error, error_lines
-from .source import SourceArgument, open_source
+from .source import SourceArgument
 
 __all__ = ["validate"]
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft_reft.hub_format.bundle import Member
-from peft_reft.hub_format.errors import ConfigError, FileFormatError
-from peft_reft.hub_format.journal import settle
+from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.listing import list_members
+from peft_reft.hub_format.opening import open_source
 from peft_reft.hub_format.reader import CheckedFolder, check_link
-from peft_reft.hub_format.remote import fetch_folder
 from peft_reft.hub_format.weight_member import check_weight_member
 
 from .packed import read_checked
@@ -41,7 +40,7 @@ def open_adapter(source: str, *, revision: str | None = None, token: str | None 
             index or format say.
         HubError: the repository is missing, gated or out of reach.
     """
-    root = _root(source, revision, token)
+    root = open_source(source, revision=revision, token=token)
     members = list_members(root)
     edits = [member for member in members if member.kind == "reft"]
     weights = [member for member in members if member.kind != "reft"]
@@ -58,22 +57,6 @@ def open_adapter(source: str, *, revision: str | None = None, token: str | None 
         lora = root / weights[0].folder
         check_weight_member(lora)
     return Opened(folder.resolve(), checked, None if lora is None else lora.resolve())
-
-
-def _root(source: str, revision: str | None, token: str | None) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        settle(path)
-        return path
-    if path.exists() or path.is_symlink():
-        raise FileFormatError(
-            f"{source[:120]!r} is not a folder",
-            code="source.folder",
-            value=source,
-            rule="an adapter is a folder or a repository",
-            fix="name the folder that holds adapter_config.json",
-        )
-    return fetch_folder(source, revision=revision, token=token)
 
 
 def _refuse(source: str, members: list[Member], rule: str, fix: str) -> ConfigError:
