@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ def rows_in_use(
     running, outer = state.running, state.running.rows
     if outer is None and running.call is None:  # a call that an interrupt has ended may have left its hooks
         _remove(running.handles)
-    around, handles = running.handles, cast(list[RemovableHandle], [])
-    running.handles = handles
+    handles: list[RemovableHandle] = []
+    around, running.handles = running.handles, handles
     try:
         for module in base_modules(model, state):
             if isinstance(module, AuxiliaryTrainingWrapper):
