@@ -8,8 +8,7 @@ from pathlib import Path
 from benchmarks.speed.about import ROOT
 from benchmarks.speed.cases import CASES, FACTS_CASE
 from benchmarks.speed.methods import METHODS
-from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, opened, stopped
-from benchmarks.speed.processes import WorkerError
+from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, opened, resumable
 from benchmarks.speed.result import markdown, result, write
 from benchmarks.speed.rounds import Plan, measure, measure_facts
 
@@ -46,12 +45,10 @@ def main() -> None:
     for method, reason in plan.absent().items():
         print(f"{method} is left out: {reason}", flush=True)
     kept = opened(given, name)
-    try:
+    with resumable(kept):
         measure(plan, kept)
         if not given.no_facts:
             measure_facts(plan, kept)
-    except WorkerError as error:
-        raise SystemExit(stopped(error, kept)) from error
     told = result(plan, kept)
     command = command_line("benchmarks.speed")
     write(told, given.output or RESULTS / name, command)

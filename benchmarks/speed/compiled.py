@@ -11,8 +11,7 @@ from benchmarks.measure import table
 from benchmarks.speed.cases import COMPILED
 from benchmarks.speed.graphs import BLOCKS, counted
 from benchmarks.speed.methods import ENVIRONMENTS, METHODS
-from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, opened, stopped
-from benchmarks.speed.processes import WorkerError
+from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, opened, resumable
 from benchmarks.speed.result import TITLES, case_table, floors, result, sizes, versions
 from benchmarks.speed.rounds import Kept, Plan, measure
 
@@ -34,10 +33,8 @@ def main() -> None:
     plan = Plan(cases, chosen(given.methods, OWN), given.rounds, 1, given.device)
     name = "compiled" if given.device == "cpu" else f"compiled-{given.device}"
     kept = opened(given, name)
-    try:
+    with resumable(kept):
         measure(plan, kept)
-    except WorkerError as error:
-        raise SystemExit(stopped(error, kept)) from error
     count(plan, kept)
     told, command = compiled_result(plan, kept), command_line("benchmarks.speed.compiled")
     text, stem = compiled_markdown(told, command), given.output or RESULTS / name

@@ -11,8 +11,7 @@ from benchmarks.speed.axes import AXES, POINTS
 from benchmarks.speed.growth_figure import draw
 from benchmarks.speed.growth_result import MANY, growth_markdown, growth_result, write_growth
 from benchmarks.speed.methods import ENVIRONMENTS, METHODS
-from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, opened, stopped
-from benchmarks.speed.processes import WorkerError
+from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, opened, resumable
 from benchmarks.speed.rounds import Kept, Plan, measure
 from benchmarks.speed.work import seconds_of
 
@@ -43,10 +42,8 @@ def main() -> None:
     plan = Plan(cases, chosen(given.methods, OWN), given.rounds, given.sittings, given.device)
     name = "growth" if given.device == "cpu" else f"growth-{given.device}"
     kept = opened(given, name)
-    try:
+    with resumable(kept):
         measure(plan, kept)
-    except WorkerError as error:
-        raise SystemExit(stopped(error, kept)) from error
     if not given.no_many:
         measure_many(kept, given.rounds, given.device)
     told = growth_result(plan, kept, axes)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.speed.about import ROOT
+from benchmarks.speed.processes import WorkerError
 from benchmarks.speed.rounds import Kept
 
-__all__ = ["RESULTS", "add_places", "chosen", "command_line", "opened", "stopped"]
+__all__ = ["RESULTS", "add_places", "chosen", "command_line", "opened", "resumable"]
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -33,9 +35,13 @@ def opened(given: argparse.Namespace, name: str) -> Kept:
     return Kept.read(file)
 
 
-def stopped(error: Exception, kept: Kept) -> str:
-    """What to say where a worker failed."""
-    return f"{error}. What was measured is kept in {kept.file}; the same command goes on"
+@contextmanager
+def resumable(kept: Kept) -> Iterator[None]:
+    """Where a worker fails, end with the word that the same command goes on."""
+    try:
+        yield
+    except WorkerError as error:
+        raise SystemExit(f"{error}. What was measured is kept in {kept.file}; the same command goes on") from error
 
 
 def chosen(text: str, known: Collection[str], between: str = ",") -> tuple[str, ...]:
