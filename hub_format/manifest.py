@@ -96,6 +96,12 @@ class Manifest:
     def load(cls, path: Path) -> Manifest:
         """Read and check the structure of a manifest; whether the folder agrees is `reader.check_folder`'s work.
 
+        Args:
+            path: of the file.
+
+        Returns:
+            The manifest, its structure checked.
+
         Raises:
             ManifestError: a field is missing, unknown or of the wrong type.
             UnsupportedVersionError: another major version, or a higher minor one.

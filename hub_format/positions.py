@@ -113,7 +113,12 @@ Term = First | Last | Prompt | All | PromptWindow | Generated | Special
 
 @dataclass(frozen=True)
 class Positions:
-    """A parsed spec: `terms` in the order in which they claim tokens, and what is excluded from all of them."""
+    """A parsed spec.
+
+    Args:
+        terms: in the order in which they claim tokens.
+        exclusions: what is left out of all of them.
+    """
 
     terms: tuple[Term, ...]
     exclusions: tuple[Term, ...] = ()
@@ -134,6 +139,12 @@ class Positions:
 
 def parse_positions(text: str) -> Positions:
     """Parse a position spec.
+
+    Args:
+        text: e.g. `"f7+l7"`.
+
+    Returns:
+        The spec; `str` of it is the canonical spelling.
 
     Raises:
         PositionSyntaxError: for anything outside the grammar; the message shows the grammar.

@@ -25,6 +25,8 @@ from .training.penalty_schedule import PenaltySchedule
 if REFT not in PEFT_TYPE_TO_CONFIG_MAPPING:
     register_peft_method(name="reft", config_cls=ReftConfig, model_cls=ReftModel, prefix="reft_")
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Intervention",
     "MixedReftModel",

@@ -162,7 +162,14 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         self.positions = str(parse_positions(self.positions))
 
     def groups(self) -> tuple[SiteGroup, ...]:
-        """The validated site groups. Called again whenever a model is made, so later changes are checked too."""
+        """The validated site groups. Called again whenever a model is made, so later changes are checked too.
+
+        Returns:
+            One group for each entry of `interventions`, or a single one of the top-level fields.
+
+        Raises:
+            ConfigError: a field that was set to what is not allowed, or an identity start that a kind does not have.
+        """
         check_saved_parts(
             {name: _listed(getattr(self, name)) for name in ("modules_to_save", "trainable_token_indices")}
         )

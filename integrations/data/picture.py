@@ -38,7 +38,14 @@ class PositionPicture:
     note: str
 
     def marks(self, position: int) -> list[int]:
-        """Numbers, from 1, of the terms that edit a token. More than one where several groups do."""
+        """Numbers, from 1, of the terms that edit a token. More than one where several groups do.
+
+        Args:
+            position: of the token, from 0 at the first real one.
+
+        Returns:
+            The numbers.
+        """
         return [number for number, positions in enumerate(self.edited, start=1) if position in positions]
 
     def __str__(self) -> str:

@@ -50,7 +50,8 @@ def convert_intervention_locations(
         order: of the lists where weights are not shared and there are several layers. `"by_term"`: all layers'
             prefixes, then all suffixes (`[p, p, s, s]`, pyreft's own). `"by_layer"`: `[p, s, p, s]`.
         column: where the lists are.
-        prompt, prompt_length: for `"after_prompt"`, as in `add_intervention_locations`.
+        prompt: for `"after_prompt"`, as in `add_intervention_locations`.
+        prompt_length: for `"after_prompt"`, as in `add_intervention_locations`.
 
     Returns:
         `{"intervention_locations": [terms][k]}`, for a batch one such per row: positions counted from the row's first

@@ -43,6 +43,9 @@ def show_positions(
             a `completion`, and messages without an answer, are that already.
         prompt_length: real tokens of the prompt.
 
+    Returns:
+        The picture: text for `print`, HTML in a notebook.
+
     Raises:
         PromptBoundaryError: the positions depend on where the prompt ends, and nothing says where.
         LocationError: columns that do not fit one another, or a batch.

@@ -53,6 +53,9 @@ def evaluate_generations(
         max_new_tokens: of an answer.
         generation: further keywords of `generate`; without any it decodes greedily.
 
+    Returns:
+        What the metric returned, name → number.
+
     Raises:
         ConfigError: rows of another kind, or none with an answer; a metric that returns anything but numbers by name.
     """
@@ -131,7 +134,7 @@ class GenerationMetric(TrainerCallback):  # type: ignore[misc]  # transformers' 
     def measure(
         self, metrics: dict[str, float], prefix: str, model: nn.Module, loader: Any, processor: Any
     ) -> dict[str, float]:
-        """Generate, and add `<prefix>_<name>` to an evaluation's metrics; returns what was added.
+        """Generate, and add `<prefix>_<name>` to an evaluation's metrics.
 
         Args:
             metrics: of the evaluation; changed.
@@ -139,6 +142,13 @@ class GenerationMetric(TrainerCallback):  # type: ignore[misc]  # transformers' 
             model: the trainer's.
             loader: the evaluation's batches.
             processor: the trainer's tokenizer or processor, taken if this callback has no tokenizer.
+
+        Returns:
+            What was added.
+
+        Raises:
+            ConfigError: nothing decodes the answers, or the metric takes a name that the evaluation has.
+            PromptBoundaryError: batches without labels, or an answer without a prompt.
         """
         tokenizer = self.tokenizer if self.tokenizer is not None else getattr(processor, "tokenizer", processor)
         if tokenizer is None:

@@ -25,6 +25,9 @@ __all__ = ["ReftLLM", "ReftRequest"]
 class ReftRequest:
     """The adapter of a prompt, by the name under which it is served.
 
+    Args:
+        name: under which an adapter is served.
+
     Raises:
         ConfigError: what is no name of an adapter.
     """
@@ -84,7 +87,8 @@ class ReftLLM(LLM):  # type: ignore[misc]  # vLLM's types are not followed
         Args:
             name: by which prompts name it.
             source: folder or repository; of a bundle, its ReFT and its LoRA together.
-            revision, token: of a repository.
+            revision: of a repository.
+            token: of a repository, as in huggingface_hub.
             replace: whether an adapter of that name gives way; its requests end as they began.
 
         Raises:
@@ -106,6 +110,9 @@ class ReftLLM(LLM):  # type: ignore[misc]  # vLLM's types are not followed
 
     def unload_reft_adapter(self, name: str) -> None:
         """Serve an adapter no more; requests that have begun end with it.
+
+        Args:
+            name: of an adapter that is served.
 
         Raises:
             ConfigError: no adapter of that name is served.

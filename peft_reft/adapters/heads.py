@@ -57,6 +57,9 @@ def select_heads(model: Any, count: int, *, adapter_name: str = "default", **fie
         adapter_name: of that adapter.
         fields: of the new config that differ: `intervention` (`"bias"`, LoFiT's), `positions`, and so on.
 
+    Returns:
+        The config, one group for each head.
+
     Raises:
         ConfigError: no such adapter, or of another kind or component; a count beyond the number of heads.
     """

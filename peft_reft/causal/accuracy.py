@@ -43,7 +43,8 @@ class Accuracy:
     """Interchange intervention accuracy (arXiv 2106.02997, 2303.02536).
 
     Attributes:
-        correct, total: pairs.
+        correct: pairs whose answer is the causal model's.
+        total: pairs.
         interval: Wilson's interval of the accuracy.
         unchanged: share of pairs whose label is the base's own: what a site that does nothing gets.
         constant: share of the most common label: what a network that always answers the same gets.
@@ -92,6 +93,9 @@ def interchange_accuracy(
         decode: the network's output → values of the causal model's output.
         batch_size: pairs per forward.
         confidence: of the interval.
+
+    Returns:
+        The accuracy, with its interval and what chance gives.
 
     Raises:
         CausalModelError: no pairs, a variable without a site, an output that is not certain, a decode that gives
@@ -151,9 +155,16 @@ def answered(
     inputs that are answered rightly (`sample_pairs(inputs=…)`).
 
     Args:
-        model, causal_model, encode, decode, batch_size: as for `interchange_accuracy`.
+        model: as for `interchange_accuracy`.
+        causal_model: as for `interchange_accuracy`.
         inputs: of the causal model.
+        encode: as for `interchange_accuracy`.
+        decode: as for `interchange_accuracy`.
         alignment: sites whose `Column` keys the batches hold.
+        batch_size: inputs per forward.
+
+    Returns:
+        For each input, whether it is answered rightly.
     """
     right: list[bool] = []
     device, sites = device_of(model), list((alignment or {}).values())
@@ -169,6 +180,17 @@ def answered(
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share (Wilson 1927): it stays in 0 to 1 and has a width at 0 % and 100 % too.
+
+    Args:
+        correct: how many.
+        total: of how many.
+        confidence: that the interval holds the share, between 0 and 1.
+
+    Returns:
+        Lower and upper end, 0 to 1.
+
+    Raises:
+        CausalModelError: numbers that are no share or no confidence.
 
     >>> low, high = wilson_interval(81, 100)
     >>> round(low, 3), round(high, 3)

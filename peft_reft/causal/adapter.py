@@ -72,6 +72,9 @@ def to_adapter(
         adapter_name: of the adapter.
         batch_size: inputs per forward.
 
+    Returns:
+        The model with the adapter active and no variable set.
+
     Raises:
         SiteError: a site that no adapter can edit; the message says why.
         CausalModelError: no variable or inputs, too many to run unasked, a variable that is not certain.

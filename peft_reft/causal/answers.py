@@ -48,6 +48,15 @@ class Answers(nn.Module):
     ) -> Answers:
         """Answers in words, each one token: mind the space, `{"Anna": " Anna"}`.
 
+        Args:
+            model: as in the class.
+            tokenizer: of the model.
+            answers: value of the causal model's output → the word that says it.
+            position: as in the class.
+
+        Returns:
+            The model, read off at these answers.
+
         Raises:
             ConfigError: a word of no token or of several.
         """
@@ -81,10 +90,24 @@ class Answers(nn.Module):
         return scores
 
     def loss(self, *, kl: bool = False) -> Loss:
-        """`class_loss` over the answers, for `AlignmentSearch`."""
+        """`class_loss` over the answers, for `AlignmentSearch`.
+
+        Args:
+            kl: KL(label ‖ network) instead of cross-entropy.
+
+        Returns:
+            (output, labels) → scalar.
+        """
         return class_loss(list(self.tokens), logits=lambda scores: scores, kl=kl)
 
     def decode(self, scores: Tensor) -> list[Any]:
-        """The answer with the highest score in each row, for `interchange_accuracy`."""
+        """The answer with the highest score in each row, for `interchange_accuracy`.
+
+        Args:
+            scores: what `forward` gives, `[batch, values]`.
+
+        Returns:
+            For each row, a value of the causal model's output.
+        """
         values = list(self.tokens)
         return [values[place] for place in scores.argmax(-1).tolist()]

@@ -42,7 +42,14 @@ class Nulls:
     settings: Mapping[str, Any]
 
     def reached(self, value: float) -> int:
-        """How many of them reached a value."""
+        """How many of them reached a value.
+
+        Args:
+            value: an accuracy, 0 to 1.
+
+        Returns:
+            How many are at least that.
+        """
         return sum(one >= value for one in self.accuracies)
 
 
@@ -152,6 +159,12 @@ def over_sites(found: Mapping[str, Calibration]) -> dict[str, float]:
 
     A site's variables are there, with at most `alpha` of a chance that any of the sites is a false discovery, where
     its value is at most that. Few nulls cannot be small enough for many sites: take 100 for each.
+
+    Args:
+        found: name of a site → its calibration.
+
+    Returns:
+        Name → corrected bound, 0 to 1, in the order given.
 
     Raises:
         CausalModelError: no site.

@@ -59,6 +59,12 @@ class InterchangeDataset(Dataset[dict[str, Any]]):
             causal_model: gives the labels.
             pairs: base and source inputs.
             row: inputs → row, e.g. `lambda values: tokenizer(f"{values['X']} + {values['Y']} =")`; None keeps them.
+
+        Returns:
+            The dataset, in the order of the pairs.
+
+        Raises:
+            CausalModelError: no pairs, or inputs that the causal model does not take.
         """
         made = (lambda values: values) if row is None else row
         return cls(

@@ -48,7 +48,17 @@ class Distribution(Mapping[Hashable, float]):
 
     @classmethod
     def uniform(cls, values: Iterable[Hashable]) -> Distribution:
-        """Every one of the values with the same probability."""
+        """Every one of the values with the same probability.
+
+        Args:
+            values: one or more; what stands twice counts once.
+
+        Returns:
+            The distribution.
+
+        Raises:
+            CausalModelError: no values.
+        """
         chosen = list(dict.fromkeys(values))
         return cls({value: 1 / len(chosen) for value in chosen} if chosen else {})
 

@@ -38,9 +38,12 @@ class Edit:
 
     Args:
         site: where.
-        change: the chosen coordinates → what they become; None for a swap.
+        change: the chosen coordinates `[batch, …, width]` → what they become; None for a swap.
         source: the vectors of a source's run, for `interchange`.
         combine: (base's coordinates, source's) → new ones; None for a swap.
+
+    Raises:
+        SiteError: `site` is no `Site`.
     """
 
     site: Site
@@ -55,12 +58,27 @@ class Edit:
 
 
 def zero(site: Site) -> Edit:
-    """Set the coordinates to 0."""
+    """Set the coordinates to 0.
+
+    Args:
+        site: where.
+
+    Returns:
+        The edit, for `intervene`.
+    """
     return Edit(site, torch.zeros_like)
 
 
 def put(site: Site, value: Tensor) -> Edit:
-    """Set the coordinates to a value, `[width]` or any shape that fits `[batch, k, width]`, e.g. from `collect`."""
+    """Set the coordinates to a value.
+
+    Args:
+        site: where.
+        value: `[width]`, or any shape that fits the coordinates `[batch, k, width]`, e.g. from `collect`.
+
+    Returns:
+        The edit, for `intervene`.
+    """
     return Edit(site, lambda held: _fit(value, held, site))
 
 
@@ -70,6 +88,12 @@ def mean(site: Site, values: Tensor) -> Edit:
     Args:
         site: where.
         values: `[n, …, width]`, from `collect` at the same site.
+
+    Returns:
+        The edit, for `intervene`.
+
+    Raises:
+        SiteError: values that are no collected ones.
     """
     if values.dim() < 2 or not len(values):
         raise SiteError(
@@ -81,17 +105,45 @@ def mean(site: Site, values: Tensor) -> Edit:
 
 
 def add(site: Site, value: Tensor) -> Edit:
-    """Add a value to the coordinates, shaped as for `put`."""
+    """Add a value to the coordinates.
+
+    Args:
+        site: where.
+        value: `[width]`, or any shape that fits the coordinates `[batch, k, width]`, e.g. from `collect`.
+
+    Returns:
+        The edit, for `intervene`.
+    """
     return Edit(site, lambda held: held + _fit(value, held, site))
 
 
 def subtract(site: Site, value: Tensor) -> Edit:
-    """Subtract a value from the coordinates, shaped as for `put`."""
+    """Subtract a value from the coordinates.
+
+    Args:
+        site: where.
+        value: `[width]`, or any shape that fits the coordinates `[batch, k, width]`, e.g. from `collect`.
+
+    Returns:
+        The edit, for `intervene`.
+    """
     return Edit(site, lambda held: held - _fit(value, held, site))
 
 
 def noise(site: Site, std: float, *, seed: int) -> Edit:
-    """Add Gaussian noise to the coordinates, from a generator of its own: the same at each run."""
+    """Add Gaussian noise to the coordinates, from a generator of its own: the same at each run.
+
+    Args:
+        site: where.
+        std: of the noise, in the coordinates' units.
+        seed: of the generator.
+
+    Returns:
+        The edit, for `intervene`.
+
+    Raises:
+        SiteError: a std that is negative or not finite.
+    """
     if not 0 <= std < float("inf"):
         raise SiteError(f"{site.describe()}: noise of std {std}", value=std, rule="it is a finite number, 0 or more")
 

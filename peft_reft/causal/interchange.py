@@ -103,6 +103,17 @@ def intervene(model: nn.Module, inputs: Inputs, edits: Edit | Sequence[Edit]) ->
     """The model's output under edits: `zero`, `mean`, `noise`, `add`, `subtract`, `put`, or an `Edit` of one's own.
 
     Edits at one module apply one after the other, in the order given.
+
+    Args:
+        model: any module; it runs in the mode and under the grad mode it is called in.
+        inputs: a batch.
+        edits: an edit, or several at places that are disjoint.
+
+    Returns:
+        Whatever the model returns.
+
+    Raises:
+        SiteError: what is no edit, or a place that the model or an activation does not have.
     """
     listed = [edits] if isinstance(edits, Edit) else list(edits)
     for edit in listed:

@@ -45,12 +45,18 @@ def localist_search(
     The first of so many is partly lucky: measure it again on other pairs, with `interchange_accuracy`.
 
     Args:
-        model, causal_model, encode, decode: as for `interchange_accuracy`.
+        model: as for `interchange_accuracy`.
+        causal_model: as for `interchange_accuracy`.
         site: without units and mask; with a space, units are its features.
         variable: that the pairs exchange, and no other.
         size: of the sets.
         pairs: as for `interchange_accuracy`, in one batch.
+        encode: as for `interchange_accuracy`.
+        decode: as for `interchange_accuracy`.
         width: number of units there.
+
+    Returns:
+        Each set with its accuracy, 0 to 1, the best first.
 
     Raises:
         CausalModelError: pairs of other variables, or more than 100,000 sets.

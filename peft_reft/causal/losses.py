@@ -28,6 +28,9 @@ def class_loss(values: Sequence[Hashable], *, logits: Callable[[Any], Tensor], k
         values: the output variable's values, in the order of the network's logits.
         logits: what the network returns → `[batch, len(values)]`.
         kl: KL(label ‖ network) instead of cross-entropy.
+
+    Returns:
+        (output, labels) → scalar, for `AlignmentSearch`.
     """
 
     def loss(output: Any, labels: Sequence[Any]) -> Tensor:

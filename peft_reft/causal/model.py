@@ -83,6 +83,9 @@ class CausalModel:
         Args:
             inputs: every input variable's value or distribution; distributions of inputs are independent.
 
+        Returns:
+            Variable → value, or its `Distribution` where it is not certain.
+
         Raises:
             CausalModelError: an input is missing, unknown or not among its values, or a function fails.
         """
@@ -94,6 +97,12 @@ class CausalModel:
         Args:
             inputs: as for `run`.
             values: variable → value, or a distribution, drawn independently of everything else.
+
+        Returns:
+            Variable → value, or its `Distribution` where it is not certain.
+
+        Raises:
+            CausalModelError: as in `run`, or an unknown variable.
         """
         self._check_inputs(inputs)
         self._check_variables(values)
@@ -113,6 +122,12 @@ class CausalModel:
         Args:
             base: inputs.
             sources: variable → the inputs of its source.
+
+        Returns:
+            Variable → value, or its `Distribution` where it is not certain.
+
+        Raises:
+            CausalModelError: as in `run`, an unknown variable, or sources that are no mapping.
         """
         if not isinstance(sources, Mapping):
             raise CausalModelError(
@@ -122,7 +137,17 @@ class CausalModel:
         return self.intervene(base, {name: self.run(source)[name] for name, source in sources.items()})
 
     def descendants(self, name: str) -> set[str]:
-        """The variables that depend on one, itself left out."""
+        """The variables that depend on one, itself left out.
+
+        Args:
+            name: of a variable.
+
+        Returns:
+            Names.
+
+        Raises:
+            CausalModelError: no such variable.
+        """
         self._check_variables({name: None})
         found: set[str] = set()
         for variable in self.order:
@@ -131,13 +156,28 @@ class CausalModel:
         return found
 
     def every_input(self) -> Iterator[dict[str, Any]]:
-        """All combinations of the inputs' values."""
+        """All combinations of the inputs' values.
+
+        Raises:
+            CausalModelError: an input whose values are not known.
+        """
         domains = [self._domain(name) for name in self.inputs]
         for values in itertools.product(*domains):
             yield dict(zip(self.inputs, values, strict=True))
 
     def sample_inputs(self, count: int, *, seed: int) -> list[dict[str, Any]]:
-        """`count` inputs, each value drawn uniformly, from a generator of their own."""
+        """`count` inputs, each value drawn uniformly, from a generator of their own.
+
+        Args:
+            count: how many.
+            seed: of the generator.
+
+        Returns:
+            Inputs, variable → value.
+
+        Raises:
+            CausalModelError: an input whose values are not known.
+        """
         generator = random.Random(seed)
         domains = {name: self._domain(name) for name in self.inputs}
         return [{name: generator.choice(domain) for name, domain in domains.items()} for _ in range(count)]
@@ -147,7 +187,14 @@ class CausalModel:
         return drawing.to_networkx(self)
 
     def to_dot(self, values: Values | None = None) -> str:
-        """The graph in graphviz's language, the values of a run beside the names if they are given."""
+        """The graph in graphviz's language, the values of a run beside the names if they are given.
+
+        Args:
+            values: of a run, shown beside the names; None: names alone.
+
+        Returns:
+            The text of a `.dot` file.
+        """
         return drawing.to_dot(self, values)
 
     def draw(self, values: Values | None = None, ax: Axes | None = None) -> Axes:
@@ -156,6 +203,9 @@ class CausalModel:
         Args:
             values: of a run, shown beside the names.
             ax: where to draw; None makes a new figure.
+
+        Returns:
+            The axes.
         """
         return drawing.draw(self, values, ax)
 

@@ -21,6 +21,10 @@ _TRIES = 1000
 class Pair:
     """One interchange: the base's inputs, and of each variable that is exchanged its source's inputs.
 
+    Args:
+        base: inputs.
+        sources: variable → inputs.
+
     >>> Pair({"P": True, "Q": False}, {"Q": {"P": False, "Q": True}}).label(
     ...     CausalModel({"V": lambda P, Q: P and Q}, inputs={"P": (False, True), "Q": (False, True)})
     ... )
@@ -31,11 +35,25 @@ class Pair:
     sources: Mapping[str, Values]
 
     def label(self, causal_model: CausalModel) -> Any:
-        """The output that the causal model gives under the interchange: a value, or a `Distribution`."""
+        """The output that the causal model gives under the interchange.
+
+        Args:
+            causal_model: of these inputs.
+
+        Returns:
+            A value, or a `Distribution`.
+        """
         return causal_model.interchange(self.base, self.sources)[causal_model.output]
 
     def changes(self, causal_model: CausalModel) -> bool:
-        """Whether that is another output than the base's."""
+        """Whether the interchange gives another output than the base's.
+
+        Args:
+            causal_model: of these inputs.
+
+        Returns:
+            True where it does.
+        """
         return bool(self.label(causal_model) != causal_model.run(self.base)[causal_model.output])
 
 
@@ -45,6 +63,9 @@ def every_pair(causal_model: CausalModel, variables: Sequence[str]) -> Iterator[
     Args:
         causal_model: its inputs have known values.
         variables: those that are exchanged; there are n^(1 + their number) pairs of n inputs.
+
+    Yields:
+        The pairs, bases in the order of `every_input`.
 
     Raises:
         CausalModelError: no variable, an unknown one, or an input of any value.
@@ -73,6 +94,9 @@ def sample_pairs(
         seed: of a generator of its own.
         changing: the share of pairs, 0 to 1, whose interchange changes the output; None: as it falls.
         inputs: draws one input with the generator; None: each input variable uniformly, for itself.
+
+    Returns:
+        The pairs, in the order in which they were drawn.
 
     Raises:
         CausalModelError: no variable, an unknown one, an input of any value, or a share that 1000 draws do not give.

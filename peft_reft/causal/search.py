@@ -103,7 +103,16 @@ class AlignmentSearch(Found):
     def like(
         self, model: nn.Module, *, seed: int, directions: Literal["neurons"] | Tensor | None = None
     ) -> AlignmentSearch:
-        """The same search in another network, from a seed, with other directions."""
+        """The same search in another network, from a seed, with other directions.
+
+        Args:
+            model: of the same shape.
+            seed: of the start.
+            directions: as in the class: None, `"neurons"`, or rows `[directions, hidden]`.
+
+        Returns:
+            The search, not fitted yet.
+        """
         return AlignmentSearch(
             model,
             self.causal_model,
@@ -140,10 +149,16 @@ class AlignmentSearch(Found):
             pairs: fitted on.
             held_out: other pairs, on which everything is measured.
             decode: as in `accuracy`.
-            steps, learning_rate, batch_size, seed: as in `fit`.
+            steps: as in `fit`.
+            learning_rate: as in `fit`.
+            batch_size: as in `fit`.
+            seed: as in `fit`.
             nulls: of another calibration, or how many to make.
             untrained: a seed → such a network; None: `untrained_like`.
             alpha: the largest share of false discoveries.
+
+        Returns:
+            The accuracy beside what shows nothing.
 
         Raises:
             CausalModelError: fewer than 100 nulls, or nulls of another search.
@@ -165,7 +180,11 @@ class AlignmentSearch(Found):
         )
 
     def reset(self, seed: int) -> None:
-        """Start anew from a seed, as if nothing had been fitted."""
+        """Start anew from a seed, as if nothing had been fitted.
+
+        Args:
+            seed: of the start.
+        """
         generator = torch.Generator().manual_seed(seed)
         for place in self._places:
             place.reset(generator)
@@ -177,6 +196,12 @@ class AlignmentSearch(Found):
 
     def dataset(self, pairs: Sequence[Pair] | InterchangeDataset) -> InterchangeDataset:
         """The pairs with their labels.
+
+        Args:
+            pairs: from `sample_pairs` and the like; a dataset is checked and given back.
+
+        Returns:
+            The dataset.
 
         Raises:
             CausalModelError: no pairs, or one that exchanges a variable that is not searched.
@@ -259,6 +284,9 @@ class AlignmentSearch(Found):
             restarts: how many further starts may be tried, as long as the validation's accuracy is below `enough`;
                 the best start is kept.
             enough: 0 to 1.
+
+        Returns:
+            The losses of the start that is kept, one for each step.
 
         Raises:
             CausalModelError: no pairs, a variable of a pair that is not searched, no steps, restarts without

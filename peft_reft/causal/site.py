@@ -24,6 +24,9 @@ class Column:
 
     `inputs[key]` is `[batch]` or `[batch, k]`: indices among the row's real tokens, negatives from the end. The key is
     taken off before the model is called. So base and source may differ, and rows too.
+
+    Args:
+        key: of the inputs.
     """
 
     key: str
@@ -146,6 +149,12 @@ class Site:
 
     def address(self, model: nn.Module) -> Address:
         """Module and tensor of this site in a model.
+
+        Args:
+            model: any module.
+
+        Returns:
+            The module's path and the tensor of its call.
 
         Raises:
             SiteError: the model has no such module, layer or component.

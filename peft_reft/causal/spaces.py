@@ -33,24 +33,62 @@ class Space:
     keep_rest: bool = True
 
     def encode(self, hidden: Tensor) -> Tensor:
-        """Features `[..., width]` of `[..., hidden]`."""
+        """Features of vectors.
+
+        Args:
+            hidden: `[..., hidden]`.
+
+        Returns:
+            `[..., width]`.
+        """
         raise NotImplementedError
 
     def lift(self, change: Tensor) -> Tensor:
-        """What a change of features `[..., width]` changes in h: `[..., hidden]`, linear."""
+        """What a change of features changes in h; linear.
+
+        Args:
+            change: of the features, `[..., width]`.
+
+        Returns:
+            `[..., hidden]`.
+        """
         raise NotImplementedError
 
     def offset(self, like: Tensor) -> Tensor:
-        """What no features decode to, `[hidden]`; used with `keep_rest=False`."""
+        """What no features decode to; used with `keep_rest=False`.
+
+        Args:
+            like: any tensor of the device and dtype that are wanted.
+
+        Returns:
+            `[hidden]`.
+        """
         raise NotImplementedError
 
     def difference(self, hidden: Tensor, source: Tensor) -> Tensor:
-        """Features of h minus those of s, exactly zero where h is s."""
+        """Features of h minus those of s, exactly zero where h is s.
+
+        Args:
+            hidden: h `[..., hidden]`.
+            source: s, of the same shape.
+
+        Returns:
+            `[..., width]`.
+        """
         same = (hidden == source).all(-1, keepdim=True)
         return torch.where(same, 0.0, self.encode(hidden) - self.encode(source))
 
     def write(self, hidden: Tensor, features: Tensor, change: Tensor) -> Tensor:
-        """h with its features f replaced by f − change; all `[..., hidden]` or `[..., width]`."""
+        """h with its features f replaced by f − change.
+
+        Args:
+            hidden: h `[..., hidden]`.
+            features: f `[..., width]`.
+            change: what is taken off them, `[..., width]`.
+
+        Returns:
+            h′ `[..., hidden]`.
+        """
         if self.keep_rest:
             return hidden - (self.lift(change) + 0.0)
         return self.lift(features - change) + self.offset(hidden)
@@ -109,6 +147,9 @@ class Pca(Space):
         mean: μ `[hidden]`.
         std: σ `[hidden]`; None for 1.
         keep_rest: whether what lies outside of the components stays in h.
+
+    Raises:
+        ConfigError: components that are not orthonormal, or shapes or numbers that do not fit them.
     """
 
     def __init__(self, components: Tensor, mean: Tensor, std: Tensor | None = None, *, keep_rest: bool = True) -> None:
@@ -130,7 +171,20 @@ class Pca(Space):
 
     @classmethod
     def fit(cls, hidden: Tensor, width: int, *, standardise: bool = True, keep_rest: bool = True) -> Pca:
-        """The first `width` components of collected values `[..., hidden]`."""
+        """The first principal components of collected values.
+
+        Args:
+            hidden: `[..., hidden]`, from `collect`.
+            width: number of components.
+            standardise: divide each coordinate by its standard deviation first.
+            keep_rest: as in the class.
+
+        Returns:
+            The space.
+
+        Raises:
+            ConfigError: a width below 1, or above what the values allow.
+        """
         rows = hidden.reshape(-1, hidden.shape[-1]).float()
         if not 1 <= width <= min(rows.shape):
             raise ConfigError(
@@ -173,6 +227,9 @@ class Autoencoder(Space):
         threshold: θ `[width]`; None for 0.
         centre: whether d′ is taken off h before encoding (d = d′), else d = 0.
         keep_rest: whether the reconstruction error stays in h.
+
+    Raises:
+        ConfigError: tensors whose shapes do not fit one another.
     """
 
     def __init__(

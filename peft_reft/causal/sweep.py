@@ -26,7 +26,8 @@ class Sweep:
     """Accuracies over layers × positions.
 
     Attributes:
-        layers, positions: as they were swept; positions in words.
+        layers: as they were swept.
+        positions: as they were swept, in words.
         cells: (layer, position in words) → accuracy.
     """
 
@@ -37,6 +38,12 @@ class Sweep:
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
         """What `sweep` has kept in a file, be it all or a part; layers in order, positions as they come.
+
+        Args:
+            path: of the JSON file.
+
+        Returns:
+            The sweep.
 
         Raises:
             CausalModelError: no file, or none of a sweep.
@@ -60,6 +67,9 @@ class Sweep:
         Args:
             ax: where; None makes a new figure.
             labels: of the positions, e.g. the tokens there.
+
+        Returns:
+            The axes.
 
         Raises:
             CausalModelError: another number of labels than of positions.
@@ -101,12 +111,16 @@ def sweep(
 
     Args:
         measure: layer and position → accuracy.
-        layers, positions: to go over; none twice.
+        layers: to go over; none twice.
+        positions: to go over; none twice.
         progress: show a bar (tqdm, extra `causal`).
         path: a JSON file that keeps each cell as soon as it is measured; if it is there, its cells are not measured
             again.
         settings: of the measurement, plain JSON, kept in the file; a file of other settings is refused. A path needs
-            them: model, data, seed, whatever another accuracy would come of.
+            some: model, data, seed, whatever another accuracy would come of.
+
+    Returns:
+        All cells.
 
     Raises:
         CausalModelError: no layer or position, one twice, a path without settings, or a file of another sweep.

@@ -22,6 +22,9 @@ def untrained_like(model: nn.Module, seed: int) -> nn.Module:
         model: it stays as it is.
         seed: torch's generator is left where it was.
 
+    Returns:
+        The copy, on the same devices.
+
     Raises:
         CausalModelError: a module that does not say how it starts.
     """

@@ -64,6 +64,9 @@ def merge_skills(
         grid: weights to try, 0 or more.
         rounds: through all adapters.
 
+    Returns:
+        The weights, and what the sum loses.
+
     Raises:
         ConfigError: no data, a name or a number that is not allowed.
         MergeError: a kind whose edit times a factor is no edit. Nothing is measured then.

@@ -87,6 +87,9 @@ class SkillRouter:
             by: what is seen of a prompt.
             layer: of the representation.
 
+        Returns:
+            The router.
+
         Raises:
             ConfigError: fewer than two skills, one without prompts or without an adapter, a value that is not allowed.
         """
@@ -102,7 +105,14 @@ class SkillRouter:
         return cls(tuple(seen), by, layer, weight, bias)
 
     def scores(self, model: PeftModel, prompts: Prompts) -> Tensor:
-        """`[batch, adapters]`: the highest is where a prompt goes; a softmax of a row is its probability, by the rule.
+        """How well each adapter fits each prompt; a softmax of a row is its probability, by the rule.
+
+        Args:
+            model: with the router's adapters.
+            prompts: `input_ids` and `attention_mask`, `[batch, seq]`.
+
+        Returns:
+            `[batch, adapters]`; the highest is where a prompt goes.
 
         Raises:
             ConfigError: the model lacks an adapter, or its states have another size.
@@ -127,7 +137,19 @@ class SkillRouter:
         return seen @ self.weight.mT + self.bias
 
     def route(self, model: PeftModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[str]:
-        """The adapter of each row, as `adapter_names` of `forward` and `generate` takes them."""
+        """The adapter of each row, as `adapter_names` of `forward` and `generate` takes them.
+
+        Args:
+            model: with the router's adapters.
+            input_ids: `[batch, seq]`.
+            attention_mask: of the same shape; None: no padding.
+
+        Returns:
+            A name for each row.
+
+        Raises:
+            ConfigError: as in `scores`.
+        """
         given = {"input_ids": input_ids}
         if attention_mask is not None:
             given["attention_mask"] = attention_mask
@@ -135,6 +157,13 @@ class SkillRouter:
 
     def measure(self, model: PeftModel, prompts: Mapping[str, Sequence[Prompts]]) -> RouterReport:
         """Accuracy and cost on prompts that it was not fitted on.
+
+        Args:
+            model: with the router's adapters.
+            prompts: skill → batches of prompts, `input_ids` and `attention_mask` `[batch, seq]`.
+
+        Returns:
+            Accuracy, by skill too, and cost.
 
         Raises:
             ConfigError: a skill that it does not know, or one without prompts.
@@ -154,7 +183,11 @@ class SkillRouter:
         return RouterReport(right / max(1, asked), by_skill, taken / max(1, asked), prefills)
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
-        """Write `skill_router.safetensors` beside the adapters, e.g. into a bundle that was saved there."""
+        """Write `skill_router.safetensors` beside the adapters, e.g. into a bundle that was saved there.
+
+        Args:
+            save_directory: folder; made if needed.
+        """
         folder = as_path(save_directory, "save_directory")
         folder.mkdir(parents=True, exist_ok=True)
         told = {"version": VERSION, "adapters": list(self.adapters), "by": self.by, "layer": self.layer}
@@ -167,6 +200,12 @@ class SkillRouter:
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> SkillRouter:
         """Read the router of a folder.
+
+        Args:
+            folder: with a `skill_router.safetensors`.
+
+        Returns:
+            The router.
 
         Raises:
             ConfigError: there is none, or the file is not what `save_pretrained` writes.

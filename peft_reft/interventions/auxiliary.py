@@ -31,17 +31,38 @@ class PenaltyWeight:
 
 
 def has_penalty(unit: Any) -> bool:
-    """Whether a unit's kind can add something to the loss."""
+    """Whether a unit's kind can add something to the loss.
+
+    Args:
+        unit: an intervention.
+
+    Returns:
+        True where its class defines `penalty` or `row_penalty`.
+    """
     return has_own_penalty(unit) or type(unit).row_penalty is not Intervention.row_penalty
 
 
 def has_own_penalty(unit: Any) -> bool:
-    """Whether it adds something of its parameters alone."""
+    """Whether it adds something of its parameters alone.
+
+    Args:
+        unit: an intervention.
+
+    Returns:
+        True where its class defines `penalty`.
+    """
     return type(unit).penalty is not Intervention.penalty
 
 
 def has_row_penalty(unit: Any) -> bool:
-    """Whether a unit adds something that depends on the rows that it edits."""
+    """Whether a unit adds something that depends on the rows that it edits.
+
+    Args:
+        unit: an intervention.
+
+    Returns:
+        True where its class defines `row_penalty` and its weight is not 0.
+    """
     return type(unit).row_penalty is not Intervention.row_penalty and not (
         isinstance(unit, PenaltyWeight) and unit.unweighted
     )

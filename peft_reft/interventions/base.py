@@ -42,6 +42,9 @@ class Intervention(Reserving):
         options: the kind's own parameters.
         device: where the parameters are created.
         complement: directions `[k, hidden]` that R keeps out of; for kinds with an R. It is saved and never trained.
+
+    Raises:
+        ConfigError: a rank above the hidden size, an option or a start that the kind does not have.
     """
 
     kind: ClassVar[str]
@@ -110,7 +113,14 @@ class Intervention(Reserving):
 
     @classmethod
     def options_conflict(cls, options: Mapping[str, Any]) -> str | None:
-        """What is wrong with options that are allowed one by one; None if nothing is."""
+        """What is wrong with options that are allowed one by one.
+
+        Args:
+            options: the kind's own, by name.
+
+        Returns:
+            The fault in words; None if there is none.
+        """
         return None
 
     @property
@@ -128,7 +138,14 @@ class Intervention(Reserving):
         return {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}
 
     def start(self, init_weights: Init) -> None:
-        """Set the parameters to their start. On the meta device there is nothing to set."""
+        """Set the parameters to their start. On the meta device there is nothing to set.
+
+        Args:
+            init_weights: as in the class.
+
+        Raises:
+            ConfigError: the identity was asked for, and the kind has none.
+        """
         if any(tensor.is_meta for tensor in self.named_tensors().values()):
             return
         identity = self.starts_as_identity(self.act_fn)
@@ -148,7 +165,14 @@ class Intervention(Reserving):
 
     @classmethod
     def starts_as_identity(cls, act_fn: str | None) -> bool:
-        """Whether some start makes the edit the identity, given the activation."""
+        """Whether some start makes the edit the identity.
+
+        Args:
+            act_fn: the activation on the learned source, or None.
+
+        Returns:
+            True where the kind has such a start and the activation keeps it.
+        """
         has_identity = cls.identity is not Intervention.identity
         name = canonical_activation(act_fn)
         return has_identity and (name is None or (cls.act_keeps_identity and starts_at_zero(name)))
@@ -174,7 +198,16 @@ class Intervention(Reserving):
         raise NotImplementedError
 
     def edit_delta(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """h′ − h `[..., hidden]` for h `[..., hidden]`, float32 or float64; see the class for further arguments."""
+        """What the edit adds to h; every kind defines it.
+
+        Args:
+            hidden: h `[..., hidden]`, float32 or float64.
+            args: R `[rank, hidden]`, for kinds with an entry in `orthonormal`.
+            kwargs: `sequence` for kinds across tokens, `generator` for kinds that sample; see the class.
+
+        Returns:
+            h′ − h `[..., hidden]`, in the dtype of h.
+        """
         raise NotImplementedError
 
     def penalty(self) -> Tensor:
@@ -182,7 +215,14 @@ class Intervention(Reserving):
         raise NotImplementedError
 
     def row_penalty(self, hidden: Tensor) -> Tensor:
-        """The same of edited rows: a number for each, `[...]` for h `[..., hidden]`; their mean is added."""
+        """What edited rows add to the loss in training; their mean is added, times its weight.
+
+        Args:
+            hidden: h of the rows `[..., hidden]`.
+
+        Returns:
+            A number for each row, `[...]`.
+        """
         raise NotImplementedError
 
     def affine(self, tensors: Mapping[str, Tensor], *args: Any) -> Affine:
@@ -195,24 +235,35 @@ class Intervention(Reserving):
         Args:
             tensors: the parameters of a kind, or of several units that differ in nothing else, stacked `[units, ...]`;
                 all of one floating dtype. Without the raw one of R.
+            args: R `[rank, hidden]`, stacked alike, for kinds with an entry in `orthonormal`.
+
+        Returns:
+            The two products, and what they add.
         """
         raise NotImplementedError
 
     def scaled(self, factor: float) -> tuple[str, dict[str, Tensor]] | None:
         """The edit times a factor, as an edit again; not inherited, since a subclass has another formula.
 
+        Args:
+            factor: what every edit is multiplied by.
+
         Returns:
-            A kind, its options all at their defaults, and its tensors; None where no kind is that edit.
+            A kind, its options all at their defaults, and its tensors, of the shapes `tensors` names (`[rank, hidden]`
+                and so on); None where no kind is that edit.
         """
         return None
 
     @classmethod
     def summed(cls, parts: Sequence[Mapping[str, Tensor]], hidden_size: int) -> dict[str, Tensor] | None:
-        """The tensors of one edit of this kind that is the sum of several; None where no choice of them is.
+        """The tensors of one edit of this kind that is the sum of several.
 
         Args:
-            parts: the tensors of each.
+            parts: the tensors of each, of the shapes `tensors` names, e.g. `[rank, hidden]`.
             hidden_size: of the sites; the sum's rank must not exceed it.
+
+        Returns:
+            The tensors of the sum, whose rank is the sum of the ranks; None where no choice of tensors is it.
         """
         return None
 
@@ -267,11 +318,27 @@ class Intervention(Reserving):
             delattr(self, COMPLEMENT)
 
     def active(self, tensor: Tensor, name: str) -> Tensor:
-        """The rows of a tensor that are on: all of them, or those of the chosen subspaces."""
+        """The rows of a tensor that are on: all of them, or those of the chosen subspaces.
+
+        Args:
+            tensor: one of the kind's, `[rank, ...]` or without a rank.
+            name: its name.
+
+        Returns:
+            `[rows, ...]`; the tensor itself where all are on.
+        """
         return tensor if self.rows is None or self.tensors[name][0] != "rank" else tensor[self.rows]
 
     def parameter(self, name: str, like: Tensor) -> Tensor:
-        """A tensor in the dtype in which the edit is computed; where subspaces are off, without their rows."""
+        """A tensor in the dtype in which the edit is computed; where subspaces are off, without their rows.
+
+        Args:
+            name: of a tensor of the kind.
+            like: any tensor in the dtype of the edit.
+
+        Returns:
+            The tensor, `[rows, ...]` of its `[rank, ...]` where subspaces are off.
+        """
         value: Tensor = getattr(self, name)
         return self.active(value, name).to(like.dtype)
 

@@ -23,6 +23,9 @@ def register_intervention(name: str, *, version: int = 1) -> Callable[[type[Inte
         name: the value of `ReftConfig.intervention`.
         version: raised whenever the meaning of saved tensors changes; a file of another version is refused.
 
+    Returns:
+        The decorator; it gives the class back.
+
     Raises:
         ConfigError: the name stands for another kind already; a name, version or class that is none.
     """
@@ -66,6 +69,16 @@ def register_intervention(name: str, *, version: int = 1) -> Callable[[type[Inte
 
 
 def intervention_class(name: str) -> type[Intervention]:
-    """The class of a kind; an unknown name is an error that lists the known ones."""
+    """The class of a kind.
+
+    Args:
+        name: as in `ReftConfig.intervention`.
+
+    Returns:
+        The class.
+
+    Raises:
+        ConfigError: an unknown name; the error lists the known ones.
+    """
     kind_signature(name)
     return _CLASSES[name]

@@ -55,6 +55,9 @@ class MixedReftModel(TwoTuners):
             autocast_adapter_dtype: whether adapters of half-precision bases are float32.
             orthogonal: keep what the edits of kind `adapter` read out of what the LoRA of their block writes.
 
+        Returns:
+            The mixed model, around the base that was given.
+
         Raises:
             ConfigError: a part is missing, a name is not allowed, or nothing can be kept orthogonal.
         """
@@ -70,6 +73,9 @@ class MixedReftModel(TwoTuners):
 
         Args:
             model: of a weight adapter such as a LoRA, one of them named `"default"`.
+
+        Returns:
+            The mixed model, around the same modules.
 
         Raises:
             ConfigError: a model that cannot be the weight part of a mixed one.
@@ -103,6 +109,9 @@ class MixedReftModel(TwoTuners):
             orthogonal: as in `from_configs`, where it is trained further; what was saved is orthogonal as it is.
             kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as in huggingface_hub; `allow_patterns=True`
                 runs regular expressions of a LoRA's config, which can take forever: only where you trust its author.
+
+        Returns:
+            The mixed model, its adapters loaded and active.
 
         Raises:
             ReftError: the folder is no bundle and no weight adapter, or a file of it is not what was saved.
@@ -179,6 +188,12 @@ class MixedReftModel(TwoTuners):
         self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, **kwargs: Any
     ) -> None:
         """Add the weighted sum of adapters of one part; see `ReftModel.add_weighted_adapter`, or PEFT for a LoRA.
+
+        Args:
+            adapters: names, all of one part.
+            weights: one for each.
+            adapter_name: of the sum.
+            kwargs: for a LoRA as in PEFT.
 
         Raises:
             ConfigError: the adapters are of both parts, or the name is taken.

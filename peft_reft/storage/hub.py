@@ -110,6 +110,7 @@ def push_to_hub(
         The URL of the commit, or of the pull request.
 
     Raises:
+        ConfigError: a model without a ReFT adapter.
         HubError: someone else changed the same adapters (`hub.conflict`), the repository holds a LoRA
             (`hub.occupied`), or what else `code` tells.
 

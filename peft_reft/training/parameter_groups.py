@@ -29,6 +29,9 @@ def parameter_groups(
         lr: of everything else that is trained, LoRAs and modules saved in full too.
         weight_decay: of everything else; tensors with a rate of their own have none.
 
+    Returns:
+        Groups `{"params": [...], "lr": ..., "weight_decay": ...}`, those of `rates` first.
+
     Raises:
         ConfigError: a name that no trained edit has, a rate that is not a positive number, or nothing to train.
     """

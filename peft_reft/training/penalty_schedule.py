@@ -48,7 +48,14 @@ class PenaltySchedule(TrainerCallback):  # type: ignore[misc]  # transformers' t
         self.shape, self.start, self.end, self.cycles = shape, start, end, cycles
 
     def weight(self, progress: float) -> float:
-        """At a part of the run, from 0 to 1."""
+        """The weight at a part of the run.
+
+        Args:
+            progress: from 0 at the first step to 1 at the last.
+
+        Returns:
+            The weight.
+        """
         if self.shape == "linear":
             return self.start + (self.end - self.start) * progress
         if self.shape == "cyclic":

@@ -1,0 +1,1 @@
+"""Help where people look: what the docstrings of public names must say."""

@@ -1,0 +1,1 @@
+"""The pages of the site: every block of code on them is run by a test."""
