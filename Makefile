@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 .PHONY: demo test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
 	bench bench-quick bench-gpu bench-growth bench-compiled bench-environments \
-	study study-small study-tables
+	study study-small study-tables docs docs-serve dist release-check extras api-types
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
@@ -133,6 +133,40 @@ build/types: $(VENV)/dev.stamp
 types: build/types
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p peft_reft
 
+# the site, strictly: no warning, no dead link, every public name in the reference, nothing fetched from elsewhere
+docs: .venv-docs/stamp
+	.venv-docs/bin/python -m tools.site
+
+docs-serve: docs
+	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory build/docs/site 8000
+
+# the reference is read from the sources, so that nothing of torch is needed here
+.venv-docs/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(call EXTRA,docs)
+	touch $@
+
+EXTRA = $$($(PYTHON) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])' $(1))
+
+# sdist, and the wheel that comes of it, into dist/; looked through, and checked as an index would check them
+dist: .venv-release/stamp
+	rm -rf dist build/lib && .venv-release/bin/python -m build --outdir dist .
+	.venv-release/bin/twine check --strict dist/*
+	.venv-release/bin/python -m tools.release contents dist
+
+# the wheel in a bare environment, with what it declares and no more, used from another folder
+release-check: dist
+	.venv-release/bin/python -m tools.release use dist
+
+# every extra by itself: which versions pip would take; minutes, and all of a large index's metadata
+extras: .venv-release/stamp
+	.venv-release/bin/python -m tools.release extras
+
+.venv-release/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check $(call EXTRA,release)
+	touch $@
+
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -156,4 +190,4 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-serving .venv-vllm build dist demo-output *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-oldest .venv-release .venv-serving .venv-vllm build dist demo-output *.egg-info

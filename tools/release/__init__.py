@@ -1,0 +1,1 @@
+"""What is done before a release: the archives are looked through, and the wheel is used as a stranger would."""
