@@ -72,8 +72,7 @@ def test_every_chart_of_the_pages_is_drawn() -> None:
         (ROOT / "docs/architecture.md").read_text("utf-8"),
         source="docs/architecture.md",
         target="architecture.md",
-        homes={page.source: page.target for _, found in site_pages(ROOT) for page in found}
-        | {"README.md": "index.md"},
+        homes=homes | {"README.md": "index.md"},
         bring=home_of,
     )
 
