@@ -148,6 +148,16 @@ docs-serve: docs
 
 EXTRA = $$($(PYTHON) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])' $(1))
 
+# what editors know: every public name has a type, a parameter, a return value. Names of libraries that are not
+# installed here (vLLM, lm-evaluation-harness) are left out
+api-types: build/types .venv-pyright/stamp
+	$(BIN)/python -m tools.api_types .venv-pyright/bin/basedpyright build/types
+
+.venv-pyright/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-pyright
+	.venv-pyright/bin/python -m pip install --quiet --disable-pip-version-check $(call EXTRA,typing)
+	touch $@
+
 # sdist, and the wheel that comes of it, into dist/; looked through, and checked as an index would check them
 dist: .venv-release/stamp
 	rm -rf dist build/lib && .venv-release/bin/python -m build --outdir dist .
@@ -190,4 +200,4 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-docs .venv-oldest .venv-release .venv-serving .venv-vllm build dist demo-output *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-oldest .venv-pyright .venv-release .venv-serving .venv-vllm build dist demo-output *.egg-info

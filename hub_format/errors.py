@@ -63,7 +63,7 @@ class ReftError(ValueError):
         rule: str | None = None,
         fix: str | None = None,
     ) -> None:
-        self.code = code or self.default_code
+        self.code: str = code or self.default_code
         self.file = file
         self.value = value
         self.rule = rule

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 from .errors import ConfigError
 
-__all__ = ["KeywordError", "check_keywords"]
+__all__ = ["KeywordError", "check_keywords", "meant"]
 
 ELSEWHERE = {
     "alpha": "scale_adapter(model, name, factor), at run time",
     "bias": "intervention='bias', or a kind that has one",
     "component_name": "component",
-    "embed_dim": "nothing: the hidden size is the model's",
-    "hidden_size": "nothing: it is the model's",
+    "embed_dim": "",
+    "hidden_size": "",
     "intervention_locations": "positions, or intervention_locations as a keyword of forward and generate",
     "intervention_type": "intervention",
     "intervention_types": "intervention",
@@ -38,7 +38,7 @@ ELSEWHERE = {
     "tied_weights": "share_weights",
     "unit_locations": "positions, or intervention_locations as a keyword of forward and generate",
 }
-"""Names of pyreft, pyvene, adapters and of PEFT's LoRA → what says the same here."""
+"""Names of pyreft, pyvene, adapters and of PEFT's LoRA → what says the same here; empty: the model says it itself."""
 
 
 class KeywordError(ConfigError, TypeError):
@@ -62,11 +62,25 @@ def check_keywords(given: Iterable[str], known: Iterable[str], *, of: str) -> No
     for name in given:
         if name in names:
             continue
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-        meant = ELSEWHERE.get(name) or (close[0] if close else None)
         raise KeywordError(
             f"{of}() got an unexpected keyword argument {name!r}",
             value=name,
             rule=f"it has: {', '.join(names)}",
-            fix=f"use {meant}" if meant else None,
+            fix=meant(name, names),
         )
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """What to do about a name that is not known.
+
+    Args:
+        name: as it was written.
+        known: those that are.
+
+    Returns:
+        The fix, for an error; None where nothing is like it.
+    """
+    if name in ELSEWHERE:
+        return f"use {ELSEWHERE[name]}" if ELSEWHERE[name] else "leave it out: the model says it itself"
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"use {close[0]}" if close else None

@@ -27,6 +27,7 @@ from .groups import (
     refuse,
     site_group,
 )
+from .keywords import meant
 from .kinds import KindSignature, kind_signature
 from .lowest import check_not_newer, lowest_version
 from .migrations import migrate
@@ -96,7 +97,8 @@ def check_fields(values: Mapping[str, Any]) -> tuple[SiteGroup, ...]:
             raise refuse(f"interventions[{number}]", entry, "it is a dict of config fields")
         for name in entry:
             if name not in GROUP_FIELDS:
-                raise refuse(f"interventions[{number}]", name, f"a group sets only {', '.join(GROUP_FIELDS)}")
+                rule = f"a group sets only {', '.join(GROUP_FIELDS)}"
+                raise refuse(f"interventions[{number}]", name, rule, fix=meant(name, GROUP_FIELDS))
         groups.append(site_group({**defaults, **entry}))
     return _checked(groups, values)
 

@@ -6,9 +6,9 @@ import inspect
 from contextvars import ContextVar
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 
 from peft_reft.hub_format.digests import pickled_tensors
 from peft_reft.hub_format.envelope import check_envelope, check_saved_parts
@@ -127,11 +127,12 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(default=None)
     reft: InitVar[dict[str, Any] | None] = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> ReftConfig:
-        """A config; unknown keywords are refused here, where all of them are seen."""
-        check_keywords(kwargs, list(inspect.signature(cls.__init__).parameters)[1:], of=cls.__name__)
-        made: ReftConfig = super().__new__(cls)
-        return made
+    if not TYPE_CHECKING:  # an editor shall see the fields
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> ReftConfig:
+            """A config; unknown keywords are refused here, where all of them are seen."""
+            check_keywords(kwargs, list(inspect.signature(cls.__init__).parameters)[1:], of=cls.__name__)
+            return super().__new__(cls)
 
     def __post_init__(self, reft: dict[str, Any] | None) -> None:
         if reft is None and self.peft_version is not None:
@@ -145,7 +146,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         if reft is not None:
             check_envelope({name: getattr(self, name) for name in ENVELOPE})
         super().__post_init__()
-        self.peft_type = REFT
+        self.peft_type: PeftType | str | None = REFT
         self.recorded_tensors: dict[str, Any] | None = None
         self.recorded_version: str | None = None  # of the file that it was read from
         self.moved: dict[str, str] = {}  # components that format 1.0 takes elsewhere in the base that a model has
@@ -160,6 +161,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         for name, value in canonical_fields(self._behaviour()).items():
             setattr(self, name, value)
         self.positions = str(parse_positions(self.positions))
+        if self.interventions is not None:
+            self.interventions = [_canonical(entry) for entry in self.interventions]
 
     def groups(self) -> tuple[SiteGroup, ...]:
         """The validated site groups. Called again whenever a model is made, so later changes are checked too.
@@ -290,6 +293,15 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         return {name: getattr(self, name) for name in BEHAVIOUR}
 
 
+def _canonical(group: dict[str, Any]) -> dict[str, Any]:
+    """A group whose positions, if it has any of its own, are spelled as those of a config."""
+    return {**group, "positions": str(parse_positions(group["positions"]))} if "positions" in group else group
+
+
 def _listed(value: Any) -> Any:
     """A tuple or a set as the list that a file holds of it."""
     return list(value) if isinstance(value, (tuple, set)) else value
+
+
+_made = inspect.signature(ReftConfig.__init__)
+ReftConfig.__signature__ = _made.replace(parameters=[*_made.parameters.values()][1:])  # type: ignore[attr-defined]  # for help

@@ -18,6 +18,8 @@ from .interventions.base import Init
 from .runtime import Runtime
 from .runtime.activity import LiveUnit
 from .runtime.devices import site_device
+from .runtime.frames import Running
+from .runtime.operands import Operands
 from .runtime.scales import Scales
 from .runtime.site_edit import CHILD, edit_input, edit_output
 from .runtime.state import ModelState
@@ -81,13 +83,13 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         super().__init__()
         self.path = path
         self.stack = stack
-        self.state = runtime.state
-        self.running = runtime.state.running
-        self.operands = runtime.operands
+        self.state: ModelState = runtime.state
+        self.running: Running = runtime.state.running
+        self.operands: Operands = runtime.operands
         self.runtime = runtime
         self.adapter_layer_names: tuple[str, ...] = ()
         self.units: dict[str, tuple[int, ...]] = {}
-        self.scaling = Scales()
+        self.scaling: Scales = Scales()
         self.taps: dict[Place, Tap] = {}
         self._disable_adapters = False
         self._active_adapter: list[str] = []

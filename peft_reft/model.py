@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from peft_reft.hub_format.bundle import check_name
@@ -50,8 +51,8 @@ __all__ = ["ReftModel"]
 
 COMPLETION_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
-for provider in (PackedBase, Recomputation, Generations, ContinuousBatching, Trainers):  # asked in this order
-    register_boundary(provider)
+for _provider in (PackedBase, Recomputation, Generations, ContinuousBatching, Trainers):  # asked in this order
+    register_boundary(_provider)
 
 
 class ReftModel(SavingTuner):
@@ -64,7 +65,7 @@ class ReftModel(SavingTuner):
     prefix = "reft_"
     _told_by: Mapping[str, Tensor] | None = None
     _former: Former = NOTHING
-    tuner_layer_cls = ReftLayer
+    tuner_layer_cls: type[BaseTunerLayer] = ReftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's declaration
 
     def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict[str, Any]) -> ReftConfig:

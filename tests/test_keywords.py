@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import pickle
+import pydoc
+import re
 from typing import Any
 
 import pytest
@@ -22,6 +25,10 @@ MEANT = [
     ("prefix_positions", 3, "use positions"),
     ("non_linearity", "relu", "use act_fn"),
     ("initweights", True, "use init_weights"),
+    ("intervention_type", "loreft", "use intervention"),
+    ("layer", 3, "use layers_to_transform"),
+    ("component_name", "block_output", "use component"),
+    ("embed_dim", 64, "leave it out: the model says it itself"),
 ]
 
 
@@ -34,6 +41,33 @@ def test_the_right_keyword_is_named(name: str, value: Any, fix: str) -> None:
     assert fix in str(refused.value)
 
 
+@pytest.mark.parametrize(("name", "fix"), [("low_rank_dimension", "use r"), ("postions", "use positions")])
+def test_the_right_field_of_a_group_is_named(name: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match="a group sets only") as refused:
+        ReftConfig(interventions=[{name: 1}])
+    assert refused.value.fix == fix
+
+
+def test_a_config_that_is_printed_shows_positions_in_one_spelling_and_is_what_was_typed() -> None:
+    config = ReftConfig(r=2, positions=" f7 + l7 ", interventions=[{"positions": "l2 -f3", "r": 3}, {"r": 1}])
+    shown = repr(config)
+    assert "positions='f7+l7'" in shown
+    assert "{'positions': 'l2-f3', 'r': 3}" in shown
+    assert (
+        eval(shown.replace("<PeftType.REFT: 'REFT'>", "'REFT'").replace(f"'{config.peft_version}'", "None")) == config
+    )
+
+
+def test_help_shows_the_fields_and_what_each_is() -> None:
+    text = pydoc.render_doc(ReftConfig, renderer=pydoc.plaintext)
+    first = next(line for line in text.splitlines() if "ReftConfig(" in line and "class" not in line)
+    assert "positions: 'str' = 'l1'" in first
+    assert "self" not in first
+    for field in dataclasses.fields(ReftConfig):
+        if field.name not in {each.name for each in dataclasses.fields(PeftConfig)}:
+            assert re.search(rf"^ \|      {field.name}: ", text, re.MULTILINE), field.name
+
+
 def test_one_that_is_like_none_gets_the_list_and_no_guess() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'zzz'") as refused:
         ReftConfig(zzz=1)
@@ -44,8 +78,8 @@ def test_one_that_is_like_none_gets_the_list_and_no_guess() -> None:
 def test_what_is_named_elsewhere_is_no_keyword_of_ours_and_what_it_leads_to_is() -> None:
     known = set(inspect.signature(ReftConfig.__init__).parameters)
     assert not set(ELSEWHERE) & known
-    led = {meant.split()[0].rstrip(",:") for meant in ELSEWHERE.values()}
-    words = {word.partition("=")[0] for word in led if "(" not in word and word != "nothing"}
+    led = {meant.split()[0].rstrip(",:") for meant in ELSEWHERE.values() if meant}
+    words = {word.partition("=")[0] for word in led if "(" not in word}
     assert words <= known
 
 

@@ -23,8 +23,8 @@ __all__ = ["diff"]
 SHOWN = 20
 """Tensors that the screen lists; `--json` lists all."""
 
-Source = typer.Argument(help="A folder, or a repository on the Hub.")
-Revision = typer.Option(help="Branch, tag or commit, where it is a repository.")
+Source: Any = typer.Argument(help="A folder, or a repository on the Hub.")
+Revision: Any = typer.Option(help="Branch, tag or commit, where it is a repository.")
 
 
 def diff(

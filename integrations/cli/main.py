@@ -22,17 +22,17 @@ from .validate import validate
 
 __all__ = ["run"]
 
-EXPECTED = (ImportError, OSError, SafetensorError, ValueError)
+EXPECTED: tuple[type[Exception], ...] = (ImportError, OSError, SafetensorError, ValueError)
 """What a wrong argument, file or repository raises; `ReftError` is a `ValueError`. Anything else is a bug of ours."""
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="peft-reft",
     help="ReFT adapters for Hugging Face PEFT. Exit status: 0 done, 1 refused or different, 2 wrong usage.",
     add_completion=False,
     rich_markup_mode=None,
 )
-for function in (bundle, convert, diff, export_prefix, inspect, pull, push, validate):
-    app.command(name=function.__name__.replace("_", "-"))(function)
+for _function in (bundle, convert, diff, export_prefix, inspect, pull, push, validate):
+    app.command(name=_function.__name__.replace("_", "-"))(_function)
 app.command(name="serve", context_settings=PASSED_ON)(serve)
 
 

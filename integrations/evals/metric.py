@@ -114,7 +114,7 @@ class GenerationMetric(TrainerCallback):  # type: ignore[misc]  # transformers' 
         self.batch_size = batch_size
         self.rows = rows
         self.tokenizer = tokenizer
-        self.generation = _options(max_new_tokens, generation)
+        self.generation: dict[str, Any] = _options(max_new_tokens, generation)
         self._measured: Any = None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

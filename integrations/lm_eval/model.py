@@ -21,12 +21,12 @@ from .requests import Request, Scoring, padded, scorings
 try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "lm_eval":
+except ModuleNotFoundError as _error:
+    if _error.name is None or _error.name.partition(".")[0] != "lm_eval":
         raise
     raise ModuleNotFoundError(
-        "peft_reft.integrations.lm_eval needs lm-evaluation-harness: pip install 'peft-reft[evals]'", name=error.name
-    ) from error
+        "peft_reft.integrations.lm_eval needs lm-evaluation-harness: pip install 'peft-reft[evals]'", name=_error.name
+    ) from _error
 
 __all__ = ["ReftLM"]
 
@@ -66,7 +66,7 @@ class ReftLM(HFLM):  # type: ignore[misc]  # the harness's types are not followe
                 rule="reft names everything that is put on the base",
                 fix="save LoRA and ReFT as one bundle, and name it with reft",
             )
-        self.reft = None if reft is None else str(reft)
+        self.reft: str | None = None if reft is None else str(reft)
         self._chosen = {"adapter": adapter, "revision": None if reft_revision is None else str(reft_revision)}
         if self.reft is not None and not isinstance(pretrained, str):
             pretrained = load_adapters(pretrained, self.reft, **self._chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import wraps
+from functools import update_wrapper
 from typing import Any
 
 from trl import GRPOTrainer, RLOOTrainer
@@ -32,12 +32,13 @@ class ReftGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl ships no types
         MergeError: `use_vllm=True`.
     """
 
-    @wraps(GRPOTrainer.__init__)  # type: ignore[misc]  # as above
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs).arguments
         _refuse(given.get("args"), given["model"], given.get("peft_config"))
         super().__init__(*args, **kwargs)
         _refuse(self.args, self.model, None)  # of a model that was given by name
+
+    update_wrapper(__init__, GRPOTrainer.__init__)  # the signature and the help of theirs
 
 
 class ReftRLOOTrainer(RLOOTrainer):  # type: ignore[misc]  # trl ships no types
@@ -47,9 +48,10 @@ class ReftRLOOTrainer(RLOOTrainer):  # type: ignore[misc]  # trl ships no types
         MergeError: `use_vllm=True`.
     """
 
-    @wraps(RLOOTrainer.__init__)  # type: ignore[misc]  # as above
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(RLOOTrainer.__init__).bind(self, *args, **kwargs).arguments
         _refuse(given.get("args"), given["model"], given.get("peft_config"))
         super().__init__(*args, **kwargs)
         _refuse(self.args, self.model, None)  # of a model that was given by name
+
+    update_wrapper(__init__, RLOOTrainer.__init__)  # the signature and the help of theirs

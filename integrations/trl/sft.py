@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import wraps
+from functools import update_wrapper
 from typing import Any
 
 from trl import SFTTrainer
@@ -44,7 +44,6 @@ class ReftSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
     data_collator: Any
     _signature_columns: list[str]
 
-    @wraps(SFTTrainer.__init__)  # type: ignore[misc]  # as above
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(SFTTrainer.__init__).bind(self, *args, **kwargs).arguments
         refuse_cut_rows(given.get("args"), active_specs(given["model"], given.get("peft_config")))
@@ -52,6 +51,8 @@ class ReftSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         refuse_cut_rows(self.args, active_specs(self.model, None))  # of a model that was given by name
         if has_reft(self.model) and not isinstance(self.data_collator, ReftDataCollator):
             self.data_collator = ReftDataCollator(self.data_collator)
+
+    update_wrapper(__init__, SFTTrainer.__init__)  # the signature and the help of theirs
 
     def evaluation_loop(
         self,

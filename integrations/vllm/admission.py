@@ -49,7 +49,8 @@ class Gate:
     def __init__(self, engine: Any, catalogue: Catalogue, metrics: Metrics) -> None:
         self.catalogue = catalogue
         self.metrics = metrics
-        self.outputs = outputs = engine.output_processor
+        self.outputs: Any = engine.output_processor
+        outputs = self.outputs
         inputs = engine.input_processor
         inputs.process_inputs = partial(self._process, inputs.process_inputs)
         inputs.process_inputs_async = partial(self._process_async, inputs.process_inputs_async)

@@ -32,7 +32,7 @@ class Editor:
         self.layers = layers
         self.pool = pool
         self.adapters: dict[str, Packed] = {}
-        self.tracker = Tracker(self._generates)
+        self.tracker: Tracker = Tracker(self._generates)
         self.parts: list[Part] = []
         self.leaving: set[str] = set()
 

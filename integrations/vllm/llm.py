@@ -74,7 +74,7 @@ class ReftLLM(LLM):  # type: ignore[misc]  # vLLM's types are not followed
         extra = settings.beside(kwargs.pop("additional_config", None))
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the runner whose batches are known; see engine.py
         super().__init__(model, **{**kwargs, "worker_cls": WORKER, "additional_config": extra})
-        self.reft = Catalogue(self.llm_engine.vllm_config, settings)
+        self.reft: Catalogue = Catalogue(self.llm_engine.vllm_config, settings)
         self._gate = Gate(self.llm_engine, self.reft, Metrics())
         for name, source in (reft_adapters or {}).items():
             self.load_reft_adapter(name, source)

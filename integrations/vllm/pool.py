@@ -36,11 +36,15 @@ class Pool:
         def empty(*shape: int) -> Tensor:
             return torch.zeros(layers, slots, *shape, dtype=torch.float32, device=device)
 
-        self.rank, self.slots, self.device = rank, slots, device
-        self.source, self.projection, self.bias = empty(rank, hidden_size), empty(rank, hidden_size), empty(rank)
+        self.rank: int = rank
+        self.slots: int = slots
+        self.device: torch.device = device
+        self.source: Tensor = empty(rank, hidden_size)
+        self.projection: Tensor = empty(rank, hidden_size)
+        self.bias: Tensor = empty(rank)
         self.held: OrderedDict[SlotKey, int] = OrderedDict()
-        self.free = list(range(slots))[::-1]
-        self.copies = 0
+        self.free: list[int] = list(range(slots))[::-1]
+        self.copies: int = 0
 
     @property
     def bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -16,7 +16,7 @@ __all__ = ["attach"]
 class LoadRequest(BaseModel):
     """Body of a load: the name, a folder or repository, its revision, whether one of that name gives way."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     reft_name: str
     reft_path: str
     revision: str | None = None
@@ -26,7 +26,7 @@ class LoadRequest(BaseModel):
 class UnloadRequest(BaseModel):
     """Body of an unload."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     reft_name: str
 
 

@@ -78,10 +78,10 @@ class Server:
         self.engine = engine
         self.models = models
         settings = Settings.of(engine.vllm_config)
-        self.catalogue = Catalogue(engine.vllm_config, settings, frozenset(names))
-        self.metrics = Prometheus()
-        self.gate = Gate(engine, self.catalogue, self.metrics)
-        self.lock = asyncio.Lock()
+        self.catalogue: Catalogue = Catalogue(engine.vllm_config, settings, frozenset(names))
+        self.metrics: Prometheus = Prometheus()
+        self.gate: Gate = Gate(engine, self.catalogue, self.metrics)
+        self.lock: asyncio.Lock = asyncio.Lock()
         self.sweeping: set[asyncio.Task[None]] = set()
 
     async def load(self, name: str, source: str, *, revision: str | None = None, replace: bool = False) -> None:
@@ -147,10 +147,10 @@ class ReftEndpoints:
     """vLLM's `EndpointPlugin`: it makes the server's adapters when the server starts."""
 
     name = "peft_reft"
-    required_tasks = ("generate",)
+    required_tasks: tuple[str, ...] = ("generate",)
 
     def __init__(self) -> None:
-        self.options = ServeOptions.read()
+        self.options: ServeOptions = ServeOptions.read()
 
     def attach_router(self, app: Any) -> None:
         """The routes, where they are allowed."""

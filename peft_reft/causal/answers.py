@@ -34,7 +34,7 @@ class Answers(nn.Module):
 
     def __init__(self, model: nn.Module, tokens: Mapping[Hashable, int], *, position: int = -1) -> None:
         super().__init__()
-        self.tokens = {value: int(token) for value, token in tokens.items()}
+        self.tokens: dict[Hashable, int] = {value: int(token) for value, token in tokens.items()}
         if len(self.tokens) < 2 or len(set(self.tokens.values())) != len(self.tokens):
             raise ConfigError(
                 f"tokens={self.tokens!r}", value=self.tokens, rule="two or more answers, each with a token of its own"

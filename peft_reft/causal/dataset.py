@@ -45,7 +45,7 @@ class InterchangeDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, items: Iterable[Mapping[str, Any]]) -> None:
-        self.items = [_checked(place, item) for place, item in enumerate(items)]
+        self.items: list[dict[str, Any]] = [_checked(place, item) for place, item in enumerate(items)]
         if not self.items:
             raise CausalModelError("0 pairs", code="causal.pairs", value=[], rule="one or more")
 

@@ -35,7 +35,7 @@ class Drawn(Protocol):
         """The variable that the network's output stands for."""
 
 
-def to_networkx(model: Drawn) -> DiGraph:
+def to_networkx(model: Drawn) -> DiGraph[str]:
     """Nodes have `layer`, their distance from the inputs, and `role`: input, hidden or output."""
     networkx = need("networkx")
     graph = networkx.DiGraph()

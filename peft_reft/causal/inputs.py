@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from .site import Column, Site
 
 __all__ = ["Inputs", "call_model", "named"]
 
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, a tuple of arguments, or keywords (as a tokenizer gives them)."""
 
 

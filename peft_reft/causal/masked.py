@@ -59,7 +59,7 @@ class MaskedSite(RotatedSite):
                 rule=f"the variables take {sum(self.dimensions.values())}",
             )
         self.register_buffer("directions", rows.to(device, torch.float32))
-        self.scores = nn.Parameter(torch.empty(len(self.variables), len(rows), device=device))
+        self.scores: nn.Parameter = nn.Parameter(torch.empty(len(self.variables), len(rows), device=device))
 
     @property
     def hidden(self) -> int:

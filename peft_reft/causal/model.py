@@ -64,13 +64,13 @@ class CausalModel:
         self.inputs: dict[str, tuple[Any, ...] | None] = {
             name: None if values is None else listed_values(name, values) for name, values in inputs.items()
         }
-        self.functions = dict(functions)
+        self.functions: dict[str, Callable[..., Any]] = dict(functions)
         known = set(names)
         self.parents: dict[str, tuple[str, ...]] = dict.fromkeys(inputs, ())
         for name, function in functions.items():
             self.parents[name] = parents_of(name, function, known)
-        self.order = topological_order(self.parents)
-        self.output = output_of(self.parents, self.functions, output)
+        self.order: tuple[str, ...] = topological_order(self.parents)
+        self.output: str = output_of(self.parents, self.functions, output)
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -182,7 +182,7 @@ class CausalModel:
         domains = {name: self._domain(name) for name in self.inputs}
         return [{name: generator.choice(domain) for name, domain in domains.items()} for _ in range(count)]
 
-    def to_networkx(self) -> DiGraph:
+    def to_networkx(self) -> DiGraph[str]:
         """The graph as a networkx `DiGraph` (extra `causal`)."""
         return drawing.to_networkx(self)
 

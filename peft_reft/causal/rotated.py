@@ -48,8 +48,8 @@ class RotatedSite(nn.Module):
                 rule="alignment search finds which coordinates: leave them out",
             )
         self.site = site
-        self.variables = tuple(variables)
-        self.dimensions = dict(variables) if isinstance(variables, Mapping) else None
+        self.variables: tuple[str, ...] = tuple(variables)
+        self.dimensions: dict[str, int] | None = dict(variables) if isinstance(variables, Mapping) else None
         sizes = [hidden] if self.dimensions is None else list(self.dimensions.values())
         if not self.variables or min(sizes) < 1 or sum(sizes) > hidden:
             raise CausalModelError(
@@ -58,11 +58,11 @@ class RotatedSite(nn.Module):
                 value=variables,
                 rule=f"one or more, each of dimension 1 or more, together at most {hidden}",
             )
-        self.raw = nn.Parameter(torch.empty(sum(sizes), hidden, device=device))
+        self.raw: nn.Parameter = nn.Parameter(torch.empty(sum(sizes), hidden, device=device))
         self.boundaries: nn.Parameter | None = None
         if self.dimensions is None:
             self.boundaries = nn.Parameter(torch.empty(len(self.variables), device=device))
-        self.temperature = 0.1
+        self.temperature: float = 0.1
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

@@ -83,15 +83,19 @@ class AlignmentSearch(Found):
     ) -> None:
         super().__init__()
         self._base = (model,)  # in a tuple, so that it is no submodule
-        self.causal_model, self.site, self.encode, self.loss = causal_model, site, encode, loss
+        self.causal_model: CausalModel = causal_model
+        self.site: Site | Mapping[str, Site] = site
+        self.encode: Encode = encode
+        self.loss: Loss = loss
         for name in variables:
             causal_model.descendants(name)  # refuses what is no variable
-        self.variables = tuple(variables)
-        self.dimensions = dict(variables) if isinstance(variables, Mapping) else None
-        self.boundary_weight = 1.0
-        self.example, self.directions = example, directions
+        self.variables: tuple[str, ...] = tuple(variables)
+        self.dimensions: dict[str, int] | None = dict(variables) if isinstance(variables, Mapping) else None
+        self.boundary_weight: float = 1.0
+        self.example: Values | None = example
+        self.directions: Literal["neurons"] | Tensor | None = directions
         probe = moved(probe_batch(causal_model, encode, example), device_of(model))
-        self.places = nn.ModuleList()
+        self.places: nn.ModuleList = nn.ModuleList()
         with evaluating(model), torch.no_grad():
             for where, names in by_site(site, variables):
                 hidden = collect(model, probe, replace(where, units=None, mask=None, space=None))

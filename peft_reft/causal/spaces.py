@@ -120,7 +120,8 @@ class Rotation(Space):
                     fix="pass peft_reft.interventions.orthonormal_rows(matrix)",
                 )
         self.matrix = matrix
-        self.width, self.hidden = matrix.shape
+        self.width: int = matrix.shape[0]
+        self.hidden: int | None = matrix.shape[1]
 
     def encode(self, hidden: Tensor) -> Tensor:
         """Rh."""
@@ -153,10 +154,11 @@ class Pca(Space):
     """
 
     def __init__(self, components: Tensor, mean: Tensor, std: Tensor | None = None, *, keep_rest: bool = True) -> None:
-        self.rotation = Rotation(components)
+        self.rotation: Rotation = Rotation(components)
         self.mean = mean
-        self.std = torch.ones_like(mean) if std is None else std
-        self.width, self.hidden = components.shape
+        self.std: Tensor = torch.ones_like(mean) if std is None else std
+        self.width: int = components.shape[0]
+        self.hidden: int | None = components.shape[1]
         if self.mean.shape != (self.hidden,) or self.std.shape != (self.hidden,):
             raise ConfigError(
                 f"components {list(components.shape)}, mean {list(mean.shape)}, std {list(self.std.shape)}",
@@ -261,12 +263,15 @@ class Autoencoder(Space):
                 value=shapes,
                 rule="encoder, decoder: [width, hidden]; encoder_bias, threshold: [width]; decoder_bias: [hidden]",
             )
-        self.encoder, self.decoder = encoder, decoder
-        self.encoder_bias, self.decoder_bias = encoder_bias, decoder_bias
-        self.threshold = torch.zeros_like(encoder_bias) if threshold is None else threshold.clamp(min=0)
+        self.encoder: Tensor = encoder
+        self.decoder: Tensor = decoder
+        self.encoder_bias: Tensor = encoder_bias
+        self.decoder_bias: Tensor = decoder_bias
+        self.threshold: Tensor = torch.zeros_like(encoder_bias) if threshold is None else threshold.clamp(min=0)
         self.centre = centre
         self.keep_rest = keep_rest
-        self.width, self.hidden = encoder.shape
+        self.width: int = width
+        self.hidden: int | None = hidden
 
     def encode(self, hidden: Tensor) -> Tensor:
         """The latents z."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -20,7 +20,7 @@ from .former import evaluating
 __all__ = ["MergedSkills", "merge_skills"]
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-Batch = Mapping[str, Tensor]
+Batch: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -27,7 +27,7 @@ FILE = "skill_router.safetensors"
 VERSION = 1
 SHRINK = 0.1
 """Share of the mean variance in the covariance: skills have fewer prompts than representations have dimensions."""
-Prompts = Mapping[str, Tensor]
+Prompts: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,9 @@ class Intervention(Reserving):
             )
         self.hidden_size = hidden_size
         self.rank = rank
-        self.act_fn = canonical_activation(act_fn)
-        self.dropout = nn.Dropout(dropout)  # a module: trainers that switch dropout off look for these
-        self.options = signature.with_defaults(options or {})
+        self.act_fn: str | None = canonical_activation(act_fn)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)  # a module: trainers that switch dropout off look for these
+        self.options: dict[str, Any] = signature.with_defaults(options or {})
         self.rows: list[int] | None = None
         self.capacity: int | None = None
         for name, shape in signature.shapes(rank=rank, hidden=hidden_size, options=self.options).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ class ConstantSource(Intervention):
 
     rotation: Tensor
     bias: Tensor
-    tensors = {"rotation": ("rank", "hidden"), "bias": ("rank",)}
-    orthonormal = frozenset({"rotation"})
+    tensors: ClassVar[Mapping[str, tuple[str, ...]]] = {"rotation": ("rank", "hidden"), "bias": ("rank",)}
+    orthonormal: ClassVar[frozenset[str]] = frozenset({"rotation"})
 
     def paper_start(self) -> None:
         """R orthonormal; b uniform in [0, 1), as pyreft draws its `learned_source`."""

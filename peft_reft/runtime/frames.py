@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Products(NamedTuple):
     source: Tensor | None
 
 
-Prepared = dict[tuple[str, UnitKey], Products | Tensor]
+Prepared: TypeAlias = dict[tuple[str, UnitKey], Products | Tensor]
 """(path of a site, unit) → its two thin products, or R."""
 
 

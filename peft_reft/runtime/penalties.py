@@ -67,7 +67,7 @@ class Penalties:
         self.units = units
         self.share = share
         self.of_rows: list[Tensor] = []
-        self.over = False
+        self.over: bool = False
 
     def of(self, unit: Any) -> RowPenalty | None:
         """Takes the rows that a unit edits; None where its kind does not look at them."""

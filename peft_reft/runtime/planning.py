@@ -46,12 +46,12 @@ class Planner:
     def __init__(self, state: ModelState, providers: Sequence[BoundaryProvider]) -> None:
         self.state = state
         self.providers = providers
-        self.labels_are_tokens = can_generate(state.model) is not False
+        self.labels_are_tokens: bool = can_generate(state.model) is not False
         kept = getattr(getattr(state.model, "config", None), "mem_len", None)
-        self.window = kept - _RECOMPUTED if isinstance(kept, int) and kept > 0 else None
-        self.takes_choices = any("MultipleChoice" in cls.__name__ for cls in type(state.model).__mro__)
-        self.takes_labels = "labels" in inspect.signature(type(state.model).forward).parameters
-        self.warns = True
+        self.window: int | None = kept - _RECOMPUTED if isinstance(kept, int) and kept > 0 else None
+        self.takes_choices: bool = any("MultipleChoice" in cls.__name__ for cls in type(state.model).__mro__)
+        self.takes_labels: bool = "labels" in inspect.signature(type(state.model).forward).parameters
+        self.warns: bool = True
 
     @beside_graphs
     def frame(

@@ -39,10 +39,10 @@ class Runtime:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.state = ModelState(model)
-        self.providers = providers_for(self.state)
-        self.planner = Planner(self.state, self.providers)
-        self.operands = Operands(self.state)
+        self.state: ModelState = ModelState(model)
+        self.providers: list[BoundaryProvider] = providers_for(self.state)
+        self.planner: Planner = Planner(self.state, self.providers)
+        self.operands: Operands = Operands(self.state)
         self.entries: list[nn.Module] = []
         self.handles: list[Any] = []
         self._open(model)

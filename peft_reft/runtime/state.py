@@ -42,7 +42,7 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.running = Running()
+        self.running: Running = Running()
         self.stacks: dict[str, Stack] = {}
         self.layers: dict[str, Any] = {}
         self.views: dict[str, AdapterView] = {}

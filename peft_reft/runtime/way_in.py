@@ -65,7 +65,7 @@ class Entry:
         self.planner = planner
         self.stacks: list[str] = []
         self.alone = False
-        self.number = next(_NUMBERS)
+        self.number: int = next(_NUMBERS)
 
     @beside_graphs
     def call(self, level: int, arguments: dict[str, Any], explicit: Explicit) -> Call:

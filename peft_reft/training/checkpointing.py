@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_reft.runtime import Runtime, runtime_of
@@ -56,7 +57,7 @@ class FrameCarrier:
     def __init__(self, running: Running, block: nn.Module) -> None:
         self.running = running
         self.block = block
-        self.handle = block.register_forward_pre_hook(self)
+        self.handle: RemovableHandle = block.register_forward_pre_hook(self)
 
     def __call__(self, block: nn.Module, args: Any) -> None:
         """Called when the block runs."""
@@ -85,7 +86,7 @@ class Recomputation(BoundaryProvider):
 
     def attach(self) -> None:
         """Ask transformers once."""
-        self.prepares = recomputes_hooks()
+        self.prepares: bool = recomputes_hooks()
 
     def starting(self, call: Mapping[str, Any]) -> None:
         """Wrap in training."""

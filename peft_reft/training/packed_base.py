@@ -40,7 +40,7 @@ class PackedBase(BoundaryProvider):
     def attach(self) -> None:
         """Find the layers that may."""
         self.layers = {path: part for path, part in self.state.model.named_modules() if getattr(part, _PACKS, False)}
-        self.prepares = bool(self.layers)
+        self.prepares: bool = bool(self.layers)
 
     def detach(self) -> None:
         """Let bitsandbytes choose again."""

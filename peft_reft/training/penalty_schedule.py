@@ -45,7 +45,10 @@ class PenaltySchedule(TrainerCallback):  # type: ignore[misc]  # transformers' t
                     value=value,
                     rule="a weight is finite and not negative, and above 0 where it is exponential",
                 )
-        self.shape, self.start, self.end, self.cycles = shape, start, end, cycles
+        self.shape: Shape = shape
+        self.start: float = start
+        self.end: float = end
+        self.cycles: int = cycles
 
     def weight(self, progress: float) -> float:
         """The weight at a part of the run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from datasets import Dataset
 from integrations.tiny_sft import PAIRS, base_model, pairs, tokenizer
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from peft_reft import ReftConfig
 
@@ -20,6 +21,8 @@ Names = dict[str, Any]
 Stage = Callable[[Names, int], None]
 """Prepares the names before a block, by its number on the page."""
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What pages take; the tests put `STANDS_IN` in its place."""
+STANDS_IN = "me/small"
 
 
 def push_base(name: str) -> None:
@@ -43,7 +46,7 @@ def nothing(names: Names, number: int) -> None:
 def newcomer(names: Names, number: int) -> None:
     """The first adapter: the small model of the page, on the hub."""
     if number == 0:
-        push_base(SMALL)
+        push_base(STANDS_IN)
 
 
 def mixed(names: Names, number: int) -> None:
@@ -58,11 +61,13 @@ def trainers(names: Names, number: int) -> None:
     from trl import SFTConfig
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    names["base"], names["tokenizer"], names["rows"] = base_model(), tokenizer(), pairs()
     if number == 0:
+        push_base("me/base")
         names["collator"] = DataCollatorForLanguageModeling(pad_token_id=0)
         names["config"] = reft()
         names["args"] = SFTConfig("out", max_steps=1)
+    names["base"] = AutoModelForCausalLM.from_pretrained("me/base")
+    names["tokenizer"], names["rows"] = tokenizer(), pairs()
     if number == 4:
         names["trained"] = adapted()
         chosen = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": " coal"} for row in PAIRS]
@@ -89,6 +94,9 @@ def serving(names: Names, number: int) -> None:
     if number == 5:
         names["prompt_ids"], names["other_ids"] = [6, 7, 8, 9, 10], [11, 12, 13]
         names["config"] = GenerationConfig(max_new_tokens=3, do_sample=False)
+        small = ContinuousBatchingConfig(page_size=4, num_blocks=16, max_batch_tokens=16)  # not half of the memory
+        batched = partial(names["model"].generate_batch, continuous_batching_config=small)
+        names["model"].generate_batch = batched
 
 
 def evaluating(names: Names, number: int) -> None:

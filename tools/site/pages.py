@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,9 +131,10 @@ def home_of(source: str) -> str:
 
 
 def heading(path: Path) -> str:
-    """The first heading of a Markdown file or a notebook, without marks of code."""
+    """The first heading of a Markdown file or a notebook, without marks of code and without a digest."""
     from .notebooks import as_markdown
 
     text = path.read_text("utf-8")
     lines = (as_markdown(text) if path.suffix == ".ipynb" else text).splitlines()
-    return next((line.removeprefix("# ").replace("`", "") for line in lines if line.startswith("# ")), path.stem)
+    found = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), path.stem)
+    return re.sub(r" \([0-9a-f]{8,}\)$", "", found.replace("`", ""))
