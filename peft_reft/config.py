@@ -304,4 +304,4 @@ def _listed(value: Any) -> Any:
 
 
 _made = inspect.signature(ReftConfig.__init__)
-ReftConfig.__signature__ = _made.replace(parameters=[*_made.parameters.values()][1:])  # type: ignore[attr-defined]  # for help
+ReftConfig.__signature__ = _made.replace(parameters=[*_made.parameters.values()][1:])  # for help
