@@ -168,9 +168,10 @@ dist: .venv-release/stamp
 release-check: dist
 	.venv-release/bin/python -m tools.release use dist
 
-# every extra by itself: which versions pip would take; minutes, and all of a large index's metadata
+# every extra by itself: which versions pip would take. Where an index gives no metadata apart, pip downloads all of
+# their wheels for it; EXTRAS="trl cli" asks for some
 extras: .venv-release/stamp
-	.venv-release/bin/python -m tools.release extras
+	.venv-release/bin/python -m tools.release extras $(EXTRAS)
 
 .venv-release/stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-release

@@ -9,21 +9,23 @@ from .bare import EXTRAS, ROOT, resolve, use
 from .contents import names_in, problems
 
 
-def main(what: str, folder: str = "dist") -> int:
+def main(what: str, *rest: str) -> int:
     """Do one of them.
 
     Args:
         what: its name.
-        folder: where wheel and sdist lie.
+        rest: the folder of wheel and sdist, or the extras that are resolved, all by default.
 
     Returns:
         The exit status.
     """
     if what == "extras":
-        found = {extra: resolve(extra) for extra in EXTRAS}
-        for extra, said in found.items():
-            print(f"{extra:<12} {said}")
-        return int(any(said.startswith("REFUSED") for said in found.values()))
+        refused = 0
+        for extra, said in resolve(rest or EXTRAS):
+            print(f"{extra:<12} {said}", flush=True)
+            refused += said.startswith("REFUSED")
+        return int(bool(refused))
+    folder = rest[0] if rest else "dist"
     archives = sorted(Path(folder).glob("peft_reft-*"))
     if [path.suffix for path in archives] != [".whl", ".gz"]:
         raise SystemExit(f"{folder} holds {[path.name for path in archives]}, not one wheel and one sdist")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = ["EXTRAS", "resolve", "use"]
@@ -48,25 +49,30 @@ def use(wheel: Path) -> None:
         _run([python, "-m", "pip", "check"], work)
 
 
-def resolve(extra: str) -> str:
-    """Which versions pip would take for an extra.
+def resolve(extras: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Which versions pip would take for extras, each by itself; nothing is installed.
 
     Args:
-        extra: one of `EXTRAS`.
+        extras: some of `EXTRAS`.
 
-    Returns:
-        The versions that matter most, or pip's last words where it finds none.
+    Yields:
+        Each with the versions that matter most, or with pip's last words where it finds none.
     """
     with tempfile.TemporaryDirectory() as temporary:
         python = _environment(Path(temporary) / "venv")
-        pinned = [] if extra == "vllm" else ["-c", str(ROOT / "constraints.txt")]
-        words = [str(python), *_PIP, "install", "--dry-run", "--quiet", "--report", "-", *pinned, f"{ROOT}[{extra}]"]
-        done = subprocess.run(words, cwd=temporary, capture_output=True, text=True)
+        _run([python, *_PIP, "install", "--quiet", "--upgrade", "pip"], python.parent)  # newer ones fetch less
+        for extra in extras:
+            pinned = [] if extra == "vllm" else ["-c", str(ROOT / "constraints.txt")]
+            asked = ["install", "--dry-run", "--quiet", "--report", "-", *pinned, f"{ROOT}[{extra}]"]
+            done = subprocess.run([str(python), *_PIP, *asked], cwd=temporary, capture_output=True, text=True)
+            yield extra, _found(done)
+
+
+def _found(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode:
         return f"REFUSED: {done.stderr.strip().splitlines()[-1]}"
-    found = {
-        each["metadata"]["name"].lower(): each["metadata"]["version"] for each in json.loads(done.stdout)["install"]
-    }
+    listed = [each["metadata"] for each in json.loads(done.stdout)["install"]]
+    found = {each["name"].lower(): each["version"] for each in listed}
     shown = [f"{name} {found[name]}" for name in ("torch", "transformers", "peft", "trl") if name in found]
     return f"{len(found)} packages; {', '.join(shown)}"
 
