@@ -17,6 +17,8 @@ from .tensors import TensorInfo, read_values
 __all__ = ["check_ranks", "freed", "has_full_rank", "is_orthonormal"]
 
 MAX_CONDITION = 1e6
+CLEAR_CONDITION = 1e3
+"""Squared it is far from what float64 resolves."""
 ORTHONORMAL = 2e-2
 """Of the products of rows that are kept in bfloat16: what is further off is no basis."""
 MAX_SCALE = 1e15
@@ -28,9 +30,13 @@ def has_full_rank(raw: NDArray[np.floating]) -> bool:
 
     The ratio of the largest singular value to the smallest is below 1e6, and both lie between 1e-15 and 1e15.
     """
-    values = np.linalg.svd(raw.astype(np.float64), compute_uv=False)
-    if not values.size:
+    rows = raw.astype(np.float64)
+    if not rows.size:
         return False
+    squares = np.linalg.eigvalsh(rows @ rows.T)  # of few rows: cheaper, and right where it is clear
+    if squares[0] > 1e-12 and squares[-1] < 1e12 and squares[-1] < CLEAR_CONDITION**2 * squares[0]:
+        return True
+    values = np.linalg.svd(rows, compute_uv=False)
     largest, smallest = float(values[0]), float(values[-1])
     return smallest > 1 / MAX_SCALE and largest < MAX_SCALE and smallest * MAX_CONDITION > largest
 

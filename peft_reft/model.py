@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from .adapters.refusals import (
 )
 from .adapters.stacking import stacks_of
 from .adapters.weighted import weighted_sum
+from .adapters.weights import cast_adapter, freeze_base
 from .config import ReftConfig
 from .generation import ContinuousBatching, Generations
 from .layer import CHILD, ReftLayer, parameters_of, units_at
@@ -196,19 +196,16 @@ class ReftModel(SavingTuner):
         )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Adapters are float32; without autocasting they take the base's dtype, as PEFT's other methods do."""
         state = state_of(self.model)
-        if autocast_adapter_dtype:
-            with nullcontext() if state is None else others_hidden(state, adapter_name):
-                super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-            return
-        dtype = next((p.dtype for n, p in self.model.named_parameters() if f".{CHILD}." not in n), torch.float32)
-        if not dtype.is_floating_point:
-            return
-        for module in self.model.modules():
-            if isinstance(module, ReftLayer):
-                for key in [(adapter_name, unit) for unit in module.units.get(adapter_name, ())]:
-                    module.unit(key).to(dtype)
+        if state is None:
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        else:
+            cast_adapter(self.model, state, adapter_name, autocast_adapter_dtype)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        state = state_of(self.model)
+        if state is None or model is not self.model or not freeze_base(model, state):
+            super()._mark_only_adapters_as_trainable(model)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make these adapters the active ones; see PEFT's `BaseTuner.set_adapter`."""

@@ -7,6 +7,7 @@ of DeepSeek-V4, Gemma 3n), the numbers of all of them, one stream after the othe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -91,4 +92,9 @@ def pads_inside(model: nn.Module, path: str) -> bool:
     """Whether a module around a path pads the rows to a multiple of its window, as transformers' models name it."""
     parts = path.split(".")
     around = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
-    return any(name.startswith("_pad_to_") for module in around for name in dir(type(module)))
+    return any(_pads(type(module)) for module in around)
+
+
+@cache
+def _pads(kind: type[nn.Module]) -> bool:
+    return any(name.startswith("_pad_to_") for name in dir(kind))

@@ -96,6 +96,8 @@ def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str,
 
 
 def _are_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
+    if all(isinstance(block, GradientCheckpointingLayer) for block in blocks):
+        return True
     named = {
         name for module in model.modules() for name in (getattr(module, "_no_split_modules", None) or ())
     }  # what `device_map` must not split: the blocks, and sometimes embeddings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +19,10 @@ from peft_reft.hub_format.kinds import COMPLEMENT
 from peft_reft.hub_format.rank import freed, has_full_rank, is_orthonormal
 from peft_reft.interventions import Intervention
 from peft_reft.layer import CHILD, UNIT, ReftLayer
-from peft_reft.runtime.state import ModelState
 
 from .beside import MODEL_PREFIX, belongs_beside, embedding_paths
 
-__all__ = ["check_sites", "check_state_dict", "check_wrappers", "loaded_check"]
+__all__ = ["AdapterTensor", "adapter_tensors", "check_sites", "check_state_dict", "check_wrappers", "loaded_check"]
 
 Value = TypeVar("Value")
 
@@ -54,46 +53,72 @@ def check_state_dict(
     if config.recorded_tensors is not None:
         check_recorded(_of_edits(config.recorded_tensors), _of_edits(stored).items())
         config.recorded_tensors = None  # of this load; the adapter may be trained from here on
-        for state in _states(model):
-            state.unverified.pop(adapter_name, None)
-    expected = dict(_parameters(model, adapter_name))
-    given = _of_edits(remapped)
-    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    embeddings = embedding_paths(model) if len(given) < len(remapped) else frozenset()
-    for name in remapped:
-        if name in given:
-            continue
-        if not belongs_beside(name, adapter_name, embeddings):
-            raise _unfit(f"the tensor {name[:120]!r} belongs to no part of a ReFT adapter")
-        _check_beside(name, remapped[name], parameters.get(name, parameters.get(name.removeprefix(MODEL_PREFIX))))
+        for _, layer in _layers(model):
+            layer.state.unverified.pop(adapter_name, None)
+    expected, given = adapter_tensors(model, adapter_name), _of_edits(remapped)
+    if len(given) < len(remapped):
+        _check_all_beside(model, adapter_name, {name: remapped[name] for name in remapped if name not in given})
     for name in given:
         if name not in expected:
             raise _unfit(f"the tensor {name[:120]!r} finds no parameter in the model")
-    for name, (unit, number, tensor_name) in expected.items():
+    cast = {}
+    for name, place in expected.items():
         if name not in given:
             raise _unfit(f"the parameter {name[:120]!r} finds no tensor in the file")
-        tensor = given[name]
-        shape = getattr(parameters[name], "ds_shape", parameters[name].shape)
-        if tensor_name in unit.ranked:
-            shape = (unit.rank if ranks is None else ranks[number], *shape[1:])
-        if tuple(tensor.shape) != tuple(shape):
-            raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
-        if parameters[name].is_floating_point():
-            tensor = tensor.detach().to(parameters[name].dtype)  # what the model will compute with
-        _check_finite(name, tensor)
-        taken = given.get(f"{name.rpartition('.')[0]}.{COMPLEMENT}") if unit.taken is not None else None
-        if tensor_name == COMPLEMENT and not is_orthonormal(_plain(tensor)):
-            raise AdapterLoadError(
-                f"the rows of {name[:120]!r} are not orthonormal",
-                code="load.rank",
-                rule="they are the directions that a rotation keeps out of",
-            )
-        if tensor_name in unit.orthonormal and not has_full_rank(_freed(tensor, taken)):
-            raise AdapterLoadError(
-                f"the raw rotation {name[:120]!r} does not have full rank",
-                code="load.rank",
-                rule="its rows must be linearly independent, or they have no orthonormal counterpart",
-            )
+        cast[name] = _fitting(name, given[name], place, None if ranks is None else ranks[place.number])
+    _check_finite(cast)
+    for name, place in expected.items():
+        _check_directions(name, place, cast)
+
+
+class AdapterTensor(NamedTuple):
+    """Where a tensor of an adapter is: its unit and the unit's number, its name there, and the tensor."""
+
+    unit: Intervention
+    number: int
+    name: str
+    held: Tensor
+
+
+def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, AdapterTensor]:
+    """The model's name of each tensor of an adapter's interventions → where it is."""
+    found = {}
+    for path, layer in _layers(model):
+        path = path.removeprefix("_fsdp_wrapped_module.")  # FSDP's own, which its state dicts leave out
+        for number in layer.units.get(adapter_name, ()):
+            unit = layer.unit((adapter_name, number))
+            for name, held in unit.named_tensors().items():
+                found[f"{path}.{UNIT}{number}.{adapter_name}.{name}"] = AdapterTensor(unit, number, name, held)
+    return found
+
+
+def _fitting(name: str, tensor: Tensor, place: AdapterTensor, rank: int | None) -> Tensor:
+    """A file's tensor as the model will compute with it, if it has the shape of its place."""
+    shape = getattr(place.held, "ds_shape", place.held.shape)
+    if place.name in place.unit.ranked:
+        shape = (place.unit.rank if rank is None else rank, *shape[1:])
+    if tuple(tensor.shape) != tuple(shape):
+        raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
+    return tensor.detach().to(place.held.dtype) if place.held.is_floating_point() else tensor
+
+
+def _check_directions(name: str, place: AdapterTensor, cast: Mapping[str, Tensor]) -> None:
+    """Refuse a raw rotation without full rank, and directions to keep out of that are not orthonormal."""
+    if place.name == COMPLEMENT and not is_orthonormal(_plain(cast[name])):
+        raise AdapterLoadError(
+            f"the rows of {name[:120]!r} are not orthonormal",
+            code="load.rank",
+            rule="they are the directions that a rotation keeps out of",
+        )
+    if place.name not in place.unit.orthonormal:
+        return
+    taken = cast[f"{name.rpartition('.')[0]}.{COMPLEMENT}"] if place.unit.taken is not None else None
+    if not has_full_rank(_freed(cast[name], taken)):
+        raise AdapterLoadError(
+            f"the raw rotation {name[:120]!r} does not have full rank",
+            code="load.rank",
+            rule="its rows must be linearly independent, or they have no orthonormal counterpart",
+        )
 
 
 def check_sites(names: Iterable[str], sites: Collection[str]) -> None:
@@ -184,38 +209,40 @@ def _check_saved_in_full(model: nn.Module, adapter_name: str, recorded: Mapping[
                 )
 
 
-def _parameters(model: nn.Module, adapter_name: str) -> list[tuple[str, tuple[Intervention, int, str]]]:
-    found = []
-    for path, module in model.named_modules():
-        if isinstance(module, ReftLayer):
-            for number in module.units.get(adapter_name, ()):
-                unit = module.unit((adapter_name, number))
-                for name in unit.named_tensors():
-                    found.append((f"{path}.{UNIT}{number}.{adapter_name}.{name}", (unit, number, name)))
-    return found
-
-
 def _of_edits(entries: Mapping[str, Value]) -> dict[str, Value]:
     """The entries of interventions, without those that PEFT saves beside them."""
     return {name: entry for name, entry in entries.items() if f".{UNIT}" in name}
 
 
-def _check_beside(name: str, tensor: Tensor, parameter: Tensor | None) -> None:
-    """Refuse a tensor beside the edits that is not its parameter's shape, or holds what is no number."""
-    shape = getattr(parameter, "ds_shape", None if parameter is None else parameter.shape)
-    floating = parameter is not None and parameter.is_floating_point()
-    if floating and shape is not None and tuple(tensor.shape) != tuple(shape):
-        raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
-    if tensor.is_floating_point():
-        _check_finite(name, tensor)
+def _check_all_beside(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors beside the edits that are not PEFT's own, not of their parameters' shapes, or no numbers."""
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    embeddings = embedding_paths(model)
+    for name, tensor in tensors.items():
+        if not belongs_beside(name, adapter_name, embeddings):
+            raise _unfit(f"the tensor {name[:120]!r} belongs to no part of a ReFT adapter")
+        parameter = parameters.get(name, parameters.get(name.removeprefix(MODEL_PREFIX)))
+        shape = getattr(parameter, "ds_shape", None if parameter is None else parameter.shape)
+        floating = parameter is not None and parameter.is_floating_point()
+        if floating and shape is not None and tuple(tensor.shape) != tuple(shape):
+            raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
+    _check_finite(tensors)
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        raise AdapterLoadError(
-            f"the tensor {name[:120]!r} holds NaN or infinity, or a number that the model's dtype does not hold",
-            code="load.finite",
-        )
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what is no number: all tensors of a device in one go, one by one where that finds something."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            by_device.setdefault(tensor.device, []).append(tensor.reshape(-1))
+    if all(bool(torch.isfinite(torch.cat(flat)).all()) for flat in by_device.values()):
+        return
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise AdapterLoadError(
+                f"the tensor {name[:120]!r} holds NaN or infinity, or a number that the model's dtype does not hold",
+                code="load.finite",
+            )
 
 
 def _plain(tensor: Tensor) -> NDArray[np.float64]:
@@ -229,8 +256,8 @@ def _freed(raw: Tensor, taken: Tensor | None) -> NDArray[np.float64]:
     return values
 
 
-def _states(model: nn.Module) -> list[ModelState]:
-    return list({id(m.state): m.state for m in model.modules() if isinstance(m, ReftLayer)}.values())
+def _layers(model: nn.Module) -> list[tuple[str, ReftLayer]]:
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, ReftLayer)]
 
 
 def _unfit(message: str) -> AdapterLoadError:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
 
-from .beside import saved_name, without_copies
-from .loading import check_state_dict
+from .beside import MODEL_PREFIX, saved_name, without_copies
+from .loading import adapter_tensors, check_state_dict
 from .outgoing import outgoing_of
 
 __all__ = ["SavingTuner"]
@@ -42,9 +42,10 @@ class SavingTuner(BaseTuner):  # type: ignore[misc]  # peft's types are not foll
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Map a file's keys to the model's, after checking that every tensor has its place and its bytes."""
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        remapped = without_copies(remapped, adapter_name)
+        held = {}  # PEFT asks the whole model for its tensors by name; an adapter's are all in our layers
+        for key in adapter_tensors(model, adapter_name):
+            stored = cls._remove_adapter_name_from_key(key, adapter_name)
+            held[stored] = held[MODEL_PREFIX + stored] = key  # a model without PEFT's wrapper has no such prefix
+        remapped = without_copies({held.get(key, key): tensor for key, tensor in state_dict.items()}, adapter_name)
         check_state_dict(model, config, adapter_name, state_dict, remapped)
         return remapped

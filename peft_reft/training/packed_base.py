@@ -39,7 +39,7 @@ class PackedBase(BoundaryProvider):
 
     def attach(self) -> None:
         """Find the layers that may."""
-        self.layers = {path: part for path, part in self.state.model.named_modules() if getattr(part, _PACKS, False)}
+        self.layers = {path: part for path, part in self.state.model.named_modules() if part.__dict__.get(_PACKS)}
         self.prepares: bool = bool(self.layers)
 
     def detach(self) -> None:

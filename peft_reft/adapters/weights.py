@@ -1,0 +1,56 @@
+"""What PEFT does to every weight of a model when an adapter comes: freeze the base, widen the adapter.
+
+PEFT walks over every module and name of the model for each of the two, several times; an adapter's own tensors are all
+in our layers, and everything else is the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from peft_reft.layer import CHILD
+from peft_reft.runtime.state import ModelState
+
+from .hiding import base_modules, others_hidden
+
+__all__ = ["cast_adapter", "freeze_base"]
+
+
+def freeze_base(model: nn.Module, state: ModelState) -> bool:
+    """Let no parameter of the base be trained.
+
+    Returns:
+        False, with nothing done, where something else decides about parameters too: another method's layers, modules
+        that are saved in full, trained tokens.
+    """
+    base = list(base_modules(model, state))
+    if any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in base):
+        return False
+    for module in base:
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameter.requires_grad = False
+    return True
+
+
+def cast_adapter(model: nn.Module, state: ModelState, adapter_name: str, autocast_adapter_dtype: bool) -> None:
+    """Adapters are float32; without autocasting they take the base's dtype, as PEFT's other methods do."""
+    if autocast_adapter_dtype:
+        with others_hidden(state, adapter_name):
+            for layer in state.layers.values():
+                cast_adapter_dtype(layer, adapter_name=adapter_name)
+        return
+    dtype = next((p.dtype for n, p in model.named_parameters() if f".{CHILD}." not in n), torch.float32)
+    for unit in _units(state, adapter_name) if dtype.is_floating_point else ():
+        unit.to(dtype)
+
+
+def _units(state: ModelState, adapter_name: str) -> Iterator[nn.Module]:
+    for layer in state.layers.values():
+        for number in layer.units.get(adapter_name, ()):
+            yield layer.unit((adapter_name, number))
