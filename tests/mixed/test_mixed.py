@@ -237,8 +237,9 @@ def test_a_bundle_of_another_model_is_not_resumed_from(tmp_path: Path, two: Mixe
 def test_a_bundle_has_its_place_for_every_part(tmp_path: Path, two: MixedReftModel) -> None:
     two.add_adapter("other", lora(r=3, init_lora_weights=False))
     expected = logits(two)
-    two.save_pretrained(str(tmp_path))
-    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    folder = tmp_path / "bundle"
+    two.save_pretrained(str(folder))
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     parts = {"", "other/", "reft/edit/", "reft/second/"}
     assert {f"{part}{name}" for part in parts for name in (CONFIG_NAME, WEIGHTS_NAME)} <= files
     assert {name for name in files if name.endswith(MANIFEST_NAME)} == {
@@ -246,14 +247,14 @@ def test_a_bundle_has_its_place_for_every_part(tmp_path: Path, two: MixedReftMod
         f"reft/second/{MANIFEST_NAME}",
     }
     assert INDEX in files
-    assert not [path for path in tmp_path.parent.iterdir() if path.name.startswith(".")]
-    loaded = MixedReftModel.from_pretrained(base_model("llama"), tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    loaded = MixedReftModel.from_pretrained(base_model("llama"), folder)
     assert set(loaded.peft_config) == {"default", "other", "edit", "second"}
     loaded.set_adapter(["default", "edit", "second"])
     assert torch.equal(logits(loaded), expected)
     for name in ("edit", "second"):
-        check_folder(tmp_path / "reft" / name)
-        alone = PeftModel.from_pretrained(base_model("llama"), str(tmp_path / "reft" / name))
+        check_folder(folder / "reft" / name)
+        alone = PeftModel.from_pretrained(base_model("llama"), str(folder / "reft" / name))
         two.set_adapter(name)
         assert torch.equal(logits(alone), logits(two))
 
