@@ -35,8 +35,8 @@ def tensor_info(tensor: Tensor, dtype: str | None = None) -> TensorInfo:
     if name not in _BY_NAME:
         raise AdapterLoadError(f"a tensor has dtype {tensor.dtype}, which the format does not store")
     plain = tensor.detach().to("cpu", _BY_NAME[name]).contiguous()
-    data = plain.reshape(-1).view(torch.uint8).numpy()
-    return TensorInfo(name, tuple(plain.shape), hashlib.sha256(memoryview(data)).hexdigest())
+    data: Any = plain.reshape(-1).view(torch.uint8).numpy()
+    return TensorInfo(name, tuple(plain.shape), hashlib.sha256(data).hexdigest())
 
 
 def check_recorded(recorded: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> None:
