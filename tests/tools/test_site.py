@@ -117,8 +117,8 @@ def test_the_reference_has_every_kind() -> None:
     from peft_reft.interventions import intervention_class
 
     ours = [name for name in known_kinds() if kind_signature(name).module.startswith("peft_reft.")]
-    classes = [intervention_class(name) for name in ours]
-    assert {f"{cls.__module__}.{cls.__qualname__}" for cls in classes} == set(kinds(ROOT))
+    classes = {name: intervention_class(name) for name in ours}
+    assert {name: f"{cls.__module__}.{cls.__qualname__}" for name, cls in classes.items()} == kinds(ROOT)
 
 
 def test_every_page_of_docs_is_in_the_navigation() -> None:

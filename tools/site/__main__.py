@@ -31,7 +31,7 @@ def main() -> int:
     if done.returncode or said:
         return 1
     names = [name for page in REFERENCE for _, group in entries(ROOT, page.source) for name in group]
-    found = problems(site, [*names, *kinds(ROOT)])
+    found = problems(site, [*names, *kinds(ROOT).values()])
     sys.stderr.writelines(f"{line}\n" for line in found)
     pages = len(list(site.rglob("index.html")))
     print(f"{pages} pages, {len(names)} public names, {len(found)} faults: {site.relative_to(ROOT)}/index.html")

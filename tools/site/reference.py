@@ -11,6 +11,9 @@ __all__ = ["entries", "kinds", "modules_of", "page", "public_names"]
 
 _FOLDERS = {"peft_reft.hub_format": "hub_format", "peft_reft.integrations": "integrations"}
 """Packages that lie elsewhere in the repository than in the wheel."""
+_BARE = dict.fromkeys(
+    ("members", "separate_signature", "show_signature", "show_symbol_type_heading", "show_symbol_type_toc"), "false"
+)
 
 
 def modules_of(package: str) -> list[str]:
@@ -49,16 +52,14 @@ def public_names(root: Path, module: str) -> list[str]:
     return [name for name in lists[0] if name not in below]
 
 
-def kinds(root: Path) -> list[str]:
-    """The classes of the kinds that this package registers, by their full names."""
-    found = []
+def kinds(root: Path) -> dict[str, str]:
+    """The kinds that this package registers: the name that a config gives → the full name of the class."""
+    found = {}
     for path in sorted((root / "peft_reft/interventions").glob("*.py")):
         for node in ast.parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.ClassDef) and any(
-                isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == "register_intervention"
-                for mark in node.decorator_list
-            ):
-                found.append(f"peft_reft.interventions.{path.stem}.{node.name}")
+            for mark in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+                if isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == "register_intervention":
+                    found[ast.literal_eval(mark.args[0])] = f"peft_reft.interventions.{path.stem}.{node.name}"
     return found
 
 
@@ -102,6 +103,8 @@ def page(root: Path, package: str) -> str:
     for title, names in entries(root, package):
         parts += [f"## {title}", *(f"::: {name}" for name in names)]
     if package == "peft_reft.interventions":
-        options = "\n    options:\n      members: false\n      show_signature: false"
-        parts += ["## The kinds", *(f"::: {kind}{options}" for kind in kinds(root))]
+        parts.append("## The kinds")
+        for name, kind in kinds(root).items():
+            options = {"heading": name, "toc_label": name, **_BARE}
+            parts.append("\n      ".join([f"::: {kind}\n    options:", *(f"{k}: {v}" for k, v in options.items())]))
     return "\n\n".join(parts) + "\n"
