@@ -59,18 +59,7 @@ def check_folder(folder: Path, *, pickles: bool = False) -> CheckedFolder | None
         FileFormatError, ConfigError, PositionSyntaxError: a file that the format does not allow.
     """
     folder = as_path(folder, "folder")
-    for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME):
-        check_link(folder / name)
-        check_regular(folder / name)
-    if not (folder / CONFIG_NAME).is_file():
-        raise ManifestError(
-            f"{folder.name} holds no {CONFIG_NAME}",
-            code="adapter.missing",
-            file=CONFIG_NAME,
-            rule="an adapter is a folder with its config, weights and manifest",
-            fix="check the name and the revision",
-        )
-    weights = [name for name in (WEIGHTS_NAME, PICKLE_NAME) if (folder / name).is_file()]
+    weights = _weights_here(folder)
     config = load_json(folder / CONFIG_NAME)
     with in_file(CONFIG_NAME):
         check_envelope(config)
@@ -87,6 +76,34 @@ def check_folder(folder: Path, *, pickles: bool = False) -> CheckedFolder | None
     if PICKLE_NAME in weights and (len(weights) > 1 or not pickles):
         raise refuse_pickle(PICKLE_NAME)
     manifest = Manifest.load(folder / MANIFEST_NAME)
+    _check_files(folder, weights, manifest)
+    with in_file(CONFIG_NAME):
+        groups = check_fields(from_object(config.get("reft"), manifest_version=manifest.spec_version))
+    _check_tensors(folder, weights[0], config, manifest)
+    with in_file(weights[0]):
+        check_tensor_names(manifest.tensors, groups, base_model=manifest.base_model)
+        check_beside(config, [name for name in manifest.tensors if not _of_edit(name)])
+    return CheckedFolder(config, manifest, groups)
+
+
+def _weights_here(folder: Path) -> list[str]:
+    """Names of the weights files of a folder that has a config; every file of an adapter is a plain one."""
+    for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME):
+        check_link(folder / name)
+        check_regular(folder / name)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ManifestError(
+            f"{folder.name} holds no {CONFIG_NAME}",
+            code="adapter.missing",
+            file=CONFIG_NAME,
+            rule="an adapter is a folder with its config, weights and manifest",
+            fix="check the name and the revision",
+        )
+    return [name for name in (WEIGHTS_NAME, PICKLE_NAME) if (folder / name).is_file()]
+
+
+def _check_files(folder: Path, weights: list[str], manifest: Manifest) -> None:
+    """Refuse files that the manifest does not list, or that have other bytes than it says."""
     listed = {info.path for info in manifest.files}
     if PICKLE_NAME in weights and PICKLE_NAME not in listed:
         raise refuse_pickle(PICKLE_NAME)
@@ -105,21 +122,20 @@ def check_folder(folder: Path, *, pickles: bool = False) -> CheckedFolder | None
                 file=info.path,
                 fix="save or download the adapter again: the folder was changed or interrupted after saving",
             )
-    stored = config.get("reft")
-    with in_file(CONFIG_NAME):
-        groups = check_fields(from_object(stored, manifest_version=manifest.spec_version))
-    if weights[0] == PICKLE_NAME:
+
+
+def _check_tensors(folder: Path, weights: str, config: Mapping[str, Any], manifest: Manifest) -> None:
+    """Refuse tensors that differ between the weights, the manifest and the config."""
+    if weights == PICKLE_NAME:
         check_pickle(folder / PICKLE_NAME)
-    else:
-        table = read_tensor_table(folder / WEIGHTS_NAME, check_values=True)
-        if table != dict(manifest.tensors):
-            raise IntegrityError(
-                "tensors differ from the manifest's list",
-                code="integrity.tensors",
-                file=WEIGHTS_NAME,
-                rule="config, weights and manifest were saved together",
-                fix="save or download the adapter again",
-            )
+    elif read_tensor_table(folder / WEIGHTS_NAME, check_values=True) != dict(manifest.tensors):
+        raise IntegrityError(
+            "tensors differ from the manifest's list",
+            code="integrity.tensors",
+            file=WEIGHTS_NAME,
+            rule="config, weights and manifest were saved together",
+            fix="save or download the adapter again",
+        )
     recorded = migrate(config["reft"], "reft").get("tensors")
     if recorded != {name: info.to_json() for name, info in manifest.tensors.items()}:
         raise ManifestError(
@@ -129,10 +145,6 @@ def check_folder(folder: Path, *, pickles: bool = False) -> CheckedFolder | None
             rule="config, weights and manifest were saved together",
             fix="save or download the adapter again",
         )
-    with in_file(weights[0]):
-        check_tensor_names(manifest.tensors, groups, base_model=manifest.base_model)
-        check_beside(config, [name for name in manifest.tensors if not _of_edit(name)])
-    return CheckedFolder(config, manifest, groups)
 
 
 def unit_signatures(groups: tuple[SiteGroup, ...]) -> list[SiteGroup]:

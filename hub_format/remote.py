@@ -59,65 +59,80 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except HFValidationError as error:
-        raise HubError(
+    except (HFValidationError, HfHubHTTPError, TransportError, OSError, RuntimeError) as error:
+        meant = _meaning(error, repo_id, revision)
+        if meant is None:
+            raise
+        raise meant from error
+
+
+def _meaning(error: Exception, repo_id: str, revision: str | None) -> HubError | None:
+    """What an error of the client says of a repository; None where it says nothing of it."""
+    if isinstance(error, HFValidationError):
+        return HubError(
             f"{repo_id[:100]!r} is neither a folder nor the name of a repository",
             code="hub.name",
             value=repo_id,
             rule="a repository is named 'owner/name'",
             fix="check the path or the name",
-        ) from error
-    except GatedRepoError as error:  # a RepositoryNotFoundError too, so it is asked for first
-        raise HubError(
+        )
+    if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+        return _not_there(error, repo_id, revision)
+    status = _status(error)
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectError):
+        return _answered(repo_id, status) if status is not None else _out_of_reach(repo_id, revision)
+    if isinstance(error, EntryNotFoundError):
+        return None  # a file that the repository does not have: who asked knows whether it needs it
+    if isinstance(error, HfHubHTTPError):
+        return _answered(repo_id, status)
+    if isinstance(error, OSError) and error.errno is not None:
+        return None  # of this machine's disk
+    if status is not None:  # of one file of several, which the client wraps
+        return _answered(repo_id, status)
+    if isinstance(error, RuntimeError) and not isinstance(error.__cause__, TransportError):
+        return None
+    return HubError(
+        f"a file of {repo_id} did not arrive whole: {str(error).splitlines()[0][:160]}",
+        code="hub.transfer",
+        value=repo_id,
+        rule="what is cut off, or has another size than the Hub says, is not used",
+        fix="try again: what arrived is in the cache",
+    )
+
+
+def _not_there(error: Exception, repo_id: str, revision: str | None) -> HubError:
+    """Gated, missing, or without the revision."""
+    if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too, so it is asked for first
+        return HubError(
             f"access to {repo_id} is gated",
             code="hub.gated",
             value=repo_id,
             rule="its owner admits readers one by one",
             fix="ask for access on its page, and pass the token of the account that was admitted",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return HubError(
             f"{repo_id} does not exist, or is private and this token may not see it",
             code="hub.missing",
             value=repo_id,
             fix="check the name; for a private repository pass token=, or log in with `hf auth login`",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(
-            f"{repo_id} has no revision {revision!r}",
-            code="hub.revision",
-            value=revision,
-            rule="a revision is a branch, a tag, a commit or refs/pr/<number>",
-            fix="leave it out for the default branch",
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectError) as error:
-        status = _status(error)
-        if status is not None:
-            raise _answered(repo_id, status) from error
-        raise HubError(
-            f"the Hub cannot be reached, and revision {revision or 'main'!r} of {repo_id} is not in the cache",
-            code="hub.offline",
-            value=repo_id,
-            fix="fetch it once with a connection (and without HF_HUB_OFFLINE), or give a local folder",
-        ) from error
-    except EntryNotFoundError:  # a file that the repository does not have: who asked knows whether it needs it
-        raise
-    except HfHubHTTPError as error:
-        raise _answered(repo_id, _status(error)) from error
-    except (TransportError, OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of this machine's disk
-        if (status := _status(error)) is not None:  # of one file of several, which the client wraps
-            raise _answered(repo_id, status) from error
-        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, TransportError):
-            raise
-        raise HubError(
-            f"a file of {repo_id} did not arrive whole: {str(error).splitlines()[0][:160]}",
-            code="hub.transfer",
-            value=repo_id,
-            rule="what is cut off, or has another size than the Hub says, is not used",
-            fix="try again: what arrived is in the cache",
-        ) from error
+        )
+    return HubError(
+        f"{repo_id} has no revision {revision!r}",
+        code="hub.revision",
+        value=revision,
+        rule="a revision is a branch, a tag, a commit or refs/pr/<number>",
+        fix="leave it out for the default branch",
+    )
+
+
+def _out_of_reach(repo_id: str, revision: str | None) -> HubError:
+    return HubError(
+        f"the Hub cannot be reached, and revision {revision or 'main'!r} of {repo_id} is not in the cache",
+        code="hub.offline",
+        value=repo_id,
+        fix="fetch it once with a connection (and without HF_HUB_OFFLINE), or give a local folder",
+    )
 
 
 def _status(error: BaseException | None) -> int | None:

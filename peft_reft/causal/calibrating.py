@@ -35,11 +35,7 @@ def calibrated(
     """See `AlignmentSearch.calibrate`; the search is one, which imports this file."""
     model = search._base[0]
     about = _about(search, settings, len(pairs), len(held_out))
-    if isinstance(nulls, Nulls) and dict(nulls.settings) != about:
-        differing = sorted(name for name in about if nulls.settings.get(name) != about[name])
-        raise _refuse(f"nulls of another search: {', '.join(differing)} differ", differing)
-    if (len(nulls.accuracies) if isinstance(nulls, Nulls) else nulls) < FEWEST:
-        raise _refuse(f"nulls={nulls if isinstance(nulls, int) else len(nulls.accuracies)}", FEWEST)
+    _check_nulls(nulls, about)
 
     def fitted(one: Any, start: int) -> Any:
         one.reset(start)
@@ -76,6 +72,14 @@ def calibrated(
             stacklevel=3,
         )
     return result
+
+
+def _check_nulls(nulls: Nulls | int, about: Mapping[str, Any]) -> None:
+    if isinstance(nulls, Nulls) and dict(nulls.settings) != about:
+        differing = sorted(name for name in about if nulls.settings.get(name) != about[name])
+        raise _refuse(f"nulls of another search: {', '.join(differing)} differ", differing)
+    if (len(nulls.accuracies) if isinstance(nulls, Nulls) else nulls) < FEWEST:
+        raise _refuse(f"nulls={nulls if isinstance(nulls, int) else len(nulls.accuracies)}", FEWEST)
 
 
 def _whole(search: Any, pairs: InterchangeDataset, decode: Decode) -> Accuracy | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,32 +52,12 @@ def run(
     """
     check_module(model)
     found: list[View | None] = [None] * len(reads)
-    earlier: dict[tuple[Address, int | None], list[tuple[Edit, View]]] = {}
-    stops: list[_Stop] = []
-
-    def edits_here(edit: Edit, address: Address) -> Visit:
-        def visit(tensor: Tensor) -> Tensor:
-            view = view_of(edit.site, address, tensor, inputs)
-            if disjoint:
-                _check_disjoint(edit, view, earlier.setdefault((address, edit.site.call), []))
-            return view.put(apply_edit(edit, view))
-
-        return visit
-
-    def reads_here(place: int, site: Site, address: Address) -> Visit:
-        def visit(tensor: Tensor) -> None:
-            found[place] = view_of(site, address, tensor, inputs).kept()
-
-        return visit
-
     ids = named(inputs).get("input_ids", inputs)
     length = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() > 1 else None
-    for edit in edits:
-        address = edit.site.address(model)
-        stops.append(_Stop(edit.site, address, edits_here(edit, address), length))
-    for place, site in enumerate(reads):
-        address = site.address(model)
-        stops.append(_Stop(site, address, reads_here(place, site, address), length))
+    stops = [
+        *_edit_stops(model, inputs, edits, length, disjoint=disjoint),
+        *_read_stops(model, inputs, reads, length, found),
+    ]
     handles: list[RemovableHandle] = []
     try:
         for stop in stops:
@@ -90,6 +70,41 @@ def run(
     for stop in stops:
         stop.check_reached()
     return output, [view for view in found if view is not None]
+
+
+def _edit_stops(
+    model: nn.Module, inputs: Any, edits: Sequence[Edit], length: int | None, *, disjoint: bool
+) -> Iterator[_Stop]:
+    earlier: dict[tuple[Address, int | None], list[tuple[Edit, View]]] = {}
+
+    def visiting(edit: Edit, address: Address) -> Visit:
+        def visit(tensor: Tensor) -> Tensor:
+            view = view_of(edit.site, address, tensor, inputs)
+            if disjoint:
+                _check_disjoint(edit, view, earlier.setdefault((address, edit.site.call), []))
+            return view.put(apply_edit(edit, view))
+
+        return visit
+
+    for edit in edits:
+        address = edit.site.address(model)
+        yield _Stop(edit.site, address, visiting(edit, address), length)
+
+
+def _read_stops(
+    model: nn.Module, inputs: Any, reads: Sequence[Site], length: int | None, found: list[View | None]
+) -> Iterator[_Stop]:
+    """Each keeps its view at its place in `found`."""
+
+    def visiting(place: int, site: Site, address: Address) -> Visit:
+        def visit(tensor: Tensor) -> None:
+            found[place] = view_of(site, address, tensor, inputs).kept()
+
+        return visit
+
+    for place, site in enumerate(reads):
+        address = site.address(model)
+        yield _Stop(site, address, visiting(place, site, address), length)
 
 
 class _Stop:

@@ -87,10 +87,9 @@ class RotatedSite(nn.Module):
         Raises:
             CausalModelError: the learned boundaries of a variable enclose none.
         """
-        if self.dimensions is not None:
-            ends = torch.tensor([0, *self.dimensions.values()]).cumsum(0).tolist()
+        if self.boundaries is None:
+            ends = torch.tensor([0, *(self.dimensions or {}).values()]).cumsum(0).tolist()
             return {name: range(ends[i], ends[i + 1]) for i, name in enumerate(self.variables)}
-        assert self.boundaries is not None
         found = boundary_units(self.boundaries.detach(), self.raw.shape[0])
         for name, units in zip(self.variables, found, strict=True):
             if not units:

@@ -24,7 +24,7 @@ from .plan import StackPlan
 from .position_warning import warn_of_prefill
 from .resolve import columns_of, slot_masks
 from .row_choice import RowAdapters
-from .situation import Situation
+from .situation import Situation, UnitKey, UnitMask
 from .state import ModelState
 from .whole_prompts import whole_prompt_plan
 
@@ -140,13 +140,7 @@ class Planner:
         # asked last: a graph that has read the flag is made again once it has changed
         if known is None and not explicit and not torch.compiler.is_compiling() and self.warns:
             self._warn(stack.role, inputs, active)
-        situation = Situation(
-            role=stack.role,
-            has_completion=active.has_completion,
-            trains_with_labels=self.state.model.training and self.takes_labels,
-            encoder_edited=stack.role != "only" and self._encoder_edited(),
-            explicit=explicit,
-        )
+        situation = self._situation(stack.role, active, explicit)
         if known is not None and stack.role != "encoder":
             told = known.situation(inputs, situation, generates=active.generates)
             if told is None:
@@ -160,21 +154,17 @@ class Planner:
         if known is not None:
             known.resolved(path, masks, inputs)
         chosen = columns_of(masks, inputs)
-        if rows is None:
-            return StackPlan(inputs.batch, inputs.length, chosen, inputs.past)
-        selected = {
-            (place, unit): replace(
-                found, mask=found.mask & rows.selects(active.views[place].name, inputs.batch, inputs.device)
-            )
-            for (place, unit), found in chosen.items()
-        }
-        return StackPlan(
-            inputs.batch,
-            inputs.length,
-            selected,
-            inputs.past,
-            row_by_row=True,
-            whole=rows.stack is not None,
+        if rows is not None:
+            return _plan_of_rows(inputs, active, chosen, rows)
+        return StackPlan(inputs.batch, inputs.length, chosen, inputs.past)
+
+    def _situation(self, role: str, active: StackActivity, explicit: Explicit) -> Situation:
+        return Situation(
+            role=role,
+            has_completion=active.has_completion,
+            trains_with_labels=self.state.model.training and self.takes_labels,
+            encoder_edited=role != "only" and self._encoder_edited(),
+            explicit=explicit,
         )
 
     def _warn(self, role: str, inputs: CallInputs, active: StackActivity) -> None:
@@ -195,6 +185,19 @@ class Planner:
     def _encoder_edited(self) -> bool:
         stacks = self.state.activity().stacks
         return any(stack.role == "encoder" and bool(stacks[path].views) for path, stack in self.state.stacks.items())
+
+
+def _plan_of_rows(
+    inputs: CallInputs, active: StackActivity, chosen: Mapping[UnitKey, UnitMask], rows: RowAdapters
+) -> StackPlan:
+    """Every unit edits the rows of its own adapter."""
+    selected = {
+        (place, unit): replace(
+            found, mask=found.mask & rows.selects(active.views[place].name, inputs.batch, inputs.device)
+        )
+        for (place, unit), found in chosen.items()
+    }
+    return StackPlan(inputs.batch, inputs.length, selected, inputs.past, row_by_row=True, whole=rows.stack is not None)
 
 
 def _is_generated(inputs: CallInputs) -> bool:
