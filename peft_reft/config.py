@@ -178,15 +178,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
         )
         groups = check_fields(self._behaviour())
         for group in groups:
-            has_identity = intervention_class(group.intervention).starts_as_identity(group.act_fn)
-            if self.init_weights is True and not has_identity:
-                raise ConfigError(
-                    f"init_weights=True with intervention={group.intervention!r}, act_fn={group.act_fn!r}",
-                    value=True,
-                    rule="this combination has no parameters for which the edit is the identity, or none from which "
-                    "it learns: at the flat side of an activation there is no gradient",
-                    fix="leave init_weights None, or set it to 'paper'",
-                )
+            intervention_class(group.intervention).check_start(self.init_weights, group.act_fn)
         return groups
 
     def bind_tokenizer(self, tokenizer: Any) -> ReftConfig:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +13,17 @@ from peft_reft.hub_format.activations import canonical_activation
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.kinds import Option, kind_signature
 
-from .activations import activation, starts_at_zero
+from .activations import activation
 from .affine import Affine
 from .capacity import Reserving
 from .complement import COMPLEMENT, outside
 from .rotation import orthonormal_rows
+from .starts import Init, Starting
 
 __all__ = ["Init", "Intervention", "activation"]
 
-Init = Literal["paper"] | bool | None
 
-
-class Intervention(Reserving):
+class Intervention(Starting, Reserving):
     """One learned edit h′ = h + delta(h).
 
     A kind names its tensors in `tensors` and computes `edit_delta(hidden)`; with an entry in `orthonormal` it is
@@ -136,66 +134,6 @@ class Intervention(Reserving):
     def named_tensors(self) -> dict[str, Tensor]:
         """Every saved tensor by name, trained or brought."""
         return {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}
-
-    def start(self, init_weights: Init) -> None:
-        """Set the parameters to their start. On the meta device there is nothing to set.
-
-        Args:
-            init_weights: as in the class.
-
-        Raises:
-            ConfigError: the identity was asked for, and the kind has none.
-        """
-        if any(tensor.is_meta for tensor in self.named_tensors().values()):
-            return
-        identity = self.starts_as_identity(self.act_fn)
-        with torch.no_grad():
-            if init_weights is False:
-                self.random_start()
-            elif init_weights == "paper" or (init_weights is None and not identity):
-                self.paper_start()
-            elif identity:
-                self.identity()
-            else:
-                raise ConfigError(
-                    f"init_weights=True with intervention={self.kind!r}, act_fn={self.act_fn!r}: no identity start",
-                    value=True,
-                    fix="leave init_weights None or set it to 'paper'",
-                )
-
-    @classmethod
-    def starts_as_identity(cls, act_fn: str | None) -> bool:
-        """Whether some start makes the edit the identity.
-
-        Args:
-            act_fn: the activation on the learned source, or None.
-
-        Returns:
-            True where the kind has such a start and the activation keeps it.
-        """
-        has_identity = cls.identity is not Intervention.identity
-        name = canonical_activation(act_fn)
-        return has_identity and (name is None or (cls.act_keeps_identity and starts_at_zero(name)))
-
-    def random_start(self) -> None:
-        """Random and non-trivial."""
-        for name, tensor in self.named_tensors().items():
-            if name != COMPLEMENT:
-                nn.init.normal_(tensor, std=1.0)
-
-    def paper_start(self) -> None:
-        """The published start: projections and sources as in `nn.Linear`, rotations orthonormal."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for name, tensor in self.named_tensors().items():
-            if name in self.orthonormal:
-                nn.init.normal_(tensor)
-                tensor.copy_(orthonormal_rows(self.raw_rotation()))
-            elif name != COMPLEMENT:
-                nn.init.uniform_(tensor, -bound, bound)
-
-    def identity(self) -> None:
-        """Set the parameters so that the edit is zero; a kind that cannot be the identity leaves this undefined."""
-        raise NotImplementedError
 
     def edit_delta(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the edit adds to h; every kind defines it.
