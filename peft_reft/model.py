@@ -214,7 +214,14 @@ class ReftModel(SavingTuner):
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; the model keeps its hooks, which do nothing without an active one."""
+        """Delete an adapter; the model keeps its hooks, which do nothing without an active one.
+
+        Raises:
+            ConfigError: requests of continuous batching that have not ended name it.
+        """
+        runtime = runtime_of(self.model)
+        if runtime is not None:
+            runtime.provider(ContinuousBatching).check_unused(adapter_name)
         super().delete_adapter(adapter_name)
         state = state_of(self.model)
         if state is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from peft_reft.generation.continuous import shared_reach
+from peft_reft.generation.block_salts import shared_reach
 from peft_reft.hub_format.schema import SiteGroup
 
 __all__ = ["reach_of", "salt_for", "user_salt"]

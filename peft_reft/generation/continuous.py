@@ -2,7 +2,8 @@
 
 A manager runs the model in a thread of its own. Which request each token of a forward belongs to, how far that request
 is and how long its prompt was, only the manager knows; so the model's `init_continuous_batching` keeps track of the
-managers that it makes, and a request is resolved as a row of `generate` is (see `requests`).
+managers that it makes, and a request is resolved as a row of `generate` is (see `requests`). A request may name its
+adapters (see `asked`, `named_plan`, `block_salts`); without, it is edited by those that are active.
 
 Two habits of a manager would edit other tokens in silence, and are settled when it is made:
 
@@ -15,21 +16,24 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_reft.hub_format.errors import ConfigError, LocationError, PositionError, ReftError
-from peft_reft.hub_format.positions import All, First, Positions, PromptWindow, Special
+from peft_reft.hub_format.errors import ConfigError, PositionError, ReftError
 from peft_reft.runtime.boundary import BoundaryProvider, Knowledge
-from peft_reft.runtime.inputs import EXPLICIT, Explicit
+from peft_reft.runtime.inputs import Explicit
 from peft_reft.runtime.past import cache_of
 from peft_reft.runtime.plan import StackPlan
 from peft_reft.runtime.situation import Situation
 from peft_reft.runtime.state import ModelState
 from peft_reft.runtime.views import AdapterView
 
+from .admission import adding, adding_several, refuse_explicit, refuse_replay
+from .asked import AskedRequests, named_prompts
+from .block_salts import BlockSalts, shared_reach
 from .generate import check_guidance, check_turns
+from .named_plan import editing, plan_named
 from .records import edit_state
 from .requests import Batch
 
@@ -40,10 +44,17 @@ ENTRIES = ("init_continuous_batching", "generate_batch")
 
 @dataclass
 class _Known:
-    """A manager, and the edits with which its shared blocks were computed."""
+    """A manager, its requests that name adapters, and the edits with which the blocks of the others were computed."""
 
     manager: weakref.ref[Any]
+    asked: AskedRequests
+    salts: BlockSalts
     edits: object = None
+
+    def named(self, request: str) -> tuple[str, ...] | None:
+        """The adapters that a request names."""
+        asked = self.asked.of(request)
+        return None if asked is None else asked.names
 
 
 @dataclass
@@ -101,18 +112,29 @@ class ContinuousBatching(BoundaryProvider):
         self._keep(manager)
         return manager
 
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_batch(self, inputs: Any, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Any:
         """The model's own `generate_batch`; a refusal in the manager's thread is raised here.
+
+        Args:
+            inputs: token ids of every request.
+            args: of the model's own method.
+            adapter_names: for every request an adapter's name, `"__base__"`, or a tuple of names whose edits add;
+                without, all are edited by the active adapters.
+            kwargs: of the model's own method.
 
         Raises:
             LocationError: explicit positions, which the model's own method would ignore.
+            ConfigError: an adapter that a request cannot name.
         """
-        _refuse_explicit(kwargs)
+        refuse_explicit(kwargs)
+        if adapter_names is not None:
+            inputs = named_prompts(inputs, adapter_names)
+            AskedRequests(self.state).check(adapter_names)
         watch = _Watch()
         self.watches.append(watch)
         try:
             outputs = type(self.state.model).generate_batch(  # type: ignore[attr-defined]
-                self.state.model, *args, **kwargs
+                self.state.model, inputs, *args, **kwargs
             )
         finally:
             self.watches.remove(watch)
@@ -124,7 +146,10 @@ class ContinuousBatching(BoundaryProvider):
     def knowledge(self, call: Mapping[str, Any], explicit: Explicit) -> Knowledge | None:
         """The requests that a forward of a known manager computes."""
         batch = self.batch_of(call) if self.known else None
-        return None if batch is None else _Paged(batch)
+        if batch is None:
+            return None
+        active = self.state.active()
+        return _Paged(batch, active, editing(batch, self.state.views, active))
 
     def batch_of(self, call: Mapping[str, Any]) -> Batch | None:
         """The requests that a bound call of the model computes; None where it is no call of a known manager.
@@ -138,11 +163,30 @@ class ContinuousBatching(BoundaryProvider):
         for entry in self.known:
             processor = getattr(entry.manager(), "batch_processor", None)
             if processor is not None and processor.cache is cache:
-                batch = Batch.of(processor, call)
+                entry.salts.attach(cache)
+                entry.asked.forget(entry.manager())
+                batch = Batch.of(processor, call, entry.named)
                 if batch is not None and getattr(cache, "use_prefix_sharing", False):
                     self._check_sharing(entry, cache, batch)
                 return batch
         return None
+
+    def check_unused(self, name: str) -> None:
+        """Refuse to delete an adapter that a request names which has not ended.
+
+        Raises:
+            ConfigError: a running manager has one.
+        """
+        for entry in self.known:
+            manager = entry.manager()
+            if manager is not None and manager.is_running() and entry.asked.uses(name, manager):
+                raise ConfigError(
+                    f"adapter {name!r} is named by requests of continuous batching that run",
+                    code="continuous.in_use",
+                    value=name,
+                    rule="a request ends with the adapters that it began with",
+                    fix="wait for their results, or cancel them with cancel_request",
+                )
 
     def _settings(self, arguments: Mapping[str, Any]) -> Any:
         """The settings for a new manager: no graphs, and no shared blocks where edits would differ."""
@@ -157,7 +201,7 @@ class ContinuousBatching(BoundaryProvider):
         if not self.state.views:
             return given
         settings = copy.deepcopy(given)
-        _refuse_replay(settings)
+        refuse_replay(settings)
         settings.use_cuda_graph = (False, False)
         if self._reach() is None:
             settings.allow_block_sharing = False
@@ -167,7 +211,7 @@ class ContinuousBatching(BoundaryProvider):
         """A manager kept from an earlier session may have been made for other adapters."""
         settings = manager.continuous_batching_config
         if self.state.views:
-            _refuse_replay(settings)
+            refuse_replay(settings)
         if settings.allow_block_sharing and self._reach() is None:
             raise _stale("the manager kept from before shares blocks, and the active edits depend on the prompt's end")
 
@@ -176,16 +220,21 @@ class ContinuousBatching(BoundaryProvider):
         for watch in self.watches:
             watch.made.append(manager)
         if not any(entry.manager() is manager for entry in self.known):
-            self.known.append(_Known(weakref.ref(manager)))
-            manager.add_request = _without_explicit(manager.add_request)
+            asked = AskedRequests(self.state)
+            self.known.append(_Known(weakref.ref(manager), asked, BlockSalts(self.state, asked)))
+            manager.add_request = adding(manager, asked)
+            manager.add_requests = adding_several(manager)
 
     def _check_sharing(self, entry: _Known, cache: Any, batch: Batch) -> None:
+        others = [request for request in batch.requests if request.names is None]
+        if not others:
+            return
         edits, reach = edit_state(self.state), self._reach()
         if entry.edits is None:
             entry.edits = edits
         if reach is None or entry.edits != edits:
             raise _stale("the active edits changed while requests share blocks of the cache")
-        if any(request.prompt < reach for request in batch.requests):
+        if any(request.prompt < reach for request in others):
             # its next tokens are generated where a longer prompt with the same tokens is edited: nothing of it may be
             # shared, and nothing of others by it once it is put back into the queue with what it generated
             cache.use_prefix_sharing = cache.allow_block_sharing = False
@@ -208,69 +257,17 @@ class _Paged(Knowledge):
 
     plans_itself = True
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, active: Sequence[str], named: tuple[str, ...] | None) -> None:
         self.batch = batch
+        self.active = active
+        self.adapters = named
 
     def plan(self, role: str, views: Sequence[AdapterView]) -> StackPlan | None:
         """Each request is resolved as a row of `generate` is."""
-        return self.batch.plan(views, Situation(role=role))
-
-
-def shared_reach(positions: Positions) -> int | None:
-    """How long two prompts must be at least, so that tokens which both begin with are edited alike in both.
-
-    None where no length suffices: a term counts from the prompt's end, or from where generation starts.
-
-    >>> from peft_reft.hub_format.positions import parse_positions
-    >>> [shared_reach(parse_positions(text)) for text in ("f4", "all-f2", "p[1:6]", "l1", "generated")]
-    [4, 2, 6, None, None]
-    """
-    reach = 0
-    for term in (*positions.terms, *positions.exclusions):
-        if isinstance(term, First):
-            reach = max(reach, term.count)
-        elif isinstance(term, PromptWindow) and (term.start or 0) >= 0 and (term.stop or -1) >= 0:
-            reach = max(reach, term.stop or 0)
-        elif not isinstance(term, (All, Special)):
-            return None
-    return reach
-
-
-def _refuse_replay(settings: Any) -> None:
-    stated = {
-        "use_cuda_graph": any(settings.cuda_graph_booleans),
-        "varlen_compile_config": settings.varlen_compile_config is not None,
-        "decode_compile_config": settings.decode_compile_config is not None,
-        "default_compile_level": bool(settings.default_compile_level),
-    }
-    for name in (name for name, value in stated.items() if value):
-        raise ConfigError(
-            f"continuous batching with {name}={getattr(settings, name)!r} on a model with ReFT adapters",
-            code="continuous.replay",
-            value=getattr(settings, name),
-            rule="a graph replays one batch's edits for another, and any batch can hold a prompt's last token",
-            fix=f"leave {name} out, or unload the adapters",
-        )
-
-
-def _refuse_explicit(kwargs: Mapping[str, Any]) -> None:
-    for name in EXPLICIT:
-        if kwargs.get(name) is not None:
-            raise LocationError(
-                f"{name} is not supported by continuous batching",
-                code="positions.continuous",
-                value=name,
-                rule="a request is its tokens alone, all of them prompt",
-                fix="leave it out, or use generate",
-            )
-
-
-def _without_explicit(add_request: Callable[..., Any]) -> Callable[..., Any]:
-    def add(*args: Any, **kwargs: Any) -> Any:
-        _refuse_explicit(kwargs)
-        return add_request(*args, **kwargs)
-
-    return add
+        situation = Situation(role=role)
+        if self.adapters is None:
+            return self.batch.plan(views, situation)
+        return plan_named(self.batch, views, self.active, situation)
 
 
 def _stale(what: str) -> PositionError:

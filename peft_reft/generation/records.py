@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from peft_reft.hub_format.errors import PromptBoundaryError
 from peft_reft.runtime.situation import UnitKey, UnitMask
 from peft_reft.runtime.state import ModelState
 
-__all__ = ["CacheRecord", "edit_state", "note_record", "record_of"]
+__all__ = ["CacheRecord", "edit_state", "edits_of", "note_record", "record_of"]
 
 _RECORD = "_reft_record"
 
@@ -87,6 +87,17 @@ def edit_state(state: ModelState) -> tuple[Any, ...]:
         (path, *key, layer.scaling[key[0]], *(_version(parameter) for parameter in layer.unit(key).parameters()))
         for path, layer in state.layers.items()
         for key in layer.active_keys()
+    )
+
+
+def edits_of(state: ModelState, names: Iterable[str]) -> tuple[Any, ...]:
+    """The same of some adapters, whether they are active or not."""
+    return tuple(
+        (path, name, unit, layer.scaling[name], *(_version(held) for held in layer.unit((name, unit)).parameters()))
+        for name in names
+        for path, layer in state.layers.items()
+        if layer.edits_by(name)
+        for unit in layer.units[name]
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,14 @@ class Request:
         past: tokens in the cache.
         length: tokens in this forward.
         column: where they start among the packed ones.
+        names: of the adapters that it names; None where it is edited by those that are active.
     """
 
     prompt: int
     past: int
     length: int
     column: int
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,12 @@ class Batch:
     device: torch.device
 
     @classmethod
-    def of(cls, processor: Any, call: Mapping[str, Any]) -> Batch | None:
+    def of(
+        cls, processor: Any, call: Mapping[str, Any], named: Callable[[str], tuple[str, ...] | None]
+    ) -> Batch | None:
         """Read a manager's batch processor; None where it does not describe this call.
+
+        `named` gives the adapters that a request names, by its id.
 
         All of it is Python's own integers: nothing waits for a device.
         """
@@ -63,7 +69,8 @@ class Batch:
         for future in outputs.requests_in_batch:
             state, length = future.state, future.query_length
             prompt = state._true_initial_tokens or len(state.initial_tokens)
-            requests.append(Request(prompt, state.position_offset - length, length, column))
+            past = state.position_offset - length
+            requests.append(Request(prompt, past, length, column, named(state.request_id)))
             column += length
         if not requests or column > tokens.shape[1]:
             return None

@@ -35,6 +35,7 @@ class Knowledge:
         prepared: that, where it is kept.
         from_end: whether edits of this forward may count from the end of its prompt.
         plans_itself: whether `plan` is asked, in place of resolving the call.
+        adapters: names of those that edit in this forward, where they are not the active ones.
     """
 
     explicit: Explicit = NOTHING
@@ -44,6 +45,7 @@ class Knowledge:
     prepared: Prepared | None = None
     from_end: bool = True
     plans_itself: bool = False
+    adapters: tuple[str, ...] | None = None
 
     def arguments(self, call: Mapping[str, Any]) -> Mapping[str, Any]:
         """The forward's arguments by name, with what is known beside them."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from peft_reft.sites import can_generate
 
-from .activity import StackActivity
+from .activity import Activity, StackActivity
 from .boundary import BoundaryProvider, Knowledge
 from .compiling import beside_graphs
 from .frames import Frame
@@ -81,8 +81,9 @@ class Planner:
         for provider in self.providers:
             if provider.prepares:
                 provider.starting(call)
-        activity, rows = state.activity(), state.running.rows
-        known = self._known(call, explicit)
+        known, rows = self._known(call, explicit), state.running.rows
+        named = None if known is None else known.adapters
+        activity = state.activity() if named is None else state.activity_named(named)
         if not activity.units and rows is None:
             return Frame({}, {})
         penalties = penalties_of(activity, call, module, state.model) if activity.penalized else None
@@ -90,7 +91,7 @@ class Planner:
             call, explicit = known.arguments(call), explicit or known.explicit
         if self.takes_choices:
             call = rows_of_choices(call)
-        plans = {path: self._plan(path, call, explicit, known, rows, alone=alone) for path in paths}
+        plans = {path: self._plan(path, call, explicit, known, rows, activity, alone=alone) for path in paths}
         frame = Frame(plans, activity.units, rows, penalties=penalties, noise=noise_for(activity, state.model))
         if known is not None and known.keeps:
             frame.keeper, frame.prepared = known, known.prepared
@@ -113,10 +114,11 @@ class Planner:
         explicit: Explicit,
         known: Knowledge | None,
         rows: RowAdapters | None,
+        activity: Activity,
         *,
         alone: bool,
     ) -> StackPlan | None:
-        stack, active = self.state.stacks[path], self.state.activity().stacks[path]
+        stack, active = self.state.stacks[path], activity.stacks[path]
         if known is not None and known.plans_itself and not explicit:
             return known.plan(stack.role, active.views) if active.views else None
         inputs = call_inputs(

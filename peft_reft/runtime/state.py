@@ -19,6 +19,10 @@ ATTRIBUTE = "_reft_runtime"
 """Under this name a model carries its runtime."""
 
 
+NAMED = 32
+"""So many sets of adapters that calls have named are kept ready."""
+
+
 def state_of(model: nn.Module) -> ModelState | None:
     """The state that a model carries, or None."""
     runtime = model.__dict__.get(ATTRIBUTE)
@@ -51,6 +55,7 @@ class ModelState:
         self.kept: dict[str, Any] = {}
         self.changes_held = False
         self._activity: Activity | None = None
+        self._named: dict[tuple[str, ...], Activity] = {}
 
     def activity(self) -> Activity:
         """What edits now: the running call's rows, or the active adapters."""
@@ -64,12 +69,22 @@ class ModelState:
             self._activity = self._activity_of()
         return self._activity
 
+    def activity_named(self, names: tuple[str, ...]) -> Activity:
+        """What edits where these adapters do, whichever are active."""
+        found = self._named.get(names)
+        if found is None:
+            if len(self._named) >= NAMED:
+                self._named.clear()
+            found = self._named[names] = self._activity_of(names)
+        return found
+
     def changed(self, layer: Any | None = None) -> None:
         """Work out anew what edits.
 
         PEFT and transformers change site after site: where `layer` is not the last, that waits for the others.
         """
         self._activity = None
+        self._named.clear()
         last = layer is None or layer is next(reversed(self.layers.values()), None)
         if last and not self.changes_held:
             self._activity = self._activity_of()
