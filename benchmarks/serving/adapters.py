@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["FOLDERS", "KINDS", "MEANING", "folder_of", "write_adapters"]
+__all__ = ["FOLDERS", "KINDS", "LORA_RANK", "MEANING", "REFT_RANK", "TARGETS", "folder_of", "write_adapters"]
 
 FOLDERS = 8
 POSITIONS = "f7+l7"

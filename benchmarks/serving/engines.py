@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .adapters import LORA_RANK, REFT_RANK, folder_of
+from .adapters import LORA_RANK, REFT_RANK, TARGETS, folder_of
 
 __all__ = ["BATCH", "SETTINGS", "SLOTS", "Engine", "variables"]
 
@@ -60,7 +60,8 @@ class Engine:
             self.llm = LLM(base, **settings)
         else:
             loras = {"max_loras": SLOTS, "max_cpu_loras": max(count, SLOTS), "max_lora_rank": LORA_RANK}
-            self.llm = LLM(base, enable_lora=True, **loras, **settings)
+            targets = list(TARGETS[kind])  # else vLLM multiplies by zeros at every other projection
+            self.llm = LLM(base, enable_lora=True, lora_target_modules=targets, **loras, **settings)
             self._load_loras(adapters, count)
         self.core = self.llm.llm_engine
 

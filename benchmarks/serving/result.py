@@ -163,16 +163,17 @@ def _notes(told: dict[str, Any]) -> str:
     shown = ", ".join(f"{TITLES[kind]} {share:.0%}" for kind, share in other.items())
     lines = [
         f"- Base: {told['base']}, {SETTINGS['dtype']}; {told['says']}, random tokens, greedy, no end token. "
-        f"Prefix caching is off. A step takes {BATCH} requests and {SETTINGS['max_num_batched_tokens']} tokens at most.",
+        f"Prefix caching is off. A step takes {BATCH} requests and {SETTINGS['max_num_batched_tokens']} tokens.",
         *(f"- {TITLES[kind]}: {meaning}." for kind, meaning in MEANING.items()),
         f"- `max_loras` = `max_refts` = {SLOTS}: so many adapters are on the device at once, and in a step; on a CPU "
         "vLLM limits it by nothing but memory. All adapters are loaded beforehand (`max_cpu_loras` as many as "
-        f"there are). The names of a kind share {FOLDERS} folders, which no engine can know.",
+        "there are), and `lora_target_modules` names the projections that have one, so that vLLM multiplies by no "
+        f"zeros. The names of a kind share {FOLDERS} folders, which no engine can know.",
         "- Requests for n adapters name as many different ones as they are.",
         f"- The Poisson rate is {SHARE:.0%} of what the base answers in a burst.",
         f"- Answers that are not the base's: {shown}.",
-        "- With LoRAs vLLM compiles nothing on a CPU, so all engines are eager here, but for the compiled steps above. "
-        "Its LoRA kernels for CPUs are written in torch: they gather A and B once for every token, also in a prompt. "
+        "- With LoRAs vLLM compiles nothing on a CPU, so all engines are eager, but for the compiled steps above. Its "
+        "LoRA kernels for CPUs are written in torch: they gather A and B once for every token, also in a prompt. "
         "On a GPU its kernels read them once for the rows that share them, so that prompts cost less there than here; "
         "what a decoding step reads is the same where every row has another adapter.",
     ]
