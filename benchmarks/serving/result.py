@@ -16,6 +16,7 @@ from benchmarks.speed.result import versions
 from .adapters import FOLDERS, MEANING
 from .engines import BATCH, SETTINGS, SLOTS
 from .rounds import DECODES, NARROW, SHARE, Plan, Served, case_of
+from .simulated import simulated
 
 __all__ = ["markdown", "result", "write"]
 
@@ -41,6 +42,7 @@ def result(plan: Plan, kept: Served) -> dict[str, Any]:
             }
             for arrival in plan.arrivals
         },
+        "alone": statistics.median(kept.alone) if kept.alone else None,
         "decode": {
             case: {
                 kind: asdict(summarise([pair for _, pair in sorted(kept.pairs[case, kind].items())]))
@@ -88,6 +90,7 @@ def markdown(told: dict[str, Any], command: str, stem: str) -> str:
         *(_arrival(told, arrival) for arrival in told["cases"]),
         "## Steps that only decode",
         _decodes(told),
+        *filter(None, [simulated(told)]),
         "## What was run",
         _notes(told),
     ]

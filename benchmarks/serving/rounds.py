@@ -26,8 +26,8 @@ NARROW = 64
 """The decoding steps are of requests for so many adapters, and so are the q,v LoRAs."""
 SHARE = 0.75
 """Requests arrive at this share of what the base answers in a burst."""
-STEPS, ROOM = 2, 72
-"""Steps of one measurement, and how many tokens a request generates before it is started anew."""
+STEPS, ROOM, ALONE = 2, 72, 15
+"""Steps of one measurement; how many tokens a request generates before it is started anew; measurements of one."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,20 @@ class Served(Kept):
     Attributes:
         told: (case, kind) → round → figures.
         rate: requests a second of the Poisson arrivals.
+        alone: seconds of steps of the base that decode one request.
     """
 
     told: dict[tuple[str, str], dict[int, dict[str, Any]]] = field(default_factory=dict)
     rate: float | None = None
+    alone: list[float] = field(default_factory=list)
 
     def _take(self, record: dict[str, Any]) -> None:
         if "told" in record:
             self.told.setdefault((record["case"], record["kind"]), {})[record["round"]] = record["told"]
         elif "rate" in record:
             self.rate = record["rate"]
+        elif "alone" in record:
+            self.alone = record["alone"]
         else:
             super()._take(record)
 
@@ -130,6 +134,9 @@ def _measure_decode(plan: Plan, kept: Served, case: str, *, compiled: bool) -> N
         return
     with ExitStack() as processes:
         workers = _workers(plan, kept, ["base", *kinds], processes, compiled=compiled, count=NARROW)
+        if not compiled and not kept.alone:
+            _fill(plan, {"base": workers["base"]}, 0, requests=1)
+            kept.add({"alone": [workers["base"].ask(do="decode", steps=STEPS)["seconds"] for _ in range(ALONE)]})
         left = 0
         for number in range(plan.decodes):
             for kind in kinds if number % 2 else kinds[::-1]:
@@ -144,9 +151,9 @@ def _measure_decode(plan: Plan, kept: Served, case: str, *, compiled: bool) -> N
                 print(f"{case}, {kind}, round {number}: {Pair(*taken).ratio:.4f}", flush=True)
 
 
-def _fill(plan: Plan, workers: Mapping[str, Worker], seed: int) -> None:
+def _fill(plan: Plan, workers: Mapping[str, Worker], seed: int, *, requests: int = BATCH) -> None:
     """The same batch in every engine, none of whose requests ends while it is measured."""
-    load = Load(requests=BATCH, new=ROOM + 20, vocabulary=plan.load.vocabulary)
+    load = Load(requests=requests, new=ROOM + 20, vocabulary=plan.load.vocabulary)
     for worker in workers.values():
         worker.ask(do="drain")
         worker.ask(do="fill", load=asdict(load), adapters=NARROW, seed=seed)
