@@ -1,4 +1,4 @@
-"""`peft-reft serve`: vLLM's OpenAI-compatible server with ReFT adapters as models."""
+"""`peft-reft serve`: an OpenAI-compatible server, vLLM's or transformers', with ReFT adapters as models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,8 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 PLUGIN = "peft_reft"
 OURS = ("--worker-cls", "--grpc", "--headless")
 ONE_SERVER = "--api-server-count"
+OF_VLLM = ("max_refts", "max_reft_rank", "allow_runtime_loading")
+"""Options that have a meaning on vLLM alone."""
 
 
 def serve(
@@ -30,15 +32,18 @@ def serve(
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH|REPO", help="An adapter to serve; may stand several times.")
     ] = None,
+    engine: Annotated[Literal["vllm", "transformers"], typer.Option(help="Whose server it is.")] = "vllm",
     max_refts: Annotated[int, typer.Option(help="Units of adapters on the device at once.")] = DEFAULT_SLOTS,
     max_reft_rank: Annotated[int, typer.Option(help="The largest rank of an affine edit.")] = DEFAULT_RANK,
     allow_runtime_loading: Annotated[
         bool, typer.Option("--allow-runtime-loading", help="Let clients load and unload adapters.")
     ] = False,
 ) -> int:
-    """Serve adapters on a base with vLLM; every further argument is one of `vllm serve`."""
+    """Serve adapters on a base; every further argument is one of `vllm serve`, or of `transformers serve`."""
     adapters = dict(_named(adapter or []))
     given = list(context.args)
+    if engine == "transformers":
+        return _transformers(context, base, given, adapters)
     for option in given:
         name, _, value = option.partition("=")
         if name in OURS or (name == ONE_SERVER and _value(given, option, value) != "1"):
@@ -52,6 +57,24 @@ def serve(
     extra, given = _additional(given)
     settings = Settings(max_refts, max_reft_rank)
     return _run(base, given, settings.beside(extra), adapters, allow_runtime_loading=allow_runtime_loading)
+
+
+def _transformers(context: typer.Context, base: str, given: Sequence[str], adapters: dict[str, str]) -> int:
+    from peft_reft.integrations.transformers_serve import serve_with
+
+    for option in OF_VLLM:
+        source = context.get_parameter_source(option)
+        if source is not None and source.name != "DEFAULT":
+            name = f"--{option.replace('_', '-')}"
+            raise ConfigError(
+                f"{name} with --engine transformers",
+                code="serve.engine",
+                value=name,
+                rule="it is an option of the engine vllm; here all adapters are loaded at the start and stay",
+                fix=f"leave {name} out",
+            )
+    serve_with(base, adapters, given)
+    return 0
 
 
 def _run(

@@ -90,6 +90,7 @@ class Editor:
             "slots_used": len(self.pool.held),
             "slot_copies": self.pool.copies,
             "requests": len(self.tracker.known),
+            "unsound_rows": int(self.pool.unsound),
         }
 
     def _forget(self) -> None:

@@ -30,6 +30,9 @@ class Pool:
         rank: the largest that fits.
         hidden_size: of the model.
         device: of the model.
+
+    Attributes:
+        unsound: how many rows were left as they are since their edit is no number, long `[]`.
     """
 
     def __init__(self, *, layers: int, slots: int, rank: int, hidden_size: int, device: torch.device) -> None:
@@ -45,6 +48,7 @@ class Pool:
         self.held: OrderedDict[SlotKey, int] = OrderedDict()
         self.free: list[int] = list(range(slots))[::-1]
         self.copies: int = 0
+        self.unsound: Tensor = torch.zeros((), dtype=torch.long, device=device)
 
     @property
     def bytes(self) -> int:
@@ -74,6 +78,7 @@ class Pool:
         """A pool for one step that needs more units at once than there are slots."""
         layers, _, _, hidden = self.source.shape
         wider = Pool(layers=layers, slots=len(units), rank=self.rank, hidden_size=hidden, device=self.device)
+        wider.unsound = self.unsound
         found = wider.slots_of(units)
         if found is None:  # pragma: no cover  # it was made as large as that
             raise ConfigError("a step's own slots do not hold its units")

@@ -24,6 +24,9 @@ __all__ = ["Edited", "edited_rows", "layer_edits"]
 
 Longs = NDArray[np.int64]
 
+ROOM = 4
+"""What a layer adds to an edited row must fit too: an edit may end so far below the largest number."""
+
 
 @dataclass(frozen=True)
 class Edited:
@@ -145,6 +148,9 @@ class _Edit:
 
     On the CPU products are computed in float64 and rounded once, as the tuner does: a row then has the bits of the
     same row alone. Elsewhere they are computed in float32.
+
+    A row whose edit leaves the range of numbers stays as it is, and is counted: what is no number would stand in a
+    block of keys and values, which attention multiplies by zero for others that use it later, and that is none either.
     """
 
     rows: Tensor
@@ -161,7 +167,10 @@ class _Edit:
             total = total.index_add(0, self.segments.targets, self._products(states, self.segments))
         for module, places in self.modules:
             total = total.index_add(0, places, module.delta(states.index_select(0, places)))
-        return total.to(hidden.dtype)
+        made = total.to(hidden.dtype)
+        sound = made.abs().amax(1, keepdim=True) <= torch.finfo(made.dtype).max / ROOM  # no number is not either
+        self.pool.unsound += (~sound).sum()
+        return torch.where(sound, made, hidden)
 
     def _products(self, states: Tensor, pieces: Segments) -> Tensor:
         """The deltas `[m, hidden]` at the pieces' targets: one gather and one batched product for all slots."""

@@ -212,6 +212,9 @@ def test_what_one_request_cannot_have_is_refused_with_the_reason() -> None:
                 manager.add_request(row, adapter_names=name)
         with pytest.raises(LocationError, match="prompt_lengths"):
             manager.add_request(row, adapter_names="default", prompt_lengths=torch.tensor([3]))
+    model.get_base_model()._tp_size = 2  # as transformers writes on a model that several processes share
+    with pytest.raises(ConfigError, match="tensor parallelism"):
+        model.generate_batch(inputs=[row], generation_config=greedily(), adapter_names=["default"])
 
 
 def test_an_adapter_in_use_is_not_deleted() -> None:

@@ -65,6 +65,19 @@ def test_a_refused_request_leaves_the_others_alone(llm: Any, llama: World) -> No
     assert good.extra_args == {"reft": "tied"}  # the caller's own parameters are as they were
 
 
+def test_an_edit_that_leaves_the_range_of_numbers_harms_nobody(llm: Any, llama: World, tmp_path: Path) -> None:
+    """Blocks that such a request has used are used by others afterwards, whose answers stay their own."""
+    wild = bases.saved_adapter(tmp_path / "wild", llama.base, "all", std=1e25, intervention="noreft")
+    llm.load_reft_adapter("wild", str(wild))
+    asked = [entry for entry in llama.every() if entry[0] in (None, "tied")]
+    among = [one for entry in asked for one in (entry, ("wild", entry[1]))]
+    for _ in range(2):
+        found = ask(llm, among, STEPS)
+        assert found[::2] == llama.expected(asked)
+    assert llm.reft_report()["unsound_rows"] > 0
+    llm.unload_reft_adapter("wild")
+
+
 def test_as_many_requests_as_prompts(llm: Any) -> None:
     from peft_reft.integrations.vllm import ReftRequest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -38,6 +39,24 @@ class Serving:
     url: str
     base: str
     world: World
+    process: int
+
+    def memory(self) -> int:
+        """Bytes that the server's processes hold."""
+        children: dict[int, list[int]] = {}
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = entry.read_text("utf-8", "replace").rpartition(")")[2].split()
+            except OSError:  # it has ended
+                continue
+            children.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+        tree = [self.process]
+        for parent in tree:
+            tree += children.get(parent, [])
+        pages = [
+            int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in tree if Path(f"/proc/{one}").exists()
+        ]
+        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @property
     def client(self) -> Any:
@@ -95,7 +114,7 @@ def started(world: World, log: Path, *flags: str) -> tuple[subprocess.Popen[byte
 @pytest.fixture(scope="module")
 def server(llama: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     process, url = started(llama, tmp_path_factory.mktemp("log") / "server.log", "--allow-runtime-loading")
-    yield Serving(url, str(llama.base), llama)
+    yield Serving(url, str(llama.base), llama, process.pid)
     process.send_signal(signal.SIGINT)
     try:
         process.wait(60)
@@ -200,27 +219,45 @@ def test_requests_are_counted_by_adapter(server: Serving) -> None:
     assert "nobody" not in text
 
 
-def test_a_soak_mixes_nothing_up(server: Serving) -> None:
-    """Random adapters, cancelled streams and bad names, eight at a time."""
+def test_a_soak_mixes_nothing_up_and_leaks_nothing(server: Serving) -> None:
+    """Random adapters, cancelled streams, bad names, names smuggled in, adapters that come and go, eight at a time.
+
+    Memory is compared from the first quarter on, by when caches are full. `PEFT_REFT_SOAK` says how many requests.
+    """
     count = int(os.environ.get("PEFT_REFT_SOAK", "200"))
-    choose = random.Random(5)
     entries = [entry for entry in server.world.every() if entry[0] in (None, "tied", "all", "untied")]
     expected = dict(zip(map(repr, entries), server.world.expected(entries), strict=True))
+    later = {prompt: server.world.says("activated", prompt) for prompt in {tuple(prompt) for _, prompt in entries}}
 
     def one(number: int) -> None:
-        entry = choose.choice(entries)
-        kind = number % 10
-        if kind == 0:
+        choose = random.Random(number)
+        entry, kind = choose.choice(entries), choose.randrange(20)
+        if kind < 2:
             assert server.post("/v1/completions", {"model": f"bad{number}", "prompt": [9]})[0] == 404
-        elif kind == 1:
+        elif kind == 2:
+            smuggled = {"model": "tied", "prompt": [9], "max_tokens": 1, "vllm_xargs": {"reft": f"bad{number}"}}
+            assert server.post("/v1/completions", smuggled)[0] == 400
+        elif kind < 5:
             stream = server.client.completions.create(
                 model=entry[0] or server.base, prompt=entry[1], max_tokens=50, stream=True
             )
             next(iter(stream))
             stream.close()
+        elif kind == 5:
+            load = {"reft_name": f"soak{number}", "reft_path": str(server.world.adapters["activated"])}
+            assert server.post("/v1/load_reft_adapter", load)[0] == 200
+            assert server.says(f"soak{number}", entry[1]) == later[tuple(entry[1])]
+            assert server.post("/v1/unload_reft_adapter", {"reft_name": f"soak{number}"})[0] == 200
         else:
             assert server.says(*entry) == expected[repr(entry)]
 
-    with ThreadPoolExecutor(8) as pool:
-        for done in pool.map(one, range(count)):
-            assert done is None
+    began, held = time.monotonic(), []
+    for quarter in range(4):
+        with ThreadPoolExecutor(8) as pool:
+            for done in pool.map(one, range(quarter * count // 4, (quarter + 1) * count // 4)):
+                assert done is None
+        held.append(server.memory())
+    seconds, megabytes = time.monotonic() - began, [size >> 20 for size in held]
+    logging.getLogger(__name__).info("%d requests in %.0f s; MB after each quarter: %s", count, seconds, megabytes)
+    assert held[3] - held[0] < 64 << 20
+    assert {model.id for model in server.client.models.list()} == {server.base, "tied", "all", "untied"}

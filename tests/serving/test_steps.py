@@ -198,3 +198,27 @@ def test_folding_is_the_modules_own_edit(saved: tuple[Path, dict[str, Path]]) ->
     unit = read_packed(saved[1]["tied"], "tied", device=CPU).affine[0]
     found = (hidden @ unit.source[2].double().mT + unit.bias[2].double()) @ unit.projection[2].double()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_edit_that_leaves_the_range_of_numbers_harms_no_other_row(tmp_path: Path) -> None:
+    """Its own rows stay as they are, and are counted; a kind with an activation and an affine one."""
+    base = bases.saved_base(tmp_path / "base")
+    wild = {
+        name: bases.saved_adapter(tmp_path / name, base, "f2", std=1e25, **fields)
+        for name, fields in {
+            "folded": {"intervention": "noreft"},
+            "own": {"intervention": "direft", "act_fn": "relu"},
+        }.items()
+    }
+    made = editor({**wild, "good": bases.saved_adapter(tmp_path / "good", base, "f2", seed=3)})
+    requests = {"a": "folded", "b": "good", "c": "own", "d": None}
+    fresh = [new(request, 3, adapter=adapter) for request, adapter in requests.items()]
+    made.begin(step(dict.fromkeys(requests, 3), fresh=fresh))
+    hidden = torch.randn(12, bases.HIDDEN, generator=torch.Generator().manual_seed(0)) + 1.0
+    before = hidden.clone()
+    with made.forward(list(requests), [3] * 4, torch.full((12,), 9)):
+        torch.ops.peft_reft.edit_plain(hidden, 0)
+    assert torch.isfinite(hidden).all()
+    changed = (hidden != before).any(1).nonzero()[:, 0].tolist()
+    assert changed == [3, 4]
+    assert made.report()["unsound_rows"] == 4
