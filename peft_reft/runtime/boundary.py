@@ -35,7 +35,8 @@ class Knowledge:
         prepared: that, where it is kept.
         from_end: whether edits of this forward may count from the end of its prompt.
         plans_itself: whether `plan` is asked, in place of resolving the call.
-        adapters: names of those that edit in this forward, where they are not the active ones.
+        adapters: names of those that edit in this forward, where they are not the active ones. Others' tokens are in
+            it then, so a row whose edit is no number stays as it is.
     """
 
     explicit: Explicit = NOTHING

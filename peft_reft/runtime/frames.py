@@ -82,6 +82,7 @@ class Frame:
         counts_from_end: whether an edit depends on where the prompt of this call ends.
         penalties: what kinds add to this forward's loss; None where nothing does.
         noise: what kinds that sample draw from in this forward; None where nothing is drawn.
+        guarded: whether a row whose edit is no number stays as it is.
     """
 
     plans: Mapping[str, StackPlan | None]
@@ -93,6 +94,7 @@ class Frame:
     counts_from_end: bool = False
     penalties: Any = None
     noise: Any = None
+    guarded: bool = False
 
 
 class Running(threading.local):

@@ -97,6 +97,7 @@ class Planner:
             frame.keeper, frame.prepared = known, known.prepared
         if getattr(module, "_is_replica", False):
             frame.prepared, frame.ready = {}, {}  # of DataParallel: a unit computes with its own copy
+        frame.guarded = named is not None
         frame.counts_from_end = activity.from_end and not explicit and (known is None or known.from_end)
         return frame
 

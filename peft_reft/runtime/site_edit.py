@@ -43,8 +43,10 @@ def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
     if ready is not None:
         hidden = hidden_of(output)
         if ready.fits(hidden):
-            alone = is_seen_here_only(hidden, output)  # asked first: an argument that waits would be a holder too
+            # asked first: an argument that waits would be a holder too
+            alone = not frame.guarded and is_seen_here_only(hidden, output)
             edited = edit_affine(hidden, ready, in_place=alone)
+            edited = _sound(edited, hidden) if frame.guarded else edited
             return None if edited is hidden else with_hidden(output, edited)
     units = _on_output(frame, layer)
     return with_hidden(output, _edited(layer, hidden_of(output), units, plan, frame)) if units else None
@@ -82,8 +84,18 @@ def _outside(layer: Any, *, on_input: bool) -> None:
         )
 
 
+def _sound(edited: Tensor, hidden: Tensor) -> Tensor:
+    """h′ where it is a number throughout, else h: attention would carry what is none into other requests' rows."""
+    return torch.where(torch.isfinite(edited).all(-1, keepdim=True), edited, hidden)
+
+
 def _edited(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPlan, frame: Frame) -> Tensor:
     """The tensor of a module's call with the edits of some units applied, in the form that it has."""
+    edited = _edited_form(layer, hidden, units, plan, frame)
+    return _sound(edited, hidden) if frame.guarded else edited
+
+
+def _edited_form(layer: Any, hidden: Tensor, units: Sequence[LiveUnit], plan: StackPlan, frame: Frame) -> Tensor:
     form = units[0].tap.form
     if form is not PLAIN and form != PLAIN:  # a copied model has a copy of it
         if not form.fits(hidden):

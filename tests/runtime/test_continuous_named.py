@@ -253,6 +253,22 @@ def test_records_of_ended_requests_go(model: Any) -> None:
         assert max(len(entry.asked.records) for entry in known if entry.manager() is manager) < 10
 
 
+@pytest.mark.parametrize("kind", [{"intervention": "noreft"}, {"intervention": "direft", "act_fn": "relu"}], ids=str)
+def test_an_edit_that_is_no_number_harms_no_other_request(kind: dict[str, Any]) -> None:
+    """Requests share forwards and pages: attention would multiply it by zero, which is no number either."""
+    model = reft_model("llama", dtype=torch.float64, positions="f2+l2")
+    model.add_adapter("wild", ReftConfig("CAUSAL_LM", positions="all", init_weights=False, **kind))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".wild." in name:
+                parameter.mul_(1e30).mul_(1e30)
+    model.eval()
+    given = prompts()
+    among = [row for prompt in given for row in (prompt, prompt)]
+    found = named(model, among, ["default", "wild"] * len(given))
+    assert found[::2] == [greedy(model, "f2+l2", prompt, STEPS) for prompt in given]
+
+
 def test_prompts_of_all_lengths(model: Any) -> None:
     """Prompts of one token too, whose window is shorter than the spec asks."""
     given = [prompt for prompt, length in zip(prompts(seed=40), LENGTHS, strict=True) if length < 7]
