@@ -207,7 +207,7 @@ def test_an_edit_that_leaves_the_range_of_numbers_harms_no_other_row(tmp_path: P
         name: bases.saved_adapter(tmp_path / name, base, "f2", std=1e25, **fields)
         for name, fields in {
             "folded": {"intervention": "noreft"},
-            "own": {"intervention": "direft", "act_fn": "relu"},
+            "own": {"intervention": "direft", "act_fn": "leaky_relu"},
         }.items()
     }
     made = editor({**wild, "good": bases.saved_adapter(tmp_path / "good", base, "f2", seed=3)})
