@@ -22,8 +22,8 @@ class NamingManager(BaseGenerateManager):
     """
 
     def __init__(self, own: Any, adapter: str) -> None:
-        self.own = own
-        self.adapter = adapter
+        self.own: Any = own
+        self.adapter: str = adapter
 
     def init_cb(self, model: Any, gen_config: Any) -> None:
         """Start continuous batching, for all adapters."""
@@ -64,9 +64,9 @@ class NamingState:
     """
 
     def __init__(self, own: Any, model: str, names: frozenset[str]) -> None:
-        self.own = own
-        self.model = model
-        self.names = names
+        self.own: Any = own
+        self.model: str = model
+        self.names: frozenset[str] = names
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.own, name)

@@ -28,7 +28,7 @@ class Prompt(list[int]):
 
     def __init__(self, ids: Iterable[int], adapter_names: Any) -> None:
         super().__init__(ids)
-        self.adapter_names = adapter_names
+        self.adapter_names: Any = adapter_names
 
 
 def named_prompts(inputs: Sequence[Sequence[int]], adapter_names: Any) -> list[Prompt]:
