@@ -30,7 +30,7 @@ def main() -> None:
     options.add_argument("--counts", default=",".join(map(str, COUNTS)), help="adapters; with commas between")
     options.add_argument("--kinds", default=",".join(KINDS), help="of adapters, beside the base; commas")
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--decodes", type=int, default=30, help="rounds of the steps that only decode")
+    options.add_argument("--decodes", type=int, default=20, help="rounds of the steps that only decode")
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: wall time")
     add_places(options)
     given = options.parse_args()

@@ -23,9 +23,9 @@ class Load:
         vocabulary: of the base.
     """
 
-    requests: int = 48
+    requests: int = 40
     prompt: tuple[int, int] = (16, 32)
-    new: int = 32
+    new: int = 24
     vocabulary: int = 49152
 
     def __str__(self) -> str:
