@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 
-from contract.tiny import reft_model, token_ids
-from peft_reft import ReftConfig
+from contract.tiny import base_model, reft_model, token_ids
+from peft_reft import MixedReftModel, ReftConfig
 from peft_reft.generation.asked import KEPT
 from peft_reft.hub_format.errors import ConfigError, LocationError
 
@@ -93,6 +94,21 @@ def _stepwise(model: Any, prompt: Tensor) -> list[int]:
             [ids, model(input_ids=ids[None], prompt_lengths=lengths, use_cache=False).logits[0, -1:].argmax(-1)]
         )
     return ids[len(prompt) :].tolist()
+
+
+def test_an_active_lora_edits_every_request_beside_the_edits_that_it_names() -> None:
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    edits = {name: ReftConfig("CAUSAL_LM", positions=SPECS[name], init_weights=False) for name in ("first", "last")}
+    base = base_model("llama", dtype=torch.float64)
+    model: Any = MixedReftModel.from_configs(base, {"default": lora, **edits}).eval()
+    row = prompts()[0]
+    names = ["first", "__base__", "last", ("first", "last")]
+    found = named(model, [row] * len(names), names, num_blocks=64)
+    for chosen, said in zip((["first"], [], ["last"], ["first", "last"]), found, strict=True):
+        model.set_adapter(["default", *chosen])
+        assert said == _stepwise(model, row)
+    with pytest.raises(ConfigError, match="default"):
+        named(model, [row], ["default"])
 
 
 def test_requests_without_a_name_are_edited_by_what_is_active(model: Any) -> None:
