@@ -32,6 +32,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--decodes", type=int, default=20, help="rounds of the steps that only decode")
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: wall time")
+    options.add_argument("--table", action="store_true", help="of what is kept alone; nothing is measured")
     add_places(options)
     given = options.parse_args()
     base = str(ensure_base_model(given.base))
@@ -40,7 +41,8 @@ def main() -> None:
     if given.fresh:
         kept_in.unlink(missing_ok=True)
     adapters = ROOT / "build" / "serving" / "adapters" / Path(base).name
-    write_adapters(adapters, base)
+    if not given.table:
+        write_adapters(adapters, base)
     plan = Plan(
         base=base,
         python=Path(sys.executable),
@@ -54,8 +56,9 @@ def main() -> None:
         device=given.device,
     )
     kept = Served.read(kept_in)
-    with resumable(kept):
-        measure(plan, kept)
+    if not given.table:
+        with resumable(kept):
+            measure(plan, kept)
     told = result(plan, kept)
     stem, command = given.output or RESULTS / name, command_line("benchmarks.serving")
     write(told, stem, command)
