@@ -13,7 +13,7 @@ from peft_reft.runtime.row_choice import BASE
 __all__ = ["NamingManager", "NamingState"]
 
 
-class NamingManager(BaseGenerateManager):
+class NamingManager(BaseGenerateManager):  # type: ignore[misc]  # transformers' types are not followed
     """One adapter's view of the manager that generates for all.
 
     Args:

@@ -93,7 +93,8 @@ class BlockSalts:
         asked = self.requests.of(request)
         if asked is None or asked.names is None:
             return tokens
-        size = self.state.model.config.get_text_config().vocab_size
+        model: Any = self.state.model
+        size = model.config.get_text_config().vocab_size
         reach = self._reach(asked.names)
         length = asked.prompt if reach is None or asked.prompt < reach else None
         key = edits_of(self.state, asked.names), length
