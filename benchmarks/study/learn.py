@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .measure import forward
+from .measure import forward, on_answers
 from .rows import IGNORED, Row, batch_of
 
 __all__ = ["Learnt", "Penalty", "learn"]
@@ -59,13 +59,16 @@ def learn(
     for rows in batches:
         batch = batch_of(rows, pad)
         kept = None if before is None else before(model, batch)
-        logits = forward(model, batch)
-        loss = nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED
-        )
+        if kept is None:
+            logits, labels = on_answers(model, batch)
+        else:
+            whole = forward(model, batch)
+            logits, labels = whole[:, :-1], batch["labels"][:, 1:]
+        asked = labels != IGNORED
+        loss = nn.functional.cross_entropy(logits[asked].float(), labels[asked])
         losses.append(loss.item())
         if kept is not None and penalty is not None:
-            loss = loss + penalty(logits, kept, batch["labels"])
+            loss = loss + penalty(whole, kept, batch["labels"])
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_reft.runtime import state_of
+
 from .rows import IGNORED, Row, batch_of, in_batches
 
-__all__ = ["Answers", "answers", "divergence", "forward", "text_loss"]
+__all__ = ["Answers", "answers", "divergence", "forward", "on_answers", "text_loss"]
 
 BATCH = 48
 
@@ -38,11 +40,33 @@ class Answers:
         return self.right.float().mean().item()
 
 
-def forward(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Logits `[batch, seq, vocabulary]` of a batch with labels; virtual tokens of a tuned prompt are left out."""
+def forward(model: Any, batch: dict[str, Tensor], last: int | None = None) -> Tensor:
+    """Logits `[batch, seq, vocabulary]` of a batch with labels; virtual tokens of a tuned prompt are left out.
+
+    The model is told where prompts end instead of the labels: it then makes no loss of its own, over all tokens.
+
+    Args:
+        model: PEFT's, or a plain one.
+        batch: of `batch_of`.
+        last: columns at the end of which logits are made; None for all.
+    """
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if getattr(model, "peft_config", None) and state_of(model.get_base_model()) is not None:
+        given["prompt_lengths"] = (batch["labels"] != IGNORED).int().argmax(-1)
+    width = batch["input_ids"].shape[1]
     with torch.autocast("cpu", torch.bfloat16, enabled=next(model.parameters()).dtype == torch.float32):
-        logits: Tensor = model(**batch).logits
-    return logits[:, -batch["input_ids"].shape[1] :]
+        logits: Tensor = model(**given, logits_to_keep=width if last is None else last).logits
+    return logits
+
+
+def on_answers(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the columns that answers begin to be told in: `[batch, some, vocabulary]`, `[batch, some]`.
+
+    Logits of a column are of its own label: they are shifted already.
+    """
+    labels = batch["labels"]
+    last = labels.shape[1] - int((labels != IGNORED).int().argmax(-1).min()) + 1
+    return forward(model, batch, last)[:, :-1], labels[:, labels.shape[1] - last + 1 :]
 
 
 @torch.no_grad()
@@ -55,9 +79,8 @@ def answers(model: Any, rows: Sequence[Row], pad: int, *, logs: bool = False) ->
     total, tokens = 0.0, 0
     for numbers in in_batches(rows, BATCH):
         batch = batch_of([rows[number] for number in numbers], pad)
-        logits = forward(model, batch)[:, :-1].float()
-        labels = batch["labels"][:, 1:]
-        asked = labels != IGNORED
+        logits, labels = on_answers(model, batch)
+        logits, asked = logits.float(), labels != IGNORED
         right[numbers] = ((logits.argmax(-1) == labels) | ~asked).all(-1)
         total += F.cross_entropy(logits[asked], labels[asked], reduction="sum").item()
         tokens += int(asked.sum())
@@ -85,8 +108,7 @@ def text_loss(model: Any, text: Tensor) -> float:
         labels = part.clone()
         labels[:, : part.shape[1] // 2] = IGNORED
         batch = {"input_ids": part, "attention_mask": torch.ones_like(part), "labels": labels}
-        logits = forward(model, batch)[:, :-1].float()
-        asked = labels[:, 1:] != IGNORED
-        total += F.cross_entropy(logits[asked], labels[:, 1:][asked], reduction="sum").item()
-        tokens += int(asked.sum())
+        logits, completed = on_answers(model, batch)
+        total += F.cross_entropy(logits.flatten(0, 1).float(), completed.flatten(), reduction="sum").item()
+        tokens += completed.numel()
     return total / tokens

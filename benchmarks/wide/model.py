@@ -27,12 +27,12 @@ SHAPE: dict[str, int] = {
     "vocab_size": 2048,
     "hidden_size": 256,
     "intermediate_size": 704,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "max_position_embeddings": 512,
 }
-"""About 7 million parameters."""
+"""About 3.7 million parameters."""
 
 
 def shape_digest() -> str:

@@ -19,9 +19,10 @@ __all__ = ["held_out_blocks", "prepare", "pretrain"]
 SEED = 20
 LENGTH = 128
 """Tokens of a row."""
-ROWS = 32
-EXERCISE_ROWS = 12
-"""Of the rows of a batch, how many are exercises, one after the other."""
+ROWS = 16
+EXERCISE_ROWS = 11
+"""Of the rows of a batch, how many are exercises, one after the other; of these the answers alone are learnt."""
+IGNORED = -100
 PEAK, WARM = 3e-3, 100
 """Learning rate, and steps until it is reached."""
 KEEP_EVERY = 50
@@ -87,9 +88,9 @@ def pretrain(minutes: float, total_steps: int, *, folder: Path | None = None) ->
         rate = _rate(step, total_steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        batch = _batch(ids, tokenizer, step)
+        batch, labels = _batch(ids, tokenizer, step)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=batch, labels=batch).loss
+            loss = model(input_ids=batch, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -110,22 +111,29 @@ def _rate(step: int, total: int) -> float:
     return PEAK * min(1.0, (step + 1) / WARM) * (1 - 0.9 * min(1.0, step / max(1, total)))
 
 
-def _batch(ids: Any, tokenizer: Any, step: int) -> Any:
-    """Rows of text from random places, and rows of exercises; `[rows, length]`, the same for the same step."""
+def _batch(ids: Any, tokenizer: Any, step: int) -> tuple[Any, Any]:
+    """Rows of text from random places and rows of exercises, and their labels, each `[rows, length]`.
+
+    The same for the same step.
+    """
     import torch
 
     random = Random(SEED * 1_000_003 + step)
-    rows = []
+    rows, labels = [], []
     for _ in range(ROWS - EXERCISE_ROWS):
         start = random.randrange(len(ids) - LENGTH)
         rows.append(ids[start : start + LENGTH].astype("int64").tolist())
+        labels.append(rows[-1])
     for _ in range(EXERCISE_ROWS):
-        row: list[int] = []
+        row, own = list[int](), list[int]()
         while len(row) < LENGTH:
             question, answer = exercise(random)
-            row += tokenizer(answer_prompt(question) + answer + END)["input_ids"]
+            asked, told = tokenizer([answer_prompt(question), answer + END])["input_ids"]
+            row += asked + told
+            own += [IGNORED] * len(asked) + told
         rows.append(row[:LENGTH])
-    return torch.tensor(rows)
+        labels.append(own[:LENGTH])
+    return torch.tensor(rows), torch.tensor(labels)
 
 
 def _keep(folder: Path, model: Any, optimiser: Any, state: dict[str, Any]) -> None:
