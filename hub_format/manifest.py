@@ -19,6 +19,7 @@ __all__ = [
     "CONFIG_NAME",
     "MANIFEST_NAME",
     "PICKLE_NAME",
+    "ROUTER_NAME",
     "STREAMS_SINCE",
     "WEIGHTS_NAME",
     "FileInfo",
@@ -31,6 +32,8 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 CARD_NAME = "README.md"
+ROUTER_NAME = "skill_router.safetensors"
+"""Beside adapters: which of them a prompt goes to (`peft_reft.continual.SkillRouter`)."""
 MAX_HIDDEN = 2**24
 MAX_STREAMS = 2**10
 STREAMS_SINCE = "1.1"

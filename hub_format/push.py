@@ -15,7 +15,16 @@ from .bundle import INDEX_NAME, REFT_FOLDER, Member, index_text, read_index_entr
 from .card import CardFacts, updated_card
 from .errors import HubError, IntegrityError, ManifestError, ReftError
 from .listing import list_members
-from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, FileInfo, describe_file
+from .manifest import (
+    CARD_NAME,
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    PICKLE_NAME,
+    ROUTER_NAME,
+    WEIGHTS_NAME,
+    FileInfo,
+    describe_file,
+)
 from .remote import fetch_listing, hub_errors
 from .schema import SiteGroup, check_fields, from_object
 from .strict_json import load_json
@@ -23,7 +32,7 @@ from .strict_json import load_json
 __all__ = ["PushOptions", "describe", "push_folder"]
 
 ATTEMPTS = 5
-ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME, INDEX_NAME)
+ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME, INDEX_NAME, ROUTER_NAME)
 
 
 @dataclass(frozen=True)
@@ -214,7 +223,7 @@ def _stale(remote: _Remote) -> set[str]:
     return {
         path
         for path in remote.state()
-        if str(Path(path).parent) in folders or path == INDEX_NAME or path.startswith(f"{REFT_FOLDER}/")
+        if str(Path(path).parent) in folders or path in (INDEX_NAME, ROUTER_NAME) or path.startswith(f"{REFT_FOLDER}/")
     }
 
 

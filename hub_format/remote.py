@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from .bundle import INDEX_NAME
 from .errors import HubError
 from .http_client import ConnectError, TransportError
-from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
+from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, ROUTER_NAME, WEIGHTS_NAME
 
 __all__ = ["fetch_folder", "fetch_listing", "hub_errors"]
 
@@ -30,7 +30,7 @@ __all__ = ["fetch_folder", "fetch_listing", "hub_errors"]
 def fetch_folder(
     repo_id: str, *, revision: str | None = None, token: str | bool | None = None, **options: Any
 ) -> Path:
-    """Bring a repository's adapter files and card into the cache, all from one commit; returns the folder.
+    """Bring a repository's adapter files, card and router into the cache, all from one commit; returns the folder.
 
     Offline, or where the Hub cannot be reached, the folder is the cached one of that revision, as far as it was
     fetched before.
@@ -39,7 +39,7 @@ def fetch_folder(
         HubError: the repository is missing, gated, has no such revision, or is out of reach and not cached.
     """
     names = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME, INDEX_NAME)
-    patterns = [*names, *(f"*/{name}" for name in names), CARD_NAME]
+    patterns = [*names, *(f"*/{name}" for name in names), CARD_NAME, ROUTER_NAME]
     return _snapshot(repo_id, patterns, revision=revision, token=token, **options)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.quality.plan import Grid, best_rates, search_plan
-from benchmarks.quality.run import run as search
+from benchmarks.quality.plan import Grid
+from benchmarks.quality.search import search
 from benchmarks.skills.registry import SKILLS
 from benchmarks.study.base import BASES, identity_of
 from benchmarks.study.figures import Point, draw
@@ -55,10 +55,10 @@ def main() -> None:
             search_skills=listed(given.search_skills, SKILLS),
             seeds=range(given.seeds),
             steps=given.steps,
+            batch=given.batch,
             sizes=given.sizes,
         )
-        do_missing(given.rates, search_plan(grid), search, jobs=given.jobs, minutes=given.minutes)
-        rates = best_rates(grid, read(given.rates).values())
+        rates = search(grid, given.rates, jobs=given.jobs, minutes=given.minutes)
         arms = arms_of(methods, regimes=listed(given.regimes, REGIMES), remedies=listed(given.remedies, REMEDIES))
         do_missing(file, plan(grid, arms, rates, given.orders), run, jobs=given.jobs, minutes=given.minutes)
     write(file)

@@ -138,6 +138,8 @@ def _mean(blocks: Mapping[Block, Scores], name: str) -> float:
 
 def _ranged(found: tuple[float, float, float]) -> str:
     mean, low, high = found
+    if math.isnan(mean):
+        return ""
     return f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 

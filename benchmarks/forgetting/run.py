@@ -17,6 +17,7 @@ from benchmarks.study.rows import drawn
 from benchmarks.study.runs import Settings
 
 from .adapters import Sequence
+from .combined import Sets, merged, routed
 
 __all__ = ["run"]
 
@@ -32,7 +33,8 @@ def run(settings: Settings) -> dict[str, Any]:
     Returns:
         `accuracy` and `loss`, a row for each step with a value for each skill of the order; `start`, those of the
         base; and for each step the rise in loss on text since the base, KL(tuned ‖ base) on the prompts of the skill
-        just learnt, and seconds.
+        just learnt, and seconds. Where each skill has an adapter of its own, what a router (`routed`) and, of ReFTs, a
+        sum of all (`merged`) make of them.
     """
     base = load_base(settings["base"])
     if settings["identity"] != base.identity:
@@ -80,6 +82,12 @@ def run(settings: Settings) -> dict[str, Any]:
         told["text loss rise"].append(text_loss(model, base.text) - base_text_loss(settings["base"]))
         told["seconds"].append(round(learnt.seconds, 2))
         told["parameters"].append(sum(parameter.numel() for parameter in parameters))
+    if settings["regime"] == "switched":
+        skills = [Sets(*rows[name]) for name in order]
+        told["routed"] = routed(model, adapters.names, skills, pad)
+        if adapters.method.family == "reft":
+            told["merged"] = merged(model, adapters.names, skills, pad)
+            told["merged"]["text loss rise"] = text_loss(model, base.text) - base_text_loss(settings["base"])
     return told
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study.runs import Settings, results_of
+from benchmarks.study.runs import results_of
 
 from .plan import Arm
 
@@ -30,7 +31,7 @@ class Scores:
         loss_rise: mean over skills but the last of the rise in answer loss since the skill was learnt: it moves
             where accuracy is at its floor or ceiling.
         kl: mean over skills of KL(tuned ‖ base) on the skill's questions, just after it was learnt.
-        text: rise in loss on general text at the end.
+        text: rise in loss on general text at the end; NaN with a router, which sends no text anywhere.
         seconds: of learning, in all.
     """
 
@@ -51,14 +52,14 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
     Raises:
         ValueError: it has fewer than two skills.
     """
-    accuracy, loss, count = result["accuracy"], result["loss"], len(result["accuracy"])
+    accuracy, loss, count = result["accuracy"], result["loss"], len(result["accuracy"][0])
     if count < 2:
         raise ValueError("a sequence has two skills at least")
     last, former, later = accuracy[-1], range(count - 1), range(1, count)
     return Scores(
         learnt=_mean(accuracy[j][j] for j in range(count)),
         final=_mean(last),
-        forgetting=_mean(max(accuracy[i][j] for i in range(j, count)) - last[j] for j in former),
+        forgetting=_mean(max(row[j] for row in accuracy[j:]) - last[j] for j in former),
         backward=_mean(last[j] - accuracy[j][j] for j in former),
         forward=_mean(accuracy[j - 1][j] - result["start"]["accuracy"][j] for j in later),
         loss_rise=_mean(loss[-1][j] - loss[j][j] for j in former),
@@ -69,15 +70,32 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
 
 
 def scores(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[Arm, dict[Block, Scores]]:
-    """Arm → block → scores, of the runs of the study that have these settings."""
+    """Arm → block → scores, of the runs of the study that have these settings.
+
+    A switched run also makes the arms `routed` and `merged`, from the same adapters.
+    """
     found: dict[Arm, dict[Block, Scores]] = {}
     for settings, result in results_of(list(runs), study="forgetting", **wanted):
-        found.setdefault(_arm(settings), {})[tuple(settings["order"]), settings["seed"]] = scores_of(result)
+        block = tuple(settings["order"]), settings["seed"]
+        for regime, told in {settings["regime"]: result, **_combined(result)}.items():
+            arm = Arm(settings["method"], regime, settings["remedy"])
+            found.setdefault(arm, {})[block] = scores_of(told)
     return found
 
 
-def _arm(settings: Settings) -> Arm:
-    return Arm(settings["method"], settings["regime"], settings["remedy"])
+def _combined(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What a router and a sum make of one run's adapters, as runs: theirs is a row of answers after the last."""
+    told: dict[str, Mapping[str, Any]] = {}
+    for regime in ("routed", "merged"):
+        if regime in result:
+            one = result[regime]
+            told[regime] = {
+                **result,
+                "accuracy": [*result["accuracy"], one["accuracy"]],
+                "loss": [*result["loss"], one["loss"]],
+                "text loss rise": [one.get("text loss rise", math.nan)],
+            }
+    return told
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -13,9 +13,10 @@ from benchmarks.study.methods import METHODS
 from benchmarks.study.options import add_common, listed
 from benchmarks.study.runs import RESULTS, read
 
-from .plan import Grid, best_rates, figures_plan, search_plan
+from .plan import Grid, figures_plan
 from .report import front, lines, markdown
 from .run import run
+from .search import search
 
 __all__ = ["main"]
 
@@ -43,10 +44,10 @@ def main() -> None:
             search_skills=listed(given.search_skills, SKILLS),
             seeds=range(given.seeds),
             steps=given.steps,
+            batch=given.batch,
             sizes=given.sizes,
         )
-        do_missing(file, search_plan(grid), run, jobs=given.jobs, minutes=given.minutes)
-        rates = best_rates(grid, read(file).values())
+        rates = search(grid, file, jobs=given.jobs, minutes=given.minutes)
         do_missing(file, figures_plan(grid, rates), run, jobs=given.jobs, minutes=given.minutes)
     write(file)
 

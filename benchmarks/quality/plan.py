@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from benchmarks.study.methods import METHODS
-from benchmarks.study.runs import Settings, results_of
+from benchmarks.study.runs import Settings
 
-__all__ = ["Grid", "best_rates", "figures_plan", "search_plan"]
+__all__ = ["Grid", "figures_plan"]
 
 
 @dataclass(frozen=True)
@@ -47,40 +45,6 @@ class Grid:
             "batch": self.batch,
             "sizes": list(self.sizes),
         }
-
-
-def search_plan(grid: Grid) -> list[Settings]:
-    """One run for each method, learning rate and skill of the search; the seed is none of the figures'."""
-    return [
-        {**grid.common(), "study": "search", "method": method, "skill": skill, "rate": rate, "seed": 1000}
-        for skill in grid.search_skills
-        for method in grid.methods
-        for rate in METHODS[method].rates
-    ]
-
-
-def best_rates(grid: Grid, runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Method → the rate of the highest mean validation accuracy, of equal ones that of the lower validation loss.
-
-    Methods whose search is not complete are left out.
-    """
-    kept = list(runs)
-    chosen = {}
-    for method in grid.methods:
-        scores = {}
-        for rate in METHODS[method].rates:
-            found = [
-                result
-                for settings, result in results_of(kept, **grid.common(), study="search", method=method, rate=rate)
-                if settings["skill"] in grid.search_skills
-            ]
-            if len(found) == len(grid.search_skills):
-                accuracy = sum(result["validation accuracy"] for result in found) / len(found)
-                loss = sum(result["validation loss"] for result in found) / len(found)
-                scores[rate] = (accuracy, -loss)
-        if len(scores) == len(METHODS[method].rates):
-            chosen[method] = max(scores, key=lambda rate: scores[rate])
-    return chosen
 
 
 def figures_plan(grid: Grid, rates: Mapping[str, float]) -> list[Settings]:

@@ -27,56 +27,60 @@ class Method:
 
     Attributes:
         family: `reft`, `peft` (another method of PEFT), `mixed` or `full`.
-        config: makes the config of an adapter (of both, where mixed); None where all weights are trained.
-        rates: learning rates of the search, as many for every method.
+        config: the base's number of blocks → the config of an adapter (of both, where mixed); None where all weights
+            are trained.
+        rates: learning rates that the search begins with, as many for every method.
         stacks: whether several of its adapters can edit at once.
     """
 
     family: str
-    config: Callable[[], Any] | None
+    config: Callable[[int], Any] | None
     rates: tuple[float, ...]
     stacks: bool = True
 
 
-def _reft(**fields: Any) -> Any:
+def _reft(blocks: int, layers: str = "all", **fields: Any) -> Any:
     from peft_reft import ReftConfig
 
+    if layers != "all":
+        chosen = {"every other": range(1, blocks, 2), "last half": range(blocks // 2, blocks)}
+        fields["layers_to_transform"] = list(chosen[layers])
     return ReftConfig(task_type="CAUSAL_LM", **{"r": 4, "positions": "f3+l3", **fields})
 
 
-def _lora(rank: int, targets: list[str], **fields: Any) -> Any:
+def _lora(blocks: int, *, rank: int, targets: list[str], **fields: Any) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=targets, **fields)
 
 
-def _ia3() -> Any:
+def _ia3(blocks: int) -> Any:
     from peft import IA3Config
 
     names = ["k_proj", "v_proj", "down_proj"]
     return IA3Config(task_type="CAUSAL_LM", target_modules=names, feedforward_modules=["down_proj"])
 
 
-def _road() -> Any:
+def _road(blocks: int) -> Any:
     from peft import RoadConfig
 
     return RoadConfig(task_type="CAUSAL_LM", variant="road_1", target_modules=LINEAR)
 
 
-def _vera() -> Any:
+def _vera(blocks: int) -> Any:
     from peft import VeraConfig
 
     return VeraConfig(task_type="CAUSAL_LM", r=64, target_modules=ATTENTION)
 
 
-def _prompt() -> Any:
+def _prompt(blocks: int) -> Any:
     from peft import PromptTuningConfig
 
     return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8)
 
 
-def _both() -> Any:
-    return {"default": _lora(1, ATTENTION), "edit": _reft()}
+def _both(blocks: int) -> Any:
+    return {"default": _lora(blocks, rank=1, targets=ATTENTION), "edit": _reft(blocks)}
 
 
 def _of_reft(**fields: Any) -> Method:
@@ -91,8 +95,8 @@ METHODS: dict[str, Method] = {
     "loreft r4 prompt": _of_reft(positions="prompt"),
     "loreft r4 all": _of_reft(positions="all"),
     "loreft r4 apart": _of_reft(share_weights=False),
-    "loreft r4 every other layer": _of_reft(layers_to_transform=[1, 3, 5, 7]),
-    "loreft r4 last half": _of_reft(layers_to_transform=[4, 5, 6, 7]),
+    "loreft r4 every other layer": _of_reft(layers="every other"),
+    "loreft r4 last half": _of_reft(layers="last half"),
     "loreft r4 paper's start": _of_reft(init_weights="paper"),
     "noreft r4": _of_reft(intervention="noreft"),
     "direft r4": _of_reft(intervention="direft"),
@@ -102,10 +106,10 @@ METHODS: dict[str, Method] = {
     "bias": _of_reft(intervention="bias"),
     "red": _of_reft(intervention="red"),
     "red all": _of_reft(intervention="red", positions="all"),
-    "lora r1 qv": Method("peft", partial(_lora, 1, ATTENTION), LORA_RATES),
-    "lora r8 qv": Method("peft", partial(_lora, 8, ATTENTION), LORA_RATES),
-    "lora r8 linear": Method("peft", partial(_lora, 8, LINEAR), LORA_RATES),
-    "dora r8 qv": Method("peft", partial(_lora, 8, ATTENTION, use_dora=True), LORA_RATES),
+    "lora r1 qv": Method("peft", partial(_lora, rank=1, targets=ATTENTION), LORA_RATES),
+    "lora r8 qv": Method("peft", partial(_lora, rank=8, targets=ATTENTION), LORA_RATES),
+    "lora r8 linear": Method("peft", partial(_lora, rank=8, targets=LINEAR), LORA_RATES),
+    "dora r8 qv": Method("peft", partial(_lora, rank=8, targets=ATTENTION, use_dora=True), LORA_RATES),
     "ia3": Method("peft", _ia3, SCALING_RATES),
     "road": Method("peft", _road, SCALING_RATES),
     "vera r64 qv": Method("peft", _vera, SCALING_RATES),
@@ -113,7 +117,7 @@ METHODS: dict[str, Method] = {
     "lora r1 + loreft r4": Method("mixed", _both, LORA_RATES, stacks=False),
     FULL: Method("full", None, FULL_RATES, stacks=False),
 }
-"""Name → method. The layers of those that name some are of the wide model, which has eight."""
+"""Name → method."""
 
 
 def attach(name: str, make: Callable[[torch.dtype], Any], seed: int) -> Any:
@@ -122,14 +126,15 @@ def attach(name: str, make: Callable[[torch.dtype], Any], seed: int) -> Any:
     torch.manual_seed(seed)
     if method.config is None:
         return make(torch.float32).requires_grad_(True)
-    config = method.config()
+    base = make(torch.bfloat16)
+    config = method.config(base.config.num_hidden_layers)
     if method.family == "mixed":
         from peft_reft import MixedReftModel
 
-        return MixedReftModel.from_configs(make(torch.bfloat16), config)
+        return MixedReftModel.from_configs(base, config)
     from peft import get_peft_model
 
-    return get_peft_model(make(torch.bfloat16), config)
+    return get_peft_model(base, config)
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:

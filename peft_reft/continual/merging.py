@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from peft_reft.adapters.scaling import scale_adapter
+from peft_reft.config import ReftConfig
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.runtime import state_of
 
@@ -56,10 +57,10 @@ def merge_skills(
     factors, which is the same edit; the sum itself is made once, exactly (`add_weighted_adapter`).
 
     Args:
-        model: with the adapters, ReFTs all.
+        model: with the adapters, ReFTs all. The weight adapters of a `MixedReftModel` stay as they are, active or not.
         validation: skill → batches with labels; a skill that has the name of an adapter is also measured with it
             alone.
-        name: of the new adapter, which becomes the active one.
+        name: of the new adapter, which becomes the active ReFT.
         adapters: names; None takes the skills' names.
         grid: weights to try, 0 or more.
         rounds: through all adapters.
@@ -83,10 +84,10 @@ def merge_skills(
     with evaluating(model):
         for skill in validation:
             if skill in names:
-                model.set_adapter(skill)
+                _choose(model, [skill])
                 alone[skill] = _loss(model, validation[skill])
     model.add_weighted_adapter(names, list(weights), name)
-    model.set_adapter(name)
+    _choose(model, [name])
     return MergedSkills(dict(zip(names, weights, strict=True)), losses, alone, len(search.known))
 
 
@@ -115,14 +116,27 @@ class _Search:
         return weights
 
 
+def _edits(model: PeftModel) -> Any:
+    """The tuner of the model's ReFTs; a mixed model has another one for weight adapters, which are left alone."""
+    return model.base_model if getattr(model, "edits", None) is None else model.edits
+
+
+def _choose(model: PeftModel, names: Sequence[str]) -> None:
+    """Make these ReFTs the active ones, and no other ReFT."""
+    if _edits(model) is model.base_model and len(names) == 1:
+        model.set_adapter(names[0])
+    else:
+        _edits(model).set_adapter(list(names))
+
+
 @contextmanager
 def _together(model: PeftModel, names: Sequence[str]) -> Iterator[None]:
     """The adapters active together; their factors and the active ones as they were, afterwards."""
     state: Any = state_of(model.get_base_model())
-    before = list(model.base_model.active_adapters)
+    before = list(_edits(model).active_adapters)
     factors = {name: {path: layer.scaling.get(name) for path, layer in state.layers.items()} for name in names}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.base_model.set_adapter(list(names))
+    _choose(model, names)
     try:
         yield
     finally:
@@ -131,7 +145,7 @@ def _together(model: PeftModel, names: Sequence[str]) -> Iterator[None]:
                 if (factor := factors[name][path]) is not None:
                     layer.scaling[name] = factor
         state.changed()
-        model.base_model.set_adapter(before)
+        _choose(model, before)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for parameter in trained:
@@ -183,6 +197,10 @@ def _check(
                 value=name,
                 rule=f"known are: {known}",
                 fix="say adapters=[...] where skills have other names than adapters",
+            )
+        if not isinstance(model.peft_config[name], ReftConfig):
+            raise ConfigError(
+                f"adapter {name!r} is a {type(model.peft_config[name]).__name__}", value=name, rule="a sum is of ReFTs"
             )
     if not grid or any(isinstance(one, bool) or not 0 <= one < float("inf") for one in grid):
         raise ConfigError(f"grid={list(grid)!r}", value=list(grid), rule="finite weights, 0 or more")

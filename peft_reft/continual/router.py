@@ -17,13 +17,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from peft_reft.hub_format.errors import ConfigError, as_path
+from peft_reft.hub_format.manifest import ROUTER_NAME
 from peft_reft.runtime.row_choice import BASE
 
 from .features import WAYS, features
 
 __all__ = ["FILE", "RouterReport", "SkillRouter"]
 
-FILE = "skill_router.safetensors"
+FILE = ROUTER_NAME
 VERSION = 1
 SHRINK = 0.1
 """Share of the mean variance in the covariance: skills have fewer prompts than representations have dimensions."""

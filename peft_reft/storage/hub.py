@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from peft import PeftModel
 
@@ -15,17 +16,30 @@ from peft_reft.hub_format.bundle import REFT_FOLDER, Member, check_name, read_in
 from peft_reft.hub_format.card import CardFacts, is_hub_id
 from peft_reft.hub_format.errors import ConfigError, as_path
 from peft_reft.hub_format.listing import check_members, list_members
-from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, Manifest
+from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, ROUTER_NAME, WEIGHTS_NAME, Manifest
 from peft_reft.hub_format.push import PushOptions, describe, push_folder
 from peft_reft.hub_format.remote import fetch_folder, fetch_listing
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
+from peft_reft.hub_format.tensors import read_tensor_table
 from peft_reft.hub_format.writer import producer, write_adapter_files, write_atomic
+from peft_reft.runtime.row_choice import BASE
 
 from .save import check_saves
 
-__all__ = ["list_adapters", "pull", "push_stage", "push_to_hub"]
+__all__ = ["Router", "list_adapters", "pull", "push_stage", "push_to_hub"]
+
+
+class Router(Protocol):
+    """What lies beside adapters and says which of them a prompt goes to; `peft_reft.continual.SkillRouter` is one."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of adapters."""
+
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
+        """Write `skill_router.safetensors`."""
 
 
 def list_adapters(
@@ -53,7 +67,7 @@ def list_adapters(
 
 
 def pull(repo_id: str, folder: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """Bring the adapters of a repository and their card into a folder, all from one commit, checked before they land.
+    """Bring the adapters of a repository, with card and router, into a folder, all from one commit, checked before.
 
     Args:
         repo_id: e.g. `"me/my-reft"`.
@@ -69,7 +83,10 @@ def pull(repo_id: str, folder: str | Path, *, revision: str | None = None, token
         ReftError: its files are not what their manifest or index says; the folder is as it was.
     """
     source = fetch_folder(repo_id, revision=revision, token=token)
-    names = [*check_members(source), *([CARD_NAME] if (source / CARD_NAME).is_file() else [])]
+    beside = [name for name in (CARD_NAME, ROUTER_NAME) if (source / name).is_file()]
+    names = [*check_members(source), *beside]
+    if ROUTER_NAME in beside:
+        read_tensor_table(source / ROUTER_NAME)
     with staged_folder(Path(folder)) as stage:
         for name in names:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +104,7 @@ def push_to_hub(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    router: Router | None = None,
 ) -> str:
     """Push a model's adapters to the Hub as one commit, with a card.
 
@@ -105,12 +123,14 @@ def push_to_hub(
         revision: branch to push to; made if it does not exist.
         create_pr: open a pull request instead.
         commit_message: of the commit.
+        router: a `SkillRouter` over the model's adapters, to lie beside them as `skill_router.safetensors`. Without
+            one, a router that the repository has goes with the adapters that are replaced, and stays with `add`.
 
     Returns:
         The URL of the commit, or of the pull request.
 
     Raises:
-        ConfigError: a model without a ReFT adapter.
+        ConfigError: the model has no ReFT, or the router sends to an adapter that is not pushed under its name.
         HubError: someone else changed the same adapters (`hub.conflict`), the repository holds a LoRA
             (`hub.occupied`), or what else `code` tells.
 
@@ -120,12 +140,28 @@ def push_to_hub(
     edits = {name: config for name, config in model.peft_config.items() if isinstance(config, ReftConfig)}
     if not edits:
         raise ConfigError("the model has no ReFT adapter", fix="use the model's own push_to_hub")
+    if router is not None:
+        _check_router(router, edits if add else model.peft_config, renamed=isinstance(add, str))
     options = PushOptions(private, token, revision, create_pr, commit_message)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "saved")
         model.save_pretrained(str(folder))
+        if router is not None:
+            router.save_pretrained(folder)
         described = {name: (config.groups(), config.task_type) for name, config in edits.items()}
         return push_stage(folder, repo_id, described, options, add=add)
+
+
+def _check_router(router: Router, pushed: Collection[str], *, renamed: bool) -> None:
+    """Refuse a router that sends to what does not come to lie beside it under the name it knows."""
+    lost = [name for name in router.adapters if name != BASE and (renamed or name not in pushed)]
+    if lost:
+        raise ConfigError(
+            f"the router sends to {lost[0]!r}, which is not pushed under that name",
+            value=lost,
+            rule=f"it sends to adapters of the same push: {', '.join(map(repr, pushed))}",
+            fix="push the model with all its adapters, under their own names (add=True, or without add)",
+        )
 
 
 def push_stage(
@@ -175,13 +211,15 @@ def _names_to_add(edits: Mapping[str, object], add: bool | str) -> dict[str, str
 
 
 def _edits_alone(saved: Path, target: Path, names: Mapping[str, str]) -> tuple[Path, list[Member]]:
-    """A folder with `reft/<name>/` of the saved ReFTs and nothing else."""
+    """A folder with `reft/<name>/` of the saved ReFTs, their router, and nothing else."""
     for own, name in names.items():
         places = (saved / REFT_FOLDER / own, saved / own, saved)
         source = next(place for place in places if (place / MANIFEST_NAME).is_file())
         (target / REFT_FOLDER / name).mkdir(parents=True)
         for file in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME):
             shutil.copyfile(source / file, target / REFT_FOLDER / name / file)
+    if (saved / ROUTER_NAME).is_file():
+        shutil.copyfile(saved / ROUTER_NAME, target / ROUTER_NAME)
     return target, [Member.at(name, "reft") for name in names.values()]
 
 

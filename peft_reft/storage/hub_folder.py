@@ -9,7 +9,7 @@ from pathlib import Path
 from peft_reft.hub_format.bundle import Member
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.listing import check_members, list_members
-from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME
+from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, ROUTER_NAME
 from peft_reft.hub_format.push import PushOptions
 from peft_reft.hub_format.reader import check_link
 from peft_reft.hub_format.schema import check_fields, from_object
@@ -54,7 +54,7 @@ def push_saved(
         HubError: the repository is missing, gated, or out of reach; `code` tells which.
 
     A path of a local base model is not pushed. A card in the folder, e.g. of `Trainer.create_model_card`, is where a
-    repository without one starts.
+    repository without one starts. A router of skills that lies beside the adapters goes with them.
     """
     root = Path(folder)
     names, members = check_members(root), list_members(root)
@@ -69,7 +69,7 @@ def push_saved(
     options = PushOptions(private, token, revision, create_pr, commit_message)
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary, "saved")
-        for name in [*names, *([CARD_NAME] if (root / CARD_NAME).is_file() else [])]:
+        for name in [*names, *(name for name in (CARD_NAME, ROUTER_NAME) if (root / name).is_file())]:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             check_link(root / name)
             shutil.copyfile(root / name, stage / name)

@@ -6,11 +6,12 @@ from itertools import product
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch.testing import assert_close
 
 from continual.skills import SKILLS, answered, two_skills
-from peft_reft import scale_adapter
+from contract.tiny import base_model
+from peft_reft import MixedReftModel, ReftConfig, scale_adapter
 from peft_reft.continual import merge_skills
 from peft_reft.hub_format.errors import ConfigError, MergeError
 
@@ -20,6 +21,11 @@ VALIDATION = {skill: [answered(skill, 1), answered(skill, 2)] for skill in SKILL
 @torch.no_grad()
 def losses(model: PeftModel) -> list[float]:
     return [sum(model(**b).loss.item() for b in batches) / len(batches) for batches in VALIDATION.values()]
+
+
+def _mean_loss(model: PeftModel, batches: list[dict[str, torch.Tensor]]) -> float:
+    with torch.no_grad():
+        return sum(model(**batch).loss.item() for batch in batches) / len(batches)
 
 
 def test_the_sum_is_that_of_the_weights_and_no_grid_point_of_two_beats_it() -> None:
@@ -82,3 +88,29 @@ def test_what_is_not_allowed_is_refused() -> None:
     blank["labels"] = torch.full_like(blank["labels"], -100)
     with pytest.raises(ConfigError, match="supervises nothing"):
         merge_skills(model, {**VALIDATION, "other": [blank]}, "both")
+
+
+def test_the_edits_of_a_mixed_model_are_merged_beside_its_lora() -> None:
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    edits = {skill: ReftConfig(task_type="CAUSAL_LM", r=2, init_weights=False) for skill in ("dates", "names")}
+    model = MixedReftModel.from_configs(base_model("llama"), {"default": lora, **edits}).eval()
+    validation = {"dates": VALIDATION["default"], "names": VALIDATION["other"]}
+    before = model.active_adapters
+    told = merge_skills(model, validation, "both", grid=(0.0, 0.5, 1.0))
+    assert model.active_adapters == ["default", "both"]  # the LoRA is a part of what was measured
+    found = [_mean_loss(model, batches) for batches in validation.values()]
+    assert found == pytest.approx(list(told.losses.values()), rel=1e-4)
+    for skill, batches in validation.items():
+        model.set_adapter(["default", skill])
+        assert _mean_loss(model, batches) == pytest.approx(told.alone[skill], rel=1e-4)
+    assert set(before) <= set(model.peft_config)
+
+
+def test_a_lora_is_no_skill_to_be_merged() -> None:
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    edits = {"edit": ReftConfig(task_type="CAUSAL_LM", r=2, init_weights=False)}
+    model = MixedReftModel.from_configs(base_model("llama"), {"default": lora, **edits})
+    with pytest.raises(ConfigError, match="default"):
+        merge_skills(model, {"default": VALIDATION["default"], "edit": VALIDATION["other"]}, "both")
+    assert set(model.peft_config) == {"default", "edit"}

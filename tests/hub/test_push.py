@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from contract.tiny import base_model, reft_model
 from peft_reft import MixedReftModel, ReftConfig, list_adapters, pull, push_to_hub
+from peft_reft.continual import SkillRouter
 from peft_reft.hub_format.bundle import Member
-from peft_reft.hub_format.errors import ConfigError, HubError, ManifestError
+from peft_reft.hub_format.errors import ConfigError, HubError, ManifestError, ReftError
+from peft_reft.storage.hub_folder import push_saved
 from tools.loopback_hub import LoopbackHub
 from tools.loopback_hub.faults import call_first, lost_answer, server_error
 from tools.loopback_hub.objects import StoredFile
@@ -259,3 +262,47 @@ def test_processes_that_add_at_the_same_time_are_all_there_or_told(
     there = {member.name for member in list_adapters("me/x")}
     assert there == {"default", *(name for name, status in ends.items() if status == 0)}
     pull("me/x", tmp_path / "here")
+
+
+def router(*names: str) -> SkillRouter:
+    weight = torch.randn(len(names), 6, generator=torch.Generator().manual_seed(0))
+    return SkillRouter(names, "representation", 1, weight, torch.arange(len(names), dtype=torch.float32))
+
+
+def test_a_router_goes_with_the_adapters_and_comes_back_with_them(hub: LoopbackHub, tmp_path: Path) -> None:
+    model = mixed(dates=1, names=1)
+    sent = router("dates", "names", "__base__")
+    push_to_hub(model, "me/x", router=sent)
+    pull("me/x", tmp_path / "here")
+    again = SkillRouter.from_pretrained(tmp_path / "here")
+    assert again.adapters == sent.adapters
+    assert torch.equal(again.weight, sent.weight)
+    push_to_hub(reft_model("llama"), "me/x", add="third")
+    assert "skill_router.safetensors" in stored(hub, "me/x")
+    push_to_hub(model, "me/x", add=True, router=router("names", "dates"))
+    pull("me/x", tmp_path / "later")
+    assert SkillRouter.from_pretrained(tmp_path / "later").adapters == ("names", "dates")
+    push_to_hub(model, "me/x")
+    assert "skill_router.safetensors" not in stored(hub, "me/x")  # the adapters that it knew have been replaced
+
+
+def test_a_router_to_what_is_not_pushed_under_its_name_is_refused(hub: LoopbackHub) -> None:
+    for names, options in ((("edit", "other"), {}), (("default", "edit"), {"add": True}), (("edit",), {"add": "new"})):
+        with pytest.raises(ConfigError, match="router sends to"):
+            push_to_hub(mixed(edit=1), "me/x", router=router(*names), **options)
+    assert not hub.storage.repos
+
+
+def test_a_saved_router_is_pushed_with_its_folder_and_a_broken_one_is_not_pulled(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    mixed(edit=1).save_pretrained(str(tmp_path / "saved"))
+    router("default", "edit").save_pretrained(tmp_path / "saved")
+    push_saved(tmp_path / "saved", "me/x")
+    pull("me/x", tmp_path / "here")
+    name = "skill_router.safetensors"
+    assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
+    hub.storage.repos["me/x"].commit({name: StoredFile.regular(b"none")}, title="Spoilt")
+    with pytest.raises(ReftError):
+        pull("me/x", tmp_path / "spoilt")
+    assert not (tmp_path / "spoilt" / name).exists()

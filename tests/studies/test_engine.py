@@ -11,8 +11,10 @@ from torch.testing import assert_close
 from benchmarks.forgetting import run as forgetting_run
 from benchmarks.forgetting.adapters import Sequence
 from benchmarks.forgetting.plan import REGIMES, REMEDIES, Arm, arms_of, orders, plan
+from benchmarks.forgetting.scores import scores
 from benchmarks.quality import run as quality_run
-from benchmarks.quality.plan import Grid, best_rates, figures_plan, search_plan
+from benchmarks.quality.plan import Grid, figures_plan
+from benchmarks.quality.search import search_plan
 from benchmarks.skills.skill import Example
 from benchmarks.study.base import Base
 from benchmarks.study.learn import learn
@@ -23,8 +25,8 @@ from studies.tiny import tiny_base
 
 BASE = tiny_base()
 GRID = Grid("wide", "tiny", ["loreft r4", "lora r1 qv"], ["date", "camel"], ["date"], [0, 1], 3, 4, (16, 6, 6))
-USABLE = [name for name in METHODS if "layer" not in name and "half" not in name and name != "road"]
-"""The rest need the wide model's layers or widths."""
+USABLE = [name for name in METHODS if name != "road"]
+"""RoAd needs a base of other widths."""
 
 
 @pytest.fixture(autouse=True)
@@ -120,25 +122,10 @@ def test_a_search_looks_at_validation_data_and_figures_at_held_out_data(monkeypa
 
     monkeypatch.setattr(quality_run, "answers", noted)
     sized = Grid(**{**vars(GRID), "sizes": (16, 5, 7)})
-    quality_run.run(search_plan(sized)[0])
+    quality_run.run(search_plan(sized, [])[0])
     assert asked == [5]
     quality_run.run(figures_plan(sized, {"loreft r4": 6e-3})[0])
     assert set(asked[1:]) == {7}
-
-
-def test_rates_are_chosen_by_validation_and_only_where_the_search_is_complete() -> None:
-    made = []
-    for settings in search_plan(GRID):
-        good = settings["rate"] == METHODS[settings["method"]].rates[1]
-        made.append({"settings": settings, "result": {"validation accuracy": 0.5, "validation loss": 1.0 - good}})
-    assert best_rates(GRID, made) == {name: METHODS[name].rates[1] for name in GRID.methods}
-    better = [
-        {**run, "result": {**run["result"], "validation accuracy": 0.5 + 0.4 * (run["settings"]["rate"] == 2e-2)}}
-        for run in made
-    ]
-    assert best_rates(GRID, better)["loreft r4"] == 2e-2
-    assert best_rates(GRID, made[:-1]) == {"loreft r4": METHODS["loreft r4"].rates[1]}
-    assert best_rates(Grid(**{**vars(GRID), "steps": 4}), made) == {}
 
 
 def test_plans_come_in_blocks_of_all_arms_and_orders_differ() -> None:
@@ -225,3 +212,20 @@ def test_text_is_a_prompt_of_half_its_length_and_a_completion() -> None:
     expected = -logs.gather(-1, text[:, 12:, None]).mean().item()
     assert text_loss(model, text) == pytest.approx(expected, abs=5e-2)  # bf16 inside
     assert isinstance(BASE, Base)
+
+
+@pytest.mark.parametrize("name", ["loreft r4", "lora r1 qv"])
+def test_a_router_and_a_sum_are_asked_what_the_adapters_of_one_skill_each_make_of_it(name: str) -> None:
+    told = sequence(Arm(name, "switched"), steps=6)
+    assert 0 <= told["routed"]["router"] <= 1
+    assert told["routed"]["prefills"] == 1
+    assert len(told["routed"]["accuracy"]) == len(told["routed"]["loss"]) == 2
+    if told["routed"]["router"] == 1:  # then it asks as a router that never errs does
+        assert told["routed"]["loss"] == pytest.approx(told["loss"][-1], rel=1e-3)
+    assert ("merged" in told) == (name == "loreft r4")
+    if name == "loreft r4":
+        assert len(told["merged"]["weights"]) == len(told["merged"]["accuracy"]) == 2
+    found = scores([{"settings": plan(GRID, [Arm(name, "switched")], {name: 6e-3}, 1)[0], "result": told}])
+    assert {arm.regime for arm in found} == {"switched", "routed"} | ({"merged"} if name == "loreft r4" else set())
+    for blocks in found.values():
+        assert next(iter(blocks.values())).learnt == next(iter(found[Arm(name, "switched")].values())).learnt
