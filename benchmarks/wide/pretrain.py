@@ -22,6 +22,9 @@ LENGTH = 128
 ROWS = 16
 EXERCISE_ROWS = 11
 """Of the rows of a batch, how many are exercises, one after the other; of these the answers alone are learnt."""
+COPY_ROWS, COPY_FROM = 5, 450
+"""From this step on, so many of a batch's rows are random tokens that repeat themselves, in place of three exercise rows
+and two of text: copying, which most exercises ask for, is learnt from these within some hundred steps."""
 IGNORED = -100
 PEAK, WARM = 3e-3, 100
 """Learning rate, and steps until it is reached."""
@@ -120,11 +123,17 @@ def _batch(ids: Any, tokenizer: Any, step: int) -> tuple[Any, Any]:
 
     random = Random(SEED * 1_000_003 + step)
     rows, labels = [], []
-    for _ in range(ROWS - EXERCISE_ROWS):
+    copied = COPY_ROWS if step >= COPY_FROM else 0
+    for _ in range(copied):
+        part = [random.randrange(4, len(tokenizer)) for _ in range(random.randint(LENGTH // 8, LENGTH // 3))]
+        rows.append((part * (LENGTH // len(part) + 1))[:LENGTH])
+        labels.append([IGNORED] * len(part) + rows[-1][len(part) :])
+    exercises = EXERCISE_ROWS - (3 if copied else 0)
+    for _ in range(ROWS - copied - exercises):
         start = random.randrange(len(ids) - LENGTH)
         rows.append(ids[start : start + LENGTH].astype("int64").tolist())
         labels.append(rows[-1])
-    for _ in range(EXERCISE_ROWS):
+    for _ in range(exercises):
         row, own = list[int](), list[int]()
         while len(row) < LENGTH:
             question, answer = exercise(random)
