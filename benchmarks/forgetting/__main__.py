@@ -26,18 +26,18 @@ from .scores import scores
 
 __all__ = ["main"]
 
-SEQUENCE = ("date", "camel", "polite", "code_names", "prefix")
-USUAL = ("loreft r4", "loreft r4 all", "direft r4", "lora r1 qv", "lora r8 linear", "lora r1 + loreft r4", "full")
+SEQUENCE = ("polite", "camel", "prefix", "clock", "date")
+USUAL = ("loreft r4", "lora r8 linear", "full", "loreft r4 all", "lora r1 qv")
 
 
 def main() -> None:
     """Do what is missing; `--table` only writes what the runs say."""
     options = argparse.ArgumentParser(description=__doc__)
     add_common(options, RESULTS / "forgetting")
-    options.add_argument("--base", choices=BASES, default="wide")
+    options.add_argument("--base", choices=BASES, default=BASES[0])
     options.add_argument("--methods", default=",".join(USUAL))
     options.add_argument("--skills", default=",".join(SEQUENCE), help="the first order; others are made of it")
-    options.add_argument("--search-skills", default="date,camel")
+    options.add_argument("--search-skills", default="camel")
     options.add_argument("--regimes", default=",".join(REGIMES))
     options.add_argument("--remedies", default=",".join(REMEDIES))
     options.add_argument("--orders", type=int, default=5)

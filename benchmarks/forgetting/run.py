@@ -31,8 +31,8 @@ def run(settings: Settings) -> dict[str, Any]:
     """Learn the skills one after another.
 
     Returns:
-        `accuracy` and `loss`, a row for each step with a value for each skill of the order; `start`, those of the
-        base; and for each step the rise in loss on text since the base, KL(tuned ‖ base) on the prompts of the skill
+        `accuracy` and `loss`, a row for each step with a value for each skill so far and for the next, None for
+        later ones; `start`, those of the base; the rise in loss on text at the end; and for each step KL(tuned ‖ base) on the prompts of the skill
         just learnt, and seconds. Where each skill has an adapter of its own, what a router (`routed`) and, of ReFTs, a
         sum of all (`merged`) make of them.
     """
@@ -69,19 +69,20 @@ def run(settings: Settings) -> dict[str, Any]:
             penalty=_anchor if kept else None,
         )
         found = []
-        for number, asked in enumerate(order):
+        for number, asked in enumerate(order[: step + 2]):
             adapters.ask(number, step)
             found.append(answers(model, rows[asked][2], pad, logs=number == step))
         adapters.ask(step, step)
-        told["accuracy"].append([one.accuracy for one in found])
-        told["loss"].append([one.loss for one in found])
+        unasked = [None] * (len(order) - len(found))
+        told["accuracy"].append([*(one.accuracy for one in found), *unasked])
+        told["loss"].append([*(one.loss for one in found), *unasked])
         own, base_logs = found[step].logs, before[name].logs
         if own is None or base_logs is None:
             raise ValueError("log-probabilities were not kept")
         told["kl"].append(divergence(own, base_logs))
-        told["text loss rise"].append(text_loss(model, base.text) - base_text_loss(settings["base"]))
         told["seconds"].append(round(learnt.seconds, 2))
         told["parameters"].append(sum(parameter.numel() for parameter in parameters))
+    told["text loss rise"].append(text_loss(model, base.text) - base_text_loss(settings["base"]))
     if settings["regime"] == "switched":
         skills = [Sets(*rows[name]) for name in order]
         told["routed"] = routed(model, adapters.names, skills, pad)

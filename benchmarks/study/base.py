@@ -1,4 +1,4 @@
-"""The two base models of the studies, as a run needs them: weights in bf16, rows of examples, held-out text."""
+"""The base models of the studies, as a run needs them: weights in bf16, rows of examples, held-out text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from torch import Tensor
 
 from benchmarks.wide.model import END, answer_prompt, folder_of
 from benchmarks.wide.pretrain import held_out_blocks
-from tools.base_model import ensure_base_model
+from tools.base_model import cache_folder, ensure_base_model
+
+from .upper import States, upper_model
 
 __all__ = ["BASES", "Base", "BaseMissingError", "identity_of", "load_base"]
 
-BASES = ("wide", "deep")
-TEXT_BLOCKS, TEXT_LENGTH = 32, 128
+BASES = ("upper", "deep", "wide")
+"""The last blocks of SmolLM2-135M-Instruct, the whole of it, and the small model that is pretrained here."""
+UPPER_BLOCKS = 8
+TEXT_BLOCKS, TEXT_LENGTH = 24, 64
 
 
 class BaseMissingError(RuntimeError):
@@ -67,22 +71,48 @@ def load_base(name: str) -> Base:
 
     if name == "wide":
         text = held_out_blocks(folder_of(), TEXT_BLOCKS, TEXT_LENGTH)
-        return Base(name, identity_of(name), make, tokenizer, answer_prompt, END, text)
+        return Base(name, identity_of(name), contiguous(make), tokenizer, answer_prompt, END, text)
     from benchmarks.wide.corpus import corpus
 
     words = "\n\n".join(corpus().held_out)[: 8 * TEXT_BLOCKS * TEXT_LENGTH]
     ids = tokenizer(words, return_tensors="pt")["input_ids"][0, : TEXT_BLOCKS * TEXT_LENGTH]
-    return Base(name, identity_of(name), make, tokenizer, _smol, "<|im_end|>", ids.view(TEXT_BLOCKS, TEXT_LENGTH))
+    made = _upper(make, tokenizer) if name == "upper" else make
+    return Base(
+        name, identity_of(name), contiguous(made), tokenizer, _smol, "<|im_end|>", ids.view(TEXT_BLOCKS, TEXT_LENGTH)
+    )
 
 
-@lru_cache(maxsize=2)
+def contiguous(make: Callable[[torch.dtype], Any]) -> Callable[[torch.dtype], Any]:
+    """Models whose head is given rows in one piece: torch multiplies a slice of states row by row, ten times slower."""
+
+    def made(dtype: torch.dtype) -> Any:
+        model = make(dtype)
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
+        return model
+
+    return made
+
+
+def _upper(make: Callable[[torch.dtype], Any], tokenizer: Any) -> Callable[[torch.dtype], Any]:
+    whole = make(torch.bfloat16)
+    states = States(
+        lambda: upper_model(whole, UPPER_BLOCKS, None, torch.bfloat16),
+        tokenizer.pad_token_id,
+        whole.config.hidden_size,
+        cache_folder() / f"states-{identity_of('upper')}.pt",
+    )
+    return lambda dtype: upper_model(whole, UPPER_BLOCKS, states, dtype)
+
+
+@lru_cache(maxsize=3)
 def identity_of(name: str) -> str:
-    """Twelve digits of the SHA-256 of its weights."""
-    return hashlib.sha256((_folder(name) / "model.safetensors").read_bytes()).hexdigest()[:12]
+    """Twelve digits of the SHA-256 of its weights; of upper blocks also how many."""
+    digest = hashlib.sha256((_folder(name) / "model.safetensors").read_bytes()).hexdigest()[:12]
+    return f"{digest}-{UPPER_BLOCKS}" if name == "upper" else digest
 
 
 def _folder(name: str) -> Path:
-    if name == "deep":
+    if name in ("deep", "upper"):
         return Path(ensure_base_model())
     if name != "wide":
         raise ValueError(f"base={name!r} is none of {', '.join(BASES)}")

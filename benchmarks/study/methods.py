@@ -14,7 +14,7 @@ __all__ = ["FULL", "METHODS", "Method", "attach", "trained"]
 
 REFT_RATES = (2e-3, 6e-3, 2e-2, 6e-2)
 LORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-FULL_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 SCALING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FULL = "full"
 ATTENTION = ["q_proj", "v_proj"]
@@ -125,7 +125,10 @@ def attach(name: str, make: Callable[[torch.dtype], Any], seed: int) -> Any:
     method = METHODS[name]
     torch.manual_seed(seed)
     if method.config is None:
-        return make(torch.float32).requires_grad_(True)
+        whole = make(torch.float32).requires_grad_(True)
+        if getattr(whole, "upper_blocks_alone", False):  # the head is the embedding of the blocks below, which stay
+            whole.get_output_embeddings().requires_grad_(False)
+        return whole
     base = make(torch.bfloat16)
     config = method.config(base.config.num_hidden_layers)
     if method.family == "mixed":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["add_common", "listed", "three"]
 
-STEPS, SIZES = 300, (512, 64, 96)
+STEPS, BATCH, SIZES = 20, 8, (256, 32, 32)
 
 
 def add_common(options: argparse.ArgumentParser, output: Path) -> None:
@@ -17,7 +17,7 @@ def add_common(options: argparse.ArgumentParser, output: Path) -> None:
     options.add_argument("--minutes", type=float, help="begin no run after so many, in each part")
     options.add_argument("--output", type=Path, default=output, help="the file of runs, and tables, without ending")
     options.add_argument("--steps", type=int, default=STEPS, help="of learning a skill")
-    options.add_argument("--batch", type=int, default=16, help="examples of a step")
+    options.add_argument("--batch", type=int, default=BATCH, help="examples of a step")
     options.add_argument("--sizes", type=three, default=SIZES, help="examples in train, validation, held-out")
     options.add_argument("--table", action="store_true", help="only write tables and figures from the runs")
 

@@ -23,8 +23,8 @@ ROWS = 16
 EXERCISE_ROWS = 11
 """Of the rows of a batch, how many are exercises, one after the other; of these the answers alone are learnt."""
 COPY_ROWS, COPY_FROM = 5, 450
-"""From this step on, so many of a batch's rows are random tokens that repeat themselves, in place of three exercise rows
-and two of text: copying, which most exercises ask for, is learnt from these within some hundred steps."""
+"""From this step on, so many of a batch's rows are random tokens that repeat themselves, in place of three rows of
+exercises and two of text: copying, which most exercises ask for, is learnt from these within some hundred steps."""
 IGNORED = -100
 PEAK, WARM = 3e-3, 100
 """Learning rate, and steps until it is reached."""
