@@ -31,10 +31,10 @@ def run(settings: Settings) -> dict[str, Any]:
     """Learn the skills one after another.
 
     Returns:
-        `accuracy` and `loss`, a row for each step with a value for each skill so far and for the next, None for
-        later ones; `start`, those of the base; the rise in loss on text at the end; and for each step KL(tuned ‖ base) on the prompts of the skill
-        just learnt, and seconds. Where each skill has an adapter of its own, what a router (`routed`) and, of ReFTs, a
-        sum of all (`merged`) make of them.
+        `accuracy` and `loss`, a row for each step with a value for each skill so far and for the next, None for later
+        ones; `start`, those of the base; the rise in loss on text at the end; and for each step KL(tuned ‖ base) on
+        the prompts of the skill just learnt, and seconds. Where each skill has an adapter of its own, what a router
+        (`routed`) and, of ReFTs, a sum of all (`merged`) make of them.
     """
     base = load_base(settings["base"])
     if settings["identity"] != base.identity:

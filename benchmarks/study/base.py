@@ -83,7 +83,7 @@ def load_base(name: str) -> Base:
 
 
 def contiguous(make: Callable[[torch.dtype], Any]) -> Callable[[torch.dtype], Any]:
-    """Models whose head is given rows in one piece: torch multiplies a slice of states row by row, ten times slower."""
+    """Models whose head is given states in one piece: torch multiplies a slice of them row by row, far slower."""
 
     def made(dtype: torch.dtype) -> Any:
         model = make(dtype)

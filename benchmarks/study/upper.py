@@ -1,7 +1,7 @@
-"""The upper blocks of a model as a model of their own; what the blocks below make of a text is computed once and kept.
+"""The upper blocks of a model as one of their own; what the blocks below make of a text is computed once and kept.
 
-Adapters and full fine-tuning of upper blocks leave the states that enter them as they are. So a run that is confined to
-these blocks computes the same thing as on the whole model, at the price of the blocks that it trains.
+Adapters and full fine-tuning of upper blocks leave the states that enter them as they are. So a run confined to
+these blocks computes what it would on the whole model, at the price of the blocks that it trains.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class States:
             self.known = dict(torch.load(file, weights_only=True))
 
     def of(self, ids: Tensor) -> Tensor:
-        """States of texts padded on the right: `[batch, seq]` → `[batch, seq, size]`, zero on padding but the first."""
+        """States of texts padded on the right: `[batch, seq]` → `[batch, seq, size]`, zero on padding."""
         texts = [self._stripped(row) for row in ids.tolist()]
         self._learn(sorted({text for text in texts if text not in self.known}, key=len))
         found = torch.zeros(*ids.shape, self.size, dtype=torch.bfloat16)
@@ -77,7 +77,7 @@ class States:
 
 
 class Below(nn.Module):
-    """Stands where the embedding of tokens stood: gives the states that enter the upper blocks. It has no parameters."""
+    """Stands where the embedding of tokens stood, gives the states that enter the upper blocks, has no parameters."""
 
     def __init__(self, states: States, dtype: torch.dtype) -> None:
         super().__init__()

@@ -155,7 +155,8 @@ def test_every_arm_runs_and_says_the_same_again(arm: Arm) -> None:
     told = sequence(arm)
     assert told["kl"] == sequence(arm)["kl"]
     assert [len(row) for row in told["accuracy"]] == [2, 2]
-    assert len(told["text loss rise"]) == len(told["parameters"]) == 2
+    assert len(told["parameters"]) == 2
+    assert len(told["text loss rise"]) == 1
 
 
 def test_arms_differ_from_the_second_skill_on_and_not_before() -> None:
