@@ -74,7 +74,8 @@ def load_base(name: str) -> Base:
         return Base(name, identity_of(name), contiguous(make), tokenizer, answer_prompt, END, text)
     from benchmarks.wide.corpus import corpus
 
-    words = "\n\n".join(corpus().held_out)[: 8 * TEXT_BLOCKS * TEXT_LENGTH]
+    # of the standard library alone: the same wherever this Python is, whatever is installed beside it
+    words = "\n\n".join(corpus(packages=()).held_out)[: 8 * TEXT_BLOCKS * TEXT_LENGTH]
     ids = tokenizer(words, return_tensors="pt")["input_ids"][0, : TEXT_BLOCKS * TEXT_LENGTH]
     made = _upper(make, tokenizer) if name == "upper" else make
     return Base(
