@@ -17,8 +17,8 @@ from torch import Tensor, nn
 __all__ = ["Below", "States", "upper_model"]
 
 BATCH = 32
-KEPT_AT = 100
-"""New texts at a time from which on the file is written anew."""
+KEPT_AT = 200
+"""New texts after which the file is written anew."""
 
 
 class States:
@@ -38,8 +38,10 @@ class States:
         self.file = file
         self.model: nn.Module | None = None
         self.known: dict[tuple[int, ...], Tensor] = {}
+        self.kept = 0
         if file is not None and file.is_file():
             self.known = dict(torch.load(file, weights_only=True))
+            self.kept = len(self.known)
 
     def of(self, ids: Tensor) -> Tensor:
         """States of texts padded on the right: `[batch, seq]` → `[batch, seq, size]`, zero on padding."""
@@ -70,7 +72,8 @@ class States:
             states: Tensor = self.model(input_ids=ids, attention_mask=mask)
             for row, text in enumerate(part):
                 self.known[text] = states[row, : len(text)].clone()
-        if len(texts) >= KEPT_AT and self.file is not None:
+        if len(self.known) - self.kept >= KEPT_AT and self.file is not None:
+            self.kept = len(self.known)
             part_file = self.file.with_suffix(".part")
             torch.save(self.known, part_file)
             part_file.replace(self.file)
