@@ -103,9 +103,8 @@ bench-environments: $(VENV)/dev.stamp
 # benchmarks/results/. JOBS=4 takes more processes
 JOBS ?= 2
 study: $(VENV)/study.stamp
-	$(BIN)/python -m benchmarks.wide --minutes 240 --steps 6000 --threads $(JOBS)
-	$(BIN)/python -m benchmarks.quality --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.quality --jobs $(JOBS)
 
 # about 15 minutes on 2 idle cores: a smaller base, three methods, three skills; into build/study/
 study-small: $(VENV)/study.stamp

@@ -16,6 +16,7 @@ from benchmarks.study.figures import Point, draw
 from benchmarks.study.jobs import do_missing
 from benchmarks.study.methods import METHODS
 from benchmarks.study.options import add_common, listed
+from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import RESULTS, read
 from benchmarks.study.statistics import bootstrap
 
@@ -70,7 +71,8 @@ def write(file: Path) -> None:
     for identity in dict.fromkeys(one["settings"]["identity"] for one in runs):
         base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
         found = scores(runs, identity=identity)
-        text = f"# Forgetting, base {base} ({identity})\n\n{markdown(found)}\n"
+        own = [one for one in runs if one["settings"]["identity"] == identity]
+        text = f"# Forgetting, base {base} ({identity})\n\n{markdown(found)}\n\n## Runs\n\n{provenance(own)}\n"
         target = file.with_name(f"{file.stem}-{base}")
         target.with_suffix(".md").write_text(text, encoding="utf-8")
         for name, label in (

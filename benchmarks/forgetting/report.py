@@ -28,16 +28,16 @@ Found = Mapping[Arm, Mapping[Block, Scores]]
 def markdown(found: Found) -> str:
     """A row for each arm, by rising forgetting; what the tests can see; what KL predicts."""
     rows = [
-        "| arm | learnt | final | forgetting | backward transfer | forward transfer | answer loss rise | "
-        "KL(tuned ‖ base) | text loss rise | forgetting − reference | p (Holm) | blocks |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| arm | learnt | final | forgetting | share forgotten | backward transfer | forward transfer | "
+        "answer loss rise | KL(tuned ‖ base) | text loss rise | forgetting − reference | p (Holm) | blocks |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     differences = _differences(found)
     adjusted = holm({str(arm): paired_p(values) for arm, values in differences.items()})
     for arm in sorted(found, key=lambda arm: _mean(found[arm], "forgetting")):
         told = [
             _ranged(bootstrap([getattr(one, name) for one in found[arm].values()]))
-            for name in ("learnt", "final", "forgetting", "backward", "forward", "loss_rise", "kl", "text")
+            for name in ("learnt", "final", "forgetting", "share", "backward", "forward", "loss_rise", "kl", "text")
         ]
         gap = _ranged(bootstrap(differences[arm])) if arm in differences else ""
         p = f"{adjusted[str(arm)]:.3f}" if str(arm) in adjusted else ""

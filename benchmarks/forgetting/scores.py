@@ -26,6 +26,8 @@ class Scores:
         final: mean A[last][j].
         forgetting: mean over skills but the last of max over i of A[i][j], from when it was learnt, minus A[last][j]
             (Chaudhry et al. 2018).
+        share: that forgetting as a share of what was known: the sum of the differences over the sum of the maxima, 0
+            where nothing was; what was learnt less well has less to lose.
         backward: mean over skills but the last of A[last][j] − A[j][j] (Lopez-Paz & Ranzato 2017).
         forward: mean over skills but the first of A[j − 1][j] − B[j].
         loss_rise: mean over skills but the last of the rise in answer loss since the skill was learnt: it moves
@@ -38,6 +40,7 @@ class Scores:
     learnt: float
     final: float
     forgetting: float
+    share: float
     backward: float
     forward: float
     loss_rise: float
@@ -56,10 +59,13 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
     if count < 2:
         raise ValueError("a sequence has two skills at least")
     last, former, later = accuracy[-1], range(count - 1), range(1, count)
+    known = [max(row[j] for row in accuracy[j:]) for j in former]
+    lost = [best - last[j] for j, best in zip(former, known, strict=True)]
     return Scores(
         learnt=_mean(accuracy[j][j] for j in range(count)),
         final=_mean(last),
-        forgetting=_mean(max(row[j] for row in accuracy[j:]) - last[j] for j in former),
+        forgetting=_mean(lost),
+        share=sum(lost) / sum(known) if sum(known) else 0.0,
         backward=_mean(last[j] - accuracy[j][j] for j in former),
         forward=_mean(accuracy[j - 1][j] - result["start"]["accuracy"][j] for j in later),
         loss_rise=_mean(loss[-1][j] - loss[j][j] for j in former),

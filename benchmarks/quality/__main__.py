@@ -11,6 +11,7 @@ from benchmarks.study.figures import Point, draw
 from benchmarks.study.jobs import do_missing
 from benchmarks.study.methods import METHODS
 from benchmarks.study.options import add_common, listed
+from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import RESULTS, read
 
 from .plan import Grid, figures_plan
@@ -61,7 +62,10 @@ def write(file: Path) -> None:
         if not made:
             continue
         base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
-        text = f"# Quality, base {base} ({identity})\n\n{markdown(made)}\n"
+        own = [
+            one for one in runs if one["settings"]["identity"] == identity and one["settings"]["study"] == "quality"
+        ]
+        text = f"# Quality, base {base} ({identity})\n\n{markdown(made)}\n\n## Runs\n\n{provenance(own)}\n"
         target = file.with_name(f"{file.stem}-{base}")
         target.with_suffix(".md").write_text(text, encoding="utf-8")
         draw(

@@ -16,6 +16,7 @@ from benchmarks.forgetting.scores import scores, scores_of
 from benchmarks.quality import __main__ as quality_command
 from benchmarks.quality.report import REFERENCE, front, lines, markdown
 from benchmarks.study import runs
+from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import append
 
 
@@ -82,7 +83,7 @@ def test_scores_are_those_of_the_papers() -> None:
     told = scores_of(sequence(Arm("full"), 0, kept=0.5, kl=2.0)["result"])
     assert told.learnt == 1
     assert told.final == pytest.approx((0.25 + 0.5 + 1) / 3)
-    assert told.forgetting == pytest.approx((0.75 + 0.5) / 2)
+    assert told.forgetting == told.share == pytest.approx((0.75 + 0.5) / 2)
     assert told.backward == pytest.approx(-(0.75 + 0.5) / 2)
     assert told.forward == pytest.approx(0.05)
     assert told.loss_rise == pytest.approx((0.75 + 0.5) / 2)
@@ -90,7 +91,10 @@ def test_scores_are_those_of_the_papers() -> None:
     better_later = {"accuracy": [[0.4, 0], [0.8, 0.5]], "loss": [[1, 1], [1, 1]], "start": {"accuracy": [0, 0]}}
     rest = {"kl": [1, 1], "text loss rise": [0, 0], "seconds": [1, 1]}
     told = scores_of({**better_later, **rest})
-    assert told.forgetting == 0
+    assert told.forgetting == told.share == 0
+    half = scores_of(sequence(Arm("full"), 0, kept=0.5, kl=2.0, learnt=0.5)["result"])
+    assert half.forgetting == pytest.approx(0.3125)
+    assert half.share == pytest.approx(0.625)  # less was learnt, and as much of it lost
     assert told.backward == pytest.approx(0.4)
     with pytest.raises(ValueError, match="two skills"):
         scores_of({"accuracy": [[1.0]], "loss": [[1.0]]})
@@ -112,6 +116,16 @@ LAWFUL = [
     for seed in range(3)
 ]
 """Forgetting is the logarithm of KL, exactly."""
+
+
+def test_a_table_says_what_its_runs_were() -> None:
+    machines = [{"torch": "2.0"}, {"torch": "2.1"}]
+    text = provenance([{**run, "machine": machines[n % 2]} for n, run in enumerate(LAWFUL)])
+    assert "12 runs" in text
+    assert "seeds 0 / 1 / 2" in text
+    assert "full 1; lora r1 qv 1;" in text
+    assert "torch: 2.0 / 2.1" in text
+    assert "orders: a, b, c" in text
 
 
 def test_a_law_in_kl_predicts_methods_that_were_left_out() -> None:
