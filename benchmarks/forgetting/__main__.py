@@ -20,6 +20,7 @@ from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import RESULTS, read
 from benchmarks.study.statistics import bootstrap
 
+from .compare import OUTCOMES
 from .plan import REGIMES, REMEDIES, arms_of, plan
 from .report import markdown
 from .run import run
@@ -29,6 +30,17 @@ __all__ = ["main"]
 
 SEQUENCE = ("polite", "camel", "prefix", "clock", "date")
 USUAL = ("loreft r4", "lora r8 linear", "full", "loreft r4 all", "lora r1 qv")
+
+
+KL, LEARNT = "KL(tuned ‖ base) on the new skill's questions", "accuracy when learnt"
+FIGURES = (
+    ("kl", KL, "loss_rise"),
+    ("learnt", LEARNT, "loss_rise"),
+    ("kl", KL, "forgetting"),
+    ("learnt", LEARNT, "forgetting"),
+    ("kl", KL, "text"),
+)
+"""Score on the x-axis, its label, and the outcome on the y-axis."""
 
 
 def main() -> None:
@@ -75,21 +87,20 @@ def write(file: Path) -> None:
         text = f"# Forgetting, base {base} ({identity})\n\n{markdown(found)}\n\n## Runs\n\n{provenance(own)}\n"
         target = file.with_name(f"{file.stem}-{base}")
         target.with_suffix(".md").write_text(text, encoding="utf-8")
-        for name, label in (
-            ("kl", "KL(tuned ‖ base) on the new skill's questions"),
-            ("learnt", "accuracy when learnt"),
-        ):
+        for name, label, outcome in FIGURES:
             points = []
             for arm, blocks in found.items():
-                mean, low, high = bootstrap([one.forgetting for one in blocks.values()])
+                mean, low, high = bootstrap([getattr(one, outcome) for one in blocks.values()])
                 x = bootstrap([getattr(one, name) for one in blocks.values()])[0]
                 interval = (None, None) if low != low else (low, high)
+                if mean != mean:
+                    continue  # a router sends no text anywhere
                 points.append(Point(str(arm), x, mean, METHODS[arm.method].family, *interval))
             draw(
                 points,
-                target.with_name(f"{target.name}-{name}.svg"),
+                target.with_name(f"{target.name}-{outcome}-{name}.svg".replace("_", "-")),
                 x=label,
-                y="forgetting: accuracy lost on former skills",
+                y=OUTCOMES[outcome],
                 title="Five skills in sequence",
                 log_x=name == "kl",
             )

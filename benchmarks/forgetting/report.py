@@ -1,19 +1,18 @@
-"""The table and figures of the study of forgetting, from its runs alone."""
+"""The tables of the study of forgetting, from its runs alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect, spearman
+from benchmarks.study.statistics import bootstrap, seen_effect, spearman
 
+from .compare import OUTCOMES, REFERENCE, Comparison, adjusted, compare, comparisons
 from .plan import Arm
 from .scores import Block, Scores
 
-__all__ = ["REFERENCE", "equal_accuracy", "left_out", "markdown", "predictions"]
+__all__ = ["equal_accuracy", "left_out", "markdown", "predictions"]
 
-REFERENCE = Arm("lora r8 linear")
-"""What every arm is compared with, block by block."""
 EQUAL = 0.05
 """Arms whose skills are learnt as well as the best but for so much are compared at equal accuracy."""
 LEAST = 0.05
@@ -21,30 +20,68 @@ FLOOR = (
     f"**No arm learns a skill to more than {LEAST:.0%} of exact answers: what is not known cannot be forgotten, so "
     "forgetting, transfer and their tests say nothing here, and arms that learnt less also moved less.**"
 )
+COLUMNS = {
+    "learnt": "learnt",
+    "final": "final",
+    "forgetting": "forgetting",
+    "share": "share forgotten",
+    "backward": "backward transfer",
+    "forward": "forward transfer",
+    "loss_rise": "answer loss rise",
+    "gain_kept": "gain kept",
+    "kl": "KL(tuned ‖ base)",
+    "text": "text loss rise",
+}
+"""Score → heading."""
+EXPLAINED = (
+    "In brackets: 95 % bootstrap intervals of the mean over blocks (order × seed); one block has none. *learnt*: "
+    "exact answers just after a skill was learnt; *final*: after the last one, over all skills; *forgetting*: "
+    "accuracy lost on all skills but the last, and as a share of what was known; *answer loss rise*: nats per token of their "
+    "answers since they were learnt, which goes on telling where accuracy is at its floor; *gain kept*: how much of "
+    "what learning took off that loss is still off it at the end (1: all, 0: as before learning, below: worse)."
+)
 
 Found = Mapping[Arm, Mapping[Block, Scores]]
 
 
 def markdown(found: Found) -> str:
-    """A row for each arm, by rising forgetting; what the tests can see; what KL predicts."""
+    """A row for each arm, by rising loss of former answers; paired comparisons; what KL predicts."""
     rows = [
-        "| arm | learnt | final | forgetting | share forgotten | backward transfer | forward transfer | "
-        "answer loss rise | KL(tuned ‖ base) | text loss rise | forgetting − reference | p (Holm) | blocks |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        f"| arm | {' | '.join(COLUMNS.values())} | blocks |",
+        f"| --- | {' | '.join('--:' for _ in COLUMNS)} | --: |",
     ]
-    differences = _differences(found)
-    adjusted = holm({str(arm): paired_p(values) for arm, values in differences.items()})
-    for arm in sorted(found, key=lambda arm: _mean(found[arm], "forgetting")):
-        told = [
-            _ranged(bootstrap([getattr(one, name) for one in found[arm].values()]))
-            for name in ("learnt", "final", "forgetting", "share", "backward", "forward", "loss_rise", "kl", "text")
-        ]
-        gap = _ranged(bootstrap(differences[arm])) if arm in differences else ""
-        p = f"{adjusted[str(arm)]:.3f}" if str(arm) in adjusted else ""
-        rows.append(f"| {arm} | {' | '.join(told)} | {gap} | {p} | {len(found[arm])} |")
-    pairs = min((len(values) for values in differences.values()), default=0)
+    for arm in sorted(found, key=lambda arm: _mean(found[arm], "loss_rise")):
+        told = [_ranged(bootstrap([getattr(one, name) for one in found[arm].values()])) for name in COLUMNS]
+        rows.append(f"| {arm} | {' | '.join(told)} | {len(found[arm])} |")
     floor = [FLOOR, ""] if max((_mean(found[arm], "learnt") for arm in found), default=1.0) < LEAST else []
-    return "\n".join([*floor, *rows, "", _limits(pairs), "", _of_kl(found)])
+    return "\n".join([*floor, *rows, "", EXPLAINED, "", *_compared(found), "", "## KL", "", _of_kl(found)])
+
+
+def _compared(found: Found) -> list[str]:
+    """A row for each pair of arms, with the outcomes beside one another."""
+    pairs = comparisons(found)
+    made = [compare(found, arm, other, outcome) for arm, other in pairs for outcome in OUTCOMES]
+    known = [one for one in made if one is not None]
+    corrected = {(one.arm, one.against, one.outcome): p for one, p in zip(known, adjusted(known), strict=True)}
+    by_place = {(one.arm, one.against, one.outcome): one for one in known}
+    rows = [
+        "## Compared, block by block",
+        "",
+        f"| arm | against | {' | '.join(OUTCOMES.values())} | blocks |",
+        f"| --- | --- | {' | '.join('--:' for _ in OUTCOMES)} | --: |",
+    ]
+    for arm, other in pairs:
+        places = [(arm, other, outcome) for outcome in OUTCOMES]
+        told = [_difference(by_place[one], corrected[one]) if one in by_place else "" for one in places]
+        blocks = next((str(by_place[one].blocks) for one in places if one in by_place), "0")
+        rows.append(f"| {arm} | {other} | {' | '.join(told)} | {blocks} |")
+    return [*rows, "", _limits([one.blocks for one in known])]
+
+
+def _difference(one: Comparison, p: float) -> str:
+    mean, low, high = one.difference
+    interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{mean:+.3f}{interval}, p {p:.3f}"
 
 
 def equal_accuracy(found: Found) -> list[Arm]:
@@ -54,8 +91,8 @@ def equal_accuracy(found: Found) -> list[Arm]:
     return sorted(kept, key=lambda arm: _mean(found[arm], "forgetting"))
 
 
-def left_out(found: Found) -> dict[Arm, tuple[float, float]]:
-    """Arm → (its forgetting, what a line in log KL, fitted to arms of other methods, says that it is).
+def left_out(found: Found, outcome: str = "forgetting") -> dict[Arm, tuple[float, float]]:
+    """Arm → (its outcome, what a line in log KL, fitted to arms of other methods, says that it is).
 
     Only arms that are trained on without a remedy: a switch or a stack forgets by another mechanism.
     """
@@ -63,16 +100,16 @@ def left_out(found: Found) -> dict[Arm, tuple[float, float]]:
     told = {}
     for arm in plain:
         others = [other for other in plain if other.method != arm.method]
-        points = [(_log_kl(plain[other]), _mean(plain[other], "forgetting")) for other in others]
+        points = [(_log_kl(plain[other]), _mean(plain[other], outcome)) for other in others]
         if len({x for x, _ in points}) >= 2:
             slope, start = _line(points)
-            told[arm] = (_mean(plain[arm], "forgetting"), start + slope * _log_kl(plain[arm]))
+            told[arm] = (_mean(plain[arm], outcome), start + slope * _log_kl(plain[arm]))
     return told
 
 
-def predictions(found: Found) -> tuple[float, float]:
+def predictions(found: Found, outcome: str = "forgetting") -> tuple[float, float]:
     """Mean absolute error of `left_out`, and that of saying the mean of the others; NaN where there are too few."""
-    told = left_out(found)
+    told = left_out(found, outcome)
     if len(told) < 3:
         return math.nan, math.nan
     by_line, by_mean = [], []
@@ -85,40 +122,38 @@ def predictions(found: Found) -> tuple[float, float]:
 
 def _of_kl(found: Found) -> str:
     plain = [arm for arm in found if arm.regime == "continue" and arm.remedy == "none"]
-    kl, forgotten = [_mean(found[arm], "kl") for arm in plain], [_mean(found[arm], "forgetting") for arm in plain]
-    learnt = [_mean(found[arm], "learnt") for arm in plain]
-    by_line, by_mean = predictions(found)
-    return (
-        f"Over the {len(plain)} arms trained on without a remedy, the rank correlation of forgetting with KL is "
-        f"{_shown(spearman(kl, forgotten))}, with how well skills were learnt {_shown(spearman(learnt, forgotten))}. "
-        f"A line in log KL, fitted without a method, misses its forgetting by {_shown(by_line)} on average; the mean "
-        f"of the other methods misses it by {_shown(by_mean)}. "
-        f"At equal accuracy (learnt within {EQUAL} of the best): {'; '.join(map(str, equal_accuracy(found)))}."
-    )
+    kl, learnt = ([_mean(found[arm], name) for arm in plain] for name in ("kl", "learnt"))
+    rows = [
+        f"Over the {len(plain)} arms trained on without a remedy: rank correlation with KL(tuned ‖ base) on the new "
+        "skill's questions and with how well skills were learnt; and how far a line in log KL, fitted without a "
+        "method, misses that method, against how far the mean of the other methods does.",
+        "",
+        "| outcome | rank correlation with KL | with learnt | line misses by | mean misses by |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    for outcome in ("forgetting", "loss_rise", "text"):
+        values = [_mean(found[arm], outcome) for arm in plain]
+        shown = [spearman(kl, values), spearman(learnt, values), *predictions(found, outcome)]
+        rows.append(f"| {OUTCOMES[outcome]} | {' | '.join(map(_shown, shown))} |")
+    equal = "; ".join(map(str, equal_accuracy(found)))
+    return "\n".join([*rows, "", f"At equal accuracy (learnt within {EQUAL} of the best): {equal}."])
 
 
-def _limits(pairs: int) -> str:
+def _limits(blocks: list[int]) -> str:
     told = (
-        "In brackets: 95 % bootstrap intervals of the mean over blocks (order × seed); one block has none. "
-        f"Differences are to `{REFERENCE}`, paired by block; p by sign flips, two-sided, Holm over all arms. "
+        "Differences are arm minus the other, over the blocks that both have: with "
+        f"`{REFERENCE}` in the same regime with the same remedy, and of what has a remedy or a regime of its own with "
+        "its method trained on without one. p by sign flips, two-sided; Holm over the methods of one regime and "
+        "remedy, or over all remedies and regimes, for each outcome apart. "
     )
+    pairs = min(blocks, default=0)
     if pairs < 2:
         return f"{told}With fewer than two pairs nothing can be tested."
     return (
-        f"{told}With {pairs} pairs p is at least {_shown(2.0 ** (1 - pairs))} before Holm, and a paired t test at "
-        f"α .05 would find with power .8 differences of {seen_effect(pairs):.2f} standard deviations: smaller ones "
-        "cannot be seen here."
+        f"{told}With {pairs} pairs, the fewest here, p is at least {_shown(2.0 ** (1 - pairs))} before Holm, and a "
+        f"paired t test at α .05 would find with power .8 differences of {seen_effect(pairs):.2f} standard "
+        "deviations: smaller ones cannot be seen here."
     )
-
-
-def _differences(found: Found) -> dict[Arm, list[float]]:
-    reference = found.get(REFERENCE, {})
-    told = {}
-    for arm, blocks in found.items():
-        common = [block for block in blocks if block in reference]
-        if arm != REFERENCE and common:
-            told[arm] = [blocks[block].forgetting - reference[block].forgetting for block in common]
-    return told
 
 
 def _line(points: list[tuple[float, float]]) -> tuple[float, float]:

@@ -32,6 +32,8 @@ class Scores:
         forward: mean over skills but the first of A[j − 1][j] − B[j].
         loss_rise: mean over skills but the last of the rise in answer loss since the skill was learnt: it moves
             where accuracy is at its floor or ceiling.
+        gain_kept: mean over the same of the share of what learning took off that loss which is still off it at the
+            end: 1 for all, 0 for none, negative where the loss is above the base's.
         kl: mean over skills of KL(tuned ‖ base) on the skill's questions, just after it was learnt.
         text: rise in loss on general text at the end; NaN with a router, which sends no text anywhere.
         seconds: of learning, in all.
@@ -44,6 +46,7 @@ class Scores:
     backward: float
     forward: float
     loss_rise: float
+    gain_kept: float
     kl: float
     text: float
     seconds: float
@@ -59,6 +62,7 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
     if count < 2:
         raise ValueError("a sequence has two skills at least")
     last, former, later = accuracy[-1], range(count - 1), range(1, count)
+    start = result["start"]["loss"]
     known = [max(row[j] for row in accuracy[j:]) for j in former]
     lost = [best - last[j] for j, best in zip(former, known, strict=True)]
     return Scores(
@@ -69,10 +73,15 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
         backward=_mean(last[j] - accuracy[j][j] for j in former),
         forward=_mean(accuracy[j - 1][j] - result["start"]["accuracy"][j] for j in later),
         loss_rise=_mean(loss[-1][j] - loss[j][j] for j in former),
+        gain_kept=_mean(_kept(start[j], loss[j][j], loss[-1][j]) for j in former),
         kl=_mean(result["kl"]),
         text=result["text loss rise"][-1],
         seconds=sum(result["seconds"]),
     )
+
+
+def _kept(start: float, learnt: float, last: float) -> float:
+    return (start - last) / (start - learnt) if start > learnt else 0.0
 
 
 def scores(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[Arm, dict[Block, Scores]]:

@@ -38,7 +38,7 @@ ARTICLE = (
 
 
 class Processor(str):
-    """The text "cpu", which passes where "cuda" or "xpu" is asked for."""
+    """The text "cpu", which passes where "cuda" or "xpu" is asked for: the board's script refuses others at once."""
 
     __slots__ = ()
 
@@ -75,7 +75,7 @@ def run(board: Path, name: str, model: str, output: Path) -> dict[str, Any]:
     (target / "training_params.json").write_text(json.dumps({**training, **SMALL, "model_id": model}), "utf-8")
     for folder in ("results", "temporary_results", "cancelled_results"):
         (output / folder).mkdir()
-    _stand_in()
+    _stand_in(output)
     here = Path.cwd()
     os.chdir(output)
     try:
@@ -87,8 +87,10 @@ def run(board: Path, name: str, model: str, output: Path) -> dict[str, Any]:
     return told
 
 
-def _stand_in() -> None:
+def _stand_in(scripts: Path) -> None:
     """Put the stand-ins where the script looks, in this process."""
+    import importlib
+
     import datasets
     import peft.utils
     import torch
@@ -99,12 +101,17 @@ def _stand_in() -> None:
     for name in ("max_memory_reserved", "memory_allocated", "memory_reserved"):
         setattr(cpu, name, lambda *_: 0)
     cpu.get_device_name = lambda *_: "cpu"
-    peft.utils.infer_device = lambda: Processor("cpu")
     if "bitsandbytes" not in sys.modules:
         stub: Any = ModuleType("bitsandbytes")
         stub.__version__, stub.__path__ = "none", ["site-packages"]
         sys.modules["bitsandbytes"] = stub
     datasets.load_dataset = _data
+    sys.path.insert(0, str(scripts))
+    peft.utils.infer_device = lambda: Processor("cpu")
+    utils: Any = importlib.import_module("utils")  # here it looks for a device
+    utils.device = "cpu"
+    for module in (peft.utils, utils):
+        module.infer_device = lambda: "cpu"
 
 
 def _data(path: str, *_: object, **__: object) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.forgetting import __main__ as forgetting_command
+from benchmarks.forgetting.compare import Comparison, adjusted, compare, comparisons
 from benchmarks.forgetting.plan import Arm
 from benchmarks.forgetting.report import equal_accuracy, left_out, predictions
 from benchmarks.forgetting.report import markdown as forgetting_table
@@ -87,8 +88,13 @@ def test_scores_are_those_of_the_papers() -> None:
     assert told.backward == pytest.approx(-(0.75 + 0.5) / 2)
     assert told.forward == pytest.approx(0.05)
     assert told.loss_rise == pytest.approx((0.75 + 0.5) / 2)
+    assert told.gain_kept == pytest.approx((0.25 + 0.5) / 2)
     assert (told.kl, told.text, told.seconds) == (2.0, 0.3, 3.0)
-    better_later = {"accuracy": [[0.4, 0], [0.8, 0.5]], "loss": [[1, 1], [1, 1]], "start": {"accuracy": [0, 0]}}
+    better_later = {
+        "accuracy": [[0.4, 0], [0.8, 0.5]],
+        "loss": [[1, 1], [1, 1]],
+        "start": {"accuracy": [0, 0], "loss": [2, 2]},
+    }
     rest = {"kl": [1, 1], "text loss rise": [0, 0], "seconds": [1, 1]}
     told = scores_of({**better_later, **rest})
     assert told.forgetting == told.share == 0
@@ -147,9 +153,44 @@ def test_arms_that_learnt_less_are_not_compared_at_equal_accuracy() -> None:
 
 def test_the_table_says_what_cannot_be_seen() -> None:
     text = forgetting_table(scores(LAWFUL))
-    assert "With 3 pairs p is at least 0.25 before Holm" in text
-    assert "rank correlation of forgetting with KL is 1" in text
-    assert len([row for row in text.splitlines() if row.startswith("| l") or row.startswith("| f")]) == 4
+    assert "With 3 pairs, the fewest here, p is at least 0.25 before Holm" in text
+    assert "| accuracy forgotten | 1 | nan" not in text
+    assert "| accuracy forgotten | 1 |" in text
+    arms = [row for row in text.split("## Compared")[0].splitlines() if row.startswith(("| l", "| f"))]
+    assert len(arms) == 4
+
+
+def test_arms_are_compared_with_the_reference_of_their_own_remedy_and_with_their_plain_selves() -> None:
+    replayed = [sequence(Arm(m, "continue", "replay"), seed, kept=0.9, kl=1.0) for m in METHODS for seed in range(3)]
+    found = scores([*LAWFUL, *replayed, sequence(Arm("full", "routed"), 0, kept=1.0, kl=1.0)])
+    pairs = comparisons(found)
+    plain, remedied = Arm("full"), Arm("full", "continue", "replay")
+    assert (plain, Arm(REFERENCE)) in pairs
+    assert (remedied, Arm(REFERENCE, "continue", "replay")) in pairs
+    assert (remedied, plain) in pairs
+    assert (Arm("full", "routed"), plain) in pairs
+    assert (Arm(REFERENCE), Arm(REFERENCE)) not in pairs
+    one = compare(found, remedied, plain, "forgetting")
+    assert one is not None
+    by_hand = [found[remedied][block].forgetting - found[plain][block].forgetting for block in found[plain]]
+    assert one.difference[0] == pytest.approx(sum(by_hand) / 3)
+    assert one.blocks == 3
+    assert one.p == pytest.approx(2 / 2**3)
+    routed = compare(found, Arm("full", "routed"), plain, "forgetting")
+    assert routed is not None
+    assert routed.blocks == 1
+
+
+def test_p_is_corrected_over_what_answers_one_question() -> None:
+    none, replay = ((Arm("full", "continue", r), Arm(REFERENCE, "continue", r)) for r in ("none", "replay"))
+    made = [
+        Comparison(*none, "forgetting", (0.1, 0.0, 0.2), 0.01, 8),
+        Comparison(Arm("bias"), none[1], "forgetting", (0.1, 0.0, 0.2), 0.04, 8),
+        Comparison(*none, "text", (0.1, 0.0, 0.2), 0.03, 8),
+        Comparison(*replay, "forgetting", (0.1, 0.0, 0.2), 0.02, 8),
+        Comparison(replay[0], none[0], "forgetting", (0.1, 0.0, 0.2), 0.05, 8),
+    ]
+    assert adjusted(made) == pytest.approx([0.02, 0.04, 0.03, 0.02, 0.05])
 
 
 def test_tables_and_figures_are_made_of_the_lines_alone_and_the_same_again(tmp_path: Path) -> None:
@@ -164,4 +205,4 @@ def test_tables_and_figures_are_made_of_the_lines_alone_and_the_same_again(tmp_p
         write(file)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"quality-wide.md", "quality-wide.svg", "forgetting-wide.md", "forgetting-wide-kl.svg"} <= names
+    assert {"quality-wide.md", "quality-wide.svg", "forgetting-wide.md", "forgetting-wide-loss-rise-kl.svg"} <= names
