@@ -36,9 +36,10 @@ COLUMNS = {
 EXPLAINED = (
     "In brackets: 95 % bootstrap intervals of the mean over blocks (order × seed); one block has none. *learnt*: "
     "exact answers just after a skill was learnt; *final*: after the last one, over all skills; *forgetting*: "
-    "accuracy lost on all skills but the last, and as a share of what was known; *answer loss rise*: nats per token of their "
-    "answers since they were learnt, which goes on telling where accuracy is at its floor; *gain kept*: how much of "
-    "what learning took off that loss is still off it at the end (1: all, 0: as before learning, below: worse)."
+    "accuracy lost on all skills but the last, and as a share of what was known; *answer loss rise*: nats per "
+    "token of their answers since they were learnt, which goes on telling where accuracy is at its floor; *gain "
+    "kept*: how much of what learning took off that loss is still off it at the end (1: all, 0: as before "
+    "learning, below: worse)."
 )
 
 Found = Mapping[Arm, Mapping[Block, Scores]]

@@ -13,7 +13,7 @@ from benchmarks.study.base import Base, load_base
 from benchmarks.study.learn import learn
 from benchmarks.study.measure import Answers, answers, divergence, text_loss
 from benchmarks.study.methods import attach, trained
-from benchmarks.study.rows import Row, drawn, encode
+from benchmarks.study.rows import Row, batch_of, drawn, encode
 from benchmarks.study.runs import Settings
 
 __all__ = ["base_answers", "base_text_loss", "rows_of", "run"]
@@ -60,7 +60,11 @@ def rows_of(base: str, name: str, sizes: tuple[int, int, int]) -> tuple[list[Row
     """A skill's sets as token rows."""
     splits = skill(name).splits(sizes, seed=DATA_SEED)
     loaded = load_base(base)
-    return encode(loaded, splits.train), encode(loaded, splits.validation), encode(loaded, splits.held_out)
+    sets = [encode(loaded, part) for part in (splits.train, splits.validation, splits.held_out)]
+    if loaded.prepare is not None:
+        loaded.prepare(batch_of([row for part in sets for row in part], loaded.tokenizer.pad_token_id)["input_ids"])
+    train, validation, held_out = sets
+    return train, validation, held_out
 
 
 @lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Base:
         ask: a question → the text up to the answer.
         end: the text that ends an answer.
         text: held-out general text, long `[blocks, length]`.
+        prepare: what is computed once for texts, long `[rows, length]`, before anything is timed; None for nothing.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Base:
     ask: Callable[[str], str]
     end: str
     text: Tensor
+    prepare: Callable[[Tensor], object] | None = None
 
 
 @lru_cache(maxsize=2)
@@ -77,10 +79,11 @@ def load_base(name: str) -> Base:
     # of the standard library alone: the same wherever this Python is, whatever is installed beside it
     words = "\n\n".join(corpus(packages=()).held_out)[: 8 * TEXT_BLOCKS * TEXT_LENGTH]
     ids = tokenizer(words, return_tensors="pt")["input_ids"][0, : TEXT_BLOCKS * TEXT_LENGTH]
-    made = _upper(make, tokenizer) if name == "upper" else make
-    return Base(
-        name, identity_of(name), contiguous(made), tokenizer, _smol, "<|im_end|>", ids.view(TEXT_BLOCKS, TEXT_LENGTH)
-    )
+    text, told = ids.view(TEXT_BLOCKS, TEXT_LENGTH), (tokenizer, _smol, "<|im_end|>")
+    if name == "deep":
+        return Base(name, identity_of(name), contiguous(make), *told, text)
+    made, states = _upper(make, tokenizer)
+    return Base(name, identity_of(name), contiguous(made), *told, text, states.of)
 
 
 def contiguous(make: Callable[[torch.dtype], Any]) -> Callable[[torch.dtype], Any]:
@@ -94,7 +97,7 @@ def contiguous(make: Callable[[torch.dtype], Any]) -> Callable[[torch.dtype], An
     return made
 
 
-def _upper(make: Callable[[torch.dtype], Any], tokenizer: Any) -> Callable[[torch.dtype], Any]:
+def _upper(make: Callable[[torch.dtype], Any], tokenizer: Any) -> tuple[Callable[[torch.dtype], Any], States]:
     whole = make(torch.bfloat16)
     states = States(
         lambda: upper_model(whole, UPPER_BLOCKS, None, torch.bfloat16),
@@ -102,7 +105,7 @@ def _upper(make: Callable[[torch.dtype], Any], tokenizer: Any) -> Callable[[torc
         whole.config.hidden_size,
         cache_folder() / f"states-{identity_of('upper')}.pt",
     )
-    return lambda dtype: upper_model(whole, UPPER_BLOCKS, states, dtype)
+    return partial(upper_model, whole, UPPER_BLOCKS, states), states
 
 
 @lru_cache(maxsize=3)
