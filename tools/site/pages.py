@@ -61,6 +61,7 @@ NAV = (
         Page("docs/parameters.md", "parameters.md", "Every parameter"),
         Page("docs/adapters.md", "adapters.md", "Several adapters"),
         Page("docs/continual.md", "continual.md", "Skills one after another"),
+        Page("docs/study.md", "study.md", "Which method forgets least"),
         Page("docs/embeddings.md", "embeddings.md", "Embeddings"),
         Page("examples/distributed/README.md", "distributed.md", "Several processes, nodes"),
         Page("docs/evaluating.md", "evaluating.md", "Evaluating"),
