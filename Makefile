@@ -106,14 +106,15 @@ study: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.quality --jobs $(JOBS)
 
-# about 15 minutes on 2 idle cores: the same skills, steps and statistics with four methods and fewer blocks, by the
+# about 15 minutes on 2 idle cores: the same skills, steps and statistics with three methods and fewer blocks, by the
 # learning rates that the kept search chose on these weights (on others it searches first); into build/study/
 study-small: $(VENV)/study.stamp
 	mkdir -p build/study && cp -n benchmarks/results/quality.jsonl build/study/ || true
-	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) --regimes continue --remedies none \
-		--orders 5 --seeds 2 --minutes 13 --rates build/study/quality.jsonl --output build/study/forgetting
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) --regimes continue --remedies none,replay \
+		--orders 7 --seeds 1 --minutes $(SMALL_MINUTES) --rates build/study/quality.jsonl --output build/study/forgetting
 
-SMALL = "loreft r4,lora r8 linear,full,loreft r4 all"
+SMALL = "loreft r4 all,lora r8 linear,full"
+SMALL_MINUTES ?= 13
 
 # tables and figures anew from the runs that are kept
 study-tables: $(VENV)/study.stamp

@@ -7,6 +7,7 @@ these blocks computes what it would on the whole model, at the price of the bloc
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class States:
                 self.known[text] = states[row, : len(text)].clone()
         if len(self.known) - self.kept >= KEPT_AT and self.file is not None:
             self.kept = len(self.known)
-            part_file = self.file.with_suffix(".part")
+            part_file = self.file.with_suffix(f".{os.getpid()}.part")  # another process may write too
             torch.save(self.known, part_file)
             part_file.replace(self.file)
 
