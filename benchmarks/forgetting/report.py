@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from benchmarks.study.statistics import bootstrap, seen_effect, spearman
+from benchmarks.study.statistics import bootstrap, coverage, seen_effect, spearman
 
 from .compare import OUTCOMES, REFERENCE, Comparison, adjusted, compare, comparisons
 from .plan import Arm
@@ -151,9 +151,10 @@ def _limits(blocks: list[int]) -> str:
     if pairs < 2:
         return f"{told}With fewer than two pairs nothing can be tested."
     return (
-        f"{told}With {pairs} pairs, the fewest here, p is at least {_shown(2.0 ** (1 - pairs))} before Holm, and a "
-        f"paired t test at α .05 would find with power .8 differences of {seen_effect(pairs):.2f} standard "
-        "deviations: smaller ones cannot be seen here."
+        f"{told}Bootstrap intervals of {pairs} values, the fewest here, hold the mean in about {coverage(pairs):.0%} of "
+        f"cases, not in 95 %. With {pairs} pairs p is at least {_shown(2.0 ** (1 - pairs))} before Holm, and a paired t "
+        f"test at α .05 would find with power .8 differences of {seen_effect(pairs):.2f} standard deviations: smaller "
+        "ones cannot be seen here."
     )
 
 

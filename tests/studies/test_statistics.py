@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect, spearman
+from benchmarks.study.statistics import bootstrap, coverage, holm, paired_p, seen_effect, spearman
 
 
 def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
@@ -17,6 +17,15 @@ def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
         _, low, high = bootstrap(generator.normal(1.0, 2.0, 30).tolist())
         inside += low <= 1.0 <= high
     assert 0.88 <= inside / 200 <= 0.99
+
+
+@pytest.mark.parametrize("count", [6, 10, 20])
+def test_how_often_an_interval_holds_the_mean_is_what_counting_gives(count: int) -> None:
+    generator = np.random.default_rng(count)
+    values = generator.normal(size=(6000, count))
+    draws = generator.integers(0, count, (400, count))
+    low, high = np.quantile(values[:, draws].mean(-1), [0.025, 0.975], axis=1)
+    assert coverage(count) == pytest.approx(float(((low <= 0) & (high >= 0)).mean()), abs=0.02)
 
 
 def test_one_value_has_no_interval_and_none_is_an_error() -> None:
