@@ -147,14 +147,14 @@ def _limits(blocks: list[int]) -> str:
         "its method trained on without one. p by sign flips, two-sided; Holm over the methods of one regime and "
         "remedy, or over all remedies and regimes, for each outcome apart. "
     )
-    pairs = min(blocks, default=0)
+    pairs = max(blocks, default=0)
     if pairs < 2:
         return f"{told}With fewer than two pairs nothing can be tested."
     return (
-        f"{told}Bootstrap intervals of {pairs} values, the fewest here, hold the mean in about {coverage(pairs):.0%} of "
-        f"cases, not in 95 %. With {pairs} pairs p is at least {_shown(2.0 ** (1 - pairs))} before Holm, and a paired t "
-        f"test at α .05 would find with power .8 differences of {seen_effect(pairs):.2f} standard deviations: smaller "
-        "ones cannot be seen here."
+        f"{told}With {pairs} pairs, the most here, p is at least {_shown(2.0 ** (1 - pairs))} before Holm; a paired t "
+        f"test at α .05 would find with power .8 differences of {seen_effect(pairs):.2f} standard deviations, and "
+        "smaller ones cannot be seen here; and bootstrap intervals hold the mean in about "
+        f"{coverage(pairs):.0%} of cases, not in 95 %. Of fewer pairs all this is worse."
     )
 
 
