@@ -83,7 +83,10 @@ NAV = (
         Page("docs/architectures.md", "architectures.md", "Model classes"),
         Page("docs/architecture.md", "architecture.md", "How the code is built"),
     )),
-    Section("Measured", (Page("benchmarks/README.md", "benchmarks.md", "What is measured"),), "benchmarks/results"),
+    Section("Measured", (
+        Page("benchmarks/README.md", "benchmarks.md", "What is measured"),
+        Page("benchmarks/method_comparison/README.md", "metamathqa.md", "PEFT's MetaMathQA board"),
+    ), "benchmarks/results"),
     Section("Project", (
         Page("CHANGELOG.md", "changelog.md", "Changes"),
         Page("CONTRIBUTING.md", "contributing.md", "Contributing"),
