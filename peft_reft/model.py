@@ -44,6 +44,7 @@ from .storage.state_dicts import SavingTuner
 from .training import PackedBase, Trainers
 from .training.checkpointing import Recomputation, carry_frames
 from .training.refusals import refuse_cut_rows, refuse_partial_reference, refuse_vllm
+from .training.resuming import bring_root
 from .training.running import running_trainer
 from .training.sharding import check_not_sharded, check_whole_input, share_start
 
@@ -211,6 +212,7 @@ class ReftModel(SavingTuner):
         """Make these adapters the active ones; see PEFT's `BaseTuner.set_adapter`."""
         several = isinstance(adapter_name, (list, tuple, set))
         check_known(adapter_name if several else [adapter_name], self.peft_config)
+        bring_root(self)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
