@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -35,7 +35,7 @@ class Runtime:
         planner: a call → its frame.
         operands: what the edits of a frame need beside h.
         entries: the modules through which calls come in.
-        handles: of hooks, or of what else is to be removed from the model.
+        handles: of the hooks on the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,7 +44,7 @@ class Runtime:
         self.planner: Planner = Planner(self.state, self.providers)
         self.operands: Operands = Operands(self.state)
         self.entries: list[nn.Module] = []
-        self.handles: list[Any] = []
+        self.handles: list[RemovableHandle] = []
         self._open(model)
         setattr(model, ATTRIBUTE, self)
         for provider in self.providers:
@@ -65,8 +65,8 @@ class Runtime:
             if not end or "input_ids" in inspect.signature(module.forward).parameters:
                 self._open(module, stack.path)
 
-    def keep(self, handle: RemovableHandle | Any) -> None:
-        """Let something go with the adapters; it has a `remove`."""
+    def keep(self, handle: RemovableHandle) -> None:
+        """Let a hook go with the adapters."""
         self.handles.append(handle)
 
     def mode_changed(self) -> None:

@@ -19,9 +19,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from peft_reft.runtime import Runtime, runtime_of
+from peft_reft.runtime import Runtime
 from peft_reft.runtime.boundary import BoundaryProvider
 from peft_reft.runtime.frames import Running
+from peft_reft.runtime.state import ModelState
 
 __all__ = ["FrameCarrier", "Recomputation", "carry_frames", "checkpoint_flag", "recomputes_hooks"]
 
@@ -41,9 +42,7 @@ def carry_frames(runtime: Runtime, path: str, stack: str) -> None:
     inner = path.removeprefix(f"{stack}.").split(".")
     if len(inner) < 2 and not recomputes_hooks():
         return  # the block itself: its hooks lie outside of what is recomputed
-    block = runtime.state.model.get_submodule(f"{stack}.{inner[0]}")
-    if not any(isinstance(handle, FrameCarrier) and handle.block is block for handle in runtime.handles):
-        runtime.keep(FrameCarrier(runtime.state.running, block))
+    runtime.provider(Recomputation).carry(runtime.state.model.get_submodule(f"{stack}.{inner[0]}"))
 
 
 def checkpoint_flag(module: nn.Module) -> str | None:
@@ -82,18 +81,36 @@ class FrameCarrier:
 
 
 class Recomputation(BoundaryProvider):
-    """Where a block's hooks are checkpointed with it: wraps before the forward starts."""
+    """Where a block's hooks are checkpointed with it: wraps before the forward starts.
+
+    Attributes:
+        carriers: of the blocks that have sites; a list of their own, which torch.compile can walk over.
+    """
+
+    def __init__(self, state: ModelState) -> None:
+        super().__init__(state)
+        self.carriers: list[FrameCarrier] = []
 
     def attach(self) -> None:
         """Ask transformers once."""
         self.prepares: bool = recomputes_hooks()
 
+    def detach(self) -> None:
+        """Leave the blocks as they were."""
+        for carrier in self.carriers:
+            carrier.remove()
+        self.carriers.clear()
+
+    def carry(self, block: nn.Module) -> None:
+        """Let the positions of a block's sites travel with its recomputation."""
+        if not any(carrier.block is block for carrier in self.carriers):
+            self.carriers.append(FrameCarrier(self.state.running, block))
+
     def starting(self, call: Mapping[str, Any]) -> None:
         """Wrap in training."""
-        if self.state.model.training and (runtime := runtime_of(self.state.model)) is not None:
-            for handle in runtime.handles:
-                if isinstance(handle, FrameCarrier):
-                    handle.wrap()
+        if self.state.model.training:
+            for carrier in self.carriers:
+                carrier.wrap()
 
 
 @cache
