@@ -14,7 +14,7 @@ from .errors import AdapterLoadError, IntegrityError
 from .manifest import PICKLE_NAME, WEIGHTS_NAME
 from .tensors import TensorInfo
 
-__all__ = ["check_recorded", "pickled_tensors", "tensor_info"]
+__all__ = ["check_recorded", "dtype_name", "pickled_tensors", "tensor_info"]
 
 _DTYPES = {
     torch.float64: "F64",
@@ -29,9 +29,14 @@ _DTYPES = {
 _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 
+def dtype_name(tensor: Tensor) -> str | None:
+    """A tensor's dtype as files spell it; None where the format does not store it."""
+    return _DTYPES.get(tensor.dtype)
+
+
 def tensor_info(tensor: Tensor, dtype: str | None = None) -> TensorInfo:
     """dtype, shape and digest of a tensor's bytes; with `dtype`, as if it were stored in that one."""
-    name = dtype or _DTYPES.get(tensor.dtype)
+    name = dtype or dtype_name(tensor)
     if name not in _BY_NAME:
         raise AdapterLoadError(f"a tensor has dtype {tensor.dtype}, which the format does not store")
     plain = tensor.detach().to("cpu", _BY_NAME[name]).contiguous()

@@ -13,7 +13,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
-from peft_reft.hub_format.digests import check_recorded, tensor_info
+from peft_reft.hub_format.digests import check_recorded, dtype_name, tensor_info
 from peft_reft.hub_format.errors import AdapterLoadError
 from peft_reft.hub_format.kinds import COMPLEMENT
 from peft_reft.hub_format.rank import freed, has_full_rank, is_orthonormal
@@ -185,21 +185,22 @@ def loaded_check(model: nn.Module, adapter_name: str, recorded: Mapping[str, Any
 
 
 def _check_saved_in_full(model: nn.Module, adapter_name: str, recorded: Mapping[str, Any]) -> None:
-    """Refuse a module that still is the base's, though the config saved another: some versions load no such module."""
+    """Refuse a module that still is the base's, though the config saved another: some versions load no such module.
+
+    One that was loaded into another dtype than the file's cannot be compared with its digest.
+    """
     for path, module in model.named_modules():
         if not isinstance(module, ModulesToSaveWrapper) or adapter_name not in module._adapters:
             continue
         base, held = (part.state_dict() for part in (module.original_module, module.modules_to_save[adapter_name]))
-        for name, tensor in base.items():
+        for name, tensor in held.items():
             entry = recorded.get(f"{MODEL_PREFIX}{path}.{name}")
-            if (
-                entry is None
-                or tensor.is_meta
-                or hasattr(tensor, "placements")
-                or list(tensor.shape) != entry["shape"]
-            ):
+            here = not (tensor.is_meta or hasattr(tensor, "placements"))
+            if entry is None or not here or list(tensor.shape) != entry["shape"]:
                 continue  # not ours, or not all here
-            if torch.equal(tensor, held[name].to(tensor)) and tensor_info(tensor, entry["dtype"]).to_json() != entry:
+            if tensor_info(tensor, entry["dtype"]).to_json() == entry:
+                continue
+            if torch.equal(tensor, base[name].to(tensor)):
                 raise AdapterLoadError(
                     f"{path!r}, which the config saves in full, was not loaded: it is the base's",
                     code="load.fit",
@@ -207,6 +208,9 @@ def _check_saved_in_full(model: nn.Module, adapter_name: str, recorded: Mapping[
                     rule="this version of transformers brings the edits alone in load_adapter",
                     fix="load with PeftModel.from_pretrained, or with a newer transformers",
                 )
+            if dtype_name(tensor) == entry["dtype"]:
+                stored = f"{MODEL_PREFIX}{path}.{name}"
+                check_recorded({stored: entry}, [(stored, tensor)])
 
 
 def _of_edits(entries: Mapping[str, Value]) -> dict[str, Value]:

@@ -216,15 +216,15 @@ def test_a_head_that_was_not_loaded_is_refused(tmp_path: Path) -> None:
             torch.manual_seed(0)
             return hf.LlamaForSequenceClassification(hf.LlamaConfig(vocab_size=64, pad_token_id=0, **sizes)).eval()
 
-    def loaded(*, head: bool) -> hf.PreTrainedModel:
+    def loaded(*, head: bool, off_by: float = 0.0) -> hf.PreTrainedModel:
         plain = inject_adapter_in_model(PeftConfig.from_pretrained(str(tmp_path)), base())
         state = plain.state_dict()
         for name, tensor in load_file(tmp_path / WEIGHTS_NAME).items():
             path, _, last = name.removeprefix("base_model.model.").rpartition(".")
             if head or ".reft." in name:
-                state[f"{path}.default.{last}" if ".reft." in name else f"{path}.modules_to_save.default.{last}"] = (
-                    tensor
-                )
+                copy = ".reft." not in name
+                place = f"{path}.modules_to_save.default.{last}" if copy else f"{path}.default.{last}"
+                state[place] = tensor + off_by * copy
         plain.load_state_dict(state)
         return plain
 
@@ -237,6 +237,10 @@ def test_a_head_that_was_not_loaded_is_refused(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded(head=True)), logits(model))
     with pytest.raises(AdapterLoadError, match="'score', which the config saves in full, was not loaded"):
         logits(loaded(head=False))
+    with pytest.raises(IntegrityError, match=r"score\.weight"):  # of another file than the config's
+        logits(loaded(head=True, off_by=1e-3))
+    kept = loaded(head=True).to(torch.float64)  # no bytes of the file's to be compared
+    assert torch.allclose(logits(kept), logits(model).double(), atol=1e-5)
 
 
 def test_a_second_save_into_the_same_folder_replaces_the_first(tmp_path: Path) -> None:
