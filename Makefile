@@ -8,7 +8,7 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
+.PHONY: demo notebooks test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
 	bench bench-quick bench-gpu bench-growth bench-compiled bench-serving bench-environments \
 	study study-small study-tables docs docs-serve dist release-check extras api-types
 
@@ -24,6 +24,10 @@ test-next: $(VENV)/dev.stamp
 
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow
+
+# the lessons, executed anew on the real model, with their outputs: about half an hour on two cores. LESSONS="1 3"
+notebooks: $(VENV)/dev.stamp
+	$(BIN)/python -m examples.notebooks $(LESSONS)
 
 test-gpu: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m gpu

@@ -21,7 +21,7 @@ from peft_reft.hub_format.positions import First, Last, parse_positions
 from peft_reft.hub_format.strict_json import dump_json, load_json
 
 from .files import finite, load_tensors
-from .records import Imported, Record, act2fn_name, cannot_hold, malformed
+from .records import Imported, Record, Watch, act2fn_name, cannot_hold, malformed
 from .rotations import pair_from_rotation, rotation_from_pair
 
 __all__ = ["read_adapters", "write_adapters"]
@@ -35,7 +35,7 @@ _KEY = re.compile(r"(?P<stack>[\w.]+)\.(?P<layer>\d+)\.reft_layer\.refts\.[^.]+\
 _PAIR = "projection.parametrizations.weight."
 
 
-def read_adapters(folder: Path, *, kind: str | None = None) -> Imported:
+def read_adapters(folder: Path, *, kind: str | None = None, watch: Watch = iter) -> Imported:
     """Read a folder that `save_adapter` wrote.
 
     Args:
@@ -43,6 +43,7 @@ def read_adapters(folder: Path, *, kind: str | None = None) -> Imported:
         kind: `"noreft"` or `"direft"` where the projection is free, `"loreft"` or `"direft_orthogonal"` where it is
             orthonormal: the file does not say. None is an error for the former, and LoReFT with a warning for the
             latter, since an orthonormal DiReFT is made only by hand.
+        watch: goes over the interventions.
 
     Raises:
         FileFormatError: a file is missing or malformed, or the kind is needed.
@@ -74,7 +75,7 @@ def read_adapters(folder: Path, *, kind: str | None = None) -> Imported:
         Record(
             layer, "block_output", 0 if tied else unit, finite(_tensors(raw, orthogonal, path.name), path.name), stack
         )
-        for (stack, layer, unit), raw in units.items()
+        for (stack, layer, unit), raw in watch(units.items())
     )
     ranks = {len(record.tensors["bias"]) for record in records}
     if len(ranks) != 1:
@@ -93,7 +94,13 @@ def read_adapters(folder: Path, *, kind: str | None = None) -> Imported:
 
 
 def write_adapters(
-    adapter: Imported, folder: Path, *, hidden: int, base_model: Mapping[str, Any], name: str = "default"
+    adapter: Imported,
+    folder: Path,
+    *,
+    hidden: int,
+    base_model: Mapping[str, Any],
+    name: str = "default",
+    watch: Watch = iter,
 ) -> None:
     """Write a folder that `load_adapter` of the adapters library reads.
 
@@ -128,7 +135,7 @@ def write_adapters(
     }
     tensors: dict[str, Tensor] = {}
     alike = adapter.share_weights or not all(counts)
-    for record in adapter.records:
+    for record in watch(adapter.records):
         for unit in (0,) if config["tied_weights"] else (0, 1):
             if alike or record.term == unit:
                 path = f"{record.stack}.{record.layer}.reft_layer.refts.{name}.units.{unit}"

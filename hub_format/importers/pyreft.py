@@ -15,7 +15,7 @@ from torch import Tensor
 from peft_reft.hub_format.strict_json import dump_json, load_json
 
 from .files import finite, load_tensors
-from .records import Imported, Record, act2fn_name, cannot_hold, malformed
+from .records import Imported, Record, Watch, act2fn_name, cannot_hold, malformed
 from .rotations import pair_from_rotation, rotation_from_pair
 
 __all__ = ["KINDS", "read_pyreft", "write_pyreft"]
@@ -43,12 +43,13 @@ _BUFFERS = {"embed_dim", "interchange_dim"}
 ITEMS = 14
 
 
-def read_pyreft(folder: Path, *, kind: str | None = None) -> Imported:
+def read_pyreft(folder: Path, *, kind: str | None = None, watch: Watch = iter) -> Imported:
     """Read a folder that pyreft's `save` wrote, or the bins that its trainer leaves without a config.
 
     Args:
         folder: the folder.
         kind: our name of the kind, where there is no `config.json` and the tensors fit more than one.
+        watch: goes over the interventions.
 
     Raises:
         FileFormatError: a file is missing, malformed, or uses what this library has no counterpart for.
@@ -59,7 +60,7 @@ def read_pyreft(folder: Path, *, kind: str | None = None) -> Imported:
     config = load_json(folder / "config.json") if (folder / "config.json").is_file() else None
     places = _from_names(files) if config is None else _from_config(config, files)
     kinds, records, options = set[str](), [], {}
-    for layer, component, term, key, name in places:
+    for layer, component, term, key, name in watch(places):
         path = files[key]
         raw = {n: t for n, t in load_tensors(path).items() if n not in _BUFFERS}
         found = _kind(raw, KINDS[name] if name else kind, path.name)
@@ -80,7 +81,7 @@ def read_pyreft(folder: Path, *, kind: str | None = None) -> Imported:
     return Imported(kinds.pop(), ranks.pop(), tuple(records), share_weights=False if untied else None, options=options)
 
 
-def write_pyreft(adapter: Imported, folder: Path, *, hidden: int) -> None:
+def write_pyreft(adapter: Imported, folder: Path, *, hidden: int, watch: Watch = iter) -> None:
     """Write a folder that pyreft's `load` reads. Positions, dropout and activation have no place in it.
 
     An activation is warned of: pyreft would load the adapter without it, and unlike positions no call states it.
@@ -114,7 +115,7 @@ def write_pyreft(adapter: Imported, folder: Path, *, hidden: int) -> None:
         "mode": "parallel",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for record, key in zip(records, keys, strict=True):
+    for record, key in watch(list(zip(records, keys, strict=True))):
         torch.save(_their_tensors(adapter.kind, record.tensors), folder / f"intkey_{key}.bin")
     (folder / "config.json").write_text(dump_json(config), encoding="utf-8")
 

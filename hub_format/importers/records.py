@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import FileFormatError, ReftError
 
-__all__ = ["Imported", "Record", "act2fn_name", "cannot_hold", "malformed"]
+__all__ = ["Imported", "Record", "Watch", "act2fn_name", "cannot_hold", "malformed"]
+
+Watch = Callable[[Collection[Any]], Iterable[Any]]
+"""Goes over what a reader or writer works off, for the sake of whoever waits: `iter`, or something with a bar."""
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.console import RenderableType
 
 from peft_reft.hub_format.bundle import read_index
 from peft_reft.hub_format.listing import check_member, list_members
 from peft_reft.hub_format.opening import open_source
 
+from .figure import draw, figure_lines
 from .members import describe_member
 from .report import JsonOption, Report, RevisionOption, TokenOption, table
+from .sizes import edit_sizes
 from .source import SourceArgument
 
 __all__ = ["inspect"]
 
+FIGURE = (
+    "Show how large the edits are, by layer and term: the root mean square of |h'-h| over h with independent standard "
+    "normal entries, which needs no base. For an edit Ah+c its parts are |A| (Frobenius; LoReFT: RtW-RtR) and |c| "
+    "(Rtb); the largest singular value of A stands beside them."
+)
+
 
 def inspect(
     source: SourceArgument,
+    figure: Annotated[bool, typer.Option("--figure", help=FIGURE)] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Write that as a picture, a new file.")
+    ] = None,
     revision: RevisionOption = None,
     token: TokenOption = None,
     as_json: JsonOption = False,
@@ -27,7 +41,14 @@ def inspect(
     """Show what the adapters of a folder or repository edit, where, how big they are and who wrote them."""
     root = open_source(source, revision=revision, token=token)
     bundle = read_index(root) is not None
-    members = [describe_member(root, check_member(root, member)) for member in list_members(root)]
+    checked = [check_member(root, member) for member in list_members(root)]
+    members = [describe_member(root, member) for member in checked]
+    sizes = {one.member.name: edit_sizes(root, one) for one in checked if one.groups} if figure or svg else {}
+    for member in members:
+        if member["name"] in sizes:
+            member["sizes"] = [size.to_json() for size in sizes[member["name"]]]
+    if svg is not None:
+        draw(svg, source, sizes)
     data = {
         "source": source,
         "bundle": bundle,
@@ -35,7 +56,10 @@ def inspect(
         "parameters": sum(member["parameters"] for member in members),
         "members": members,
     }
-    return Report(data, _screen(data))
+    lines = _screen(data)
+    if figure:
+        lines += figure_lines(sizes)
+    return Report(data, lines if svg is None else [*lines, "", f"wrote {svg}"])
 
 
 def _screen(data: Mapping[str, Any]) -> list[str | RenderableType]:

@@ -18,6 +18,7 @@ from .pull import pull
 from .push import push
 from .report import Report, write_error, write_report, write_usage
 from .serve import PASSED_ON, serve
+from .show import show
 from .validate import validate
 
 __all__ = ["run"]
@@ -31,7 +32,7 @@ app: typer.Typer = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for _function in (bundle, convert, diff, export_prefix, inspect, pull, push, validate):
+for _function in (bundle, convert, diff, export_prefix, inspect, pull, push, show, validate):
     app.command(name=_function.__name__.replace("_", "-"))(_function)
 app.command(name="serve", context_settings=PASSED_ON)(serve)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, overload
 
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import ConfigError, PositionError, shown
@@ -13,13 +13,16 @@ from peft_reft.hub_format.special_tokens import unbound_tokens
 from peft_reft.model import COMPLETION_TASKS
 from peft_reft.positions.binding import special_ids
 from peft_reft.runtime.views import AdapterView
+from peft_reft.screen import progress
 
 from .example_columns import WholeRow, is_batch, rows_of
 from .rows import read_row
+from .whole_sets import is_data_set
 
 __all__ = ["add_intervention_locations", "has_no_answer", "is_encoder_decoder", "rectangle", "view_of"]
 
 
+@overload
 def add_intervention_locations(
     example: Mapping[str, Any],
     positions: str | None = None,
@@ -30,10 +33,36 @@ def add_intervention_locations(
     prompt: WholeRow | None = None,
     prompt_length: int | None = None,
     tokenizer: Any = None,
-) -> dict[str, list[Any]]:
-    """The positions that an adapter edits in examples that are tokenised already, for `datasets.map`.
+) -> dict[str, list[Any]]: ...
+@overload
+def add_intervention_locations(
+    example: Any,
+    positions: str | None = None,
+    *,
+    share_weights: bool | None = None,
+    turns: str | None = None,
+    config: ReftConfig | None = None,
+    prompt: WholeRow | None = None,
+    prompt_length: int | None = None,
+    tokenizer: Any = None,
+    num_proc: int | None = None,
+) -> Any: ...
+def add_intervention_locations(
+    example: Any,
+    positions: str | None = None,
+    *,
+    share_weights: bool | None = None,
+    turns: str | None = None,
+    config: ReftConfig | None = None,
+    prompt: WholeRow | None = None,
+    prompt_length: int | None = None,
+    tokenizer: Any = None,
+    num_proc: int | None = None,
+) -> Any:
+    """The positions that an adapter edits in examples that are tokenised already: a data set, or rows of it.
 
-        rows = rows.map(partial(add_intervention_locations, positions="f3+l5"), num_proc=16)
+        rows = add_intervention_locations(rows, "f3+l5", num_proc=16)
+        rows = rows.map(partial(add_intervention_locations, positions="f3+l5"), num_proc=16)    # the same
 
     A training run needs no such column: labels say the same. Write it to look at it, to change it, or for data whose
     prompts only you know. `ReftDataCollator` pads the column and shifts it to its place in a batch.
@@ -42,8 +71,8 @@ def add_intervention_locations(
     −100), else from TRL's `completion_mask` and `assistant_masks`.
 
     Args:
-        example: columns of one example, or with `batched=True` of several, padded or not. Without an `attention_mask`
-            every token is real.
+        example: columns of one example, or with `batched=True` of several, padded or not; or a `Dataset` or
+            `DatasetDict`, whose bar is that of `datasets`. Without an `attention_mask` every token is real.
         positions: the spec, e.g. `"f3+l5"`.
         share_weights: True (None means True): one list for all terms. False: one list for each term.
         turns: as in `ReftConfig`; None means `"first"`.
@@ -51,20 +80,55 @@ def add_intervention_locations(
         prompt: `"all"`: every row holds a prompt and nothing else.
         prompt_length: real tokens of every prompt, where it is the same for all.
         tokenizer: for `tok(…)` where `config` is not bound to one.
+        num_proc: of `datasets.map`, for a data set.
 
     Returns:
         `{"intervention_locations": [terms][k]}`, for a batch one such per row: positions counted from the row's first
-        real token, −1 for none; `terms` is 1 for a tied group and one per term otherwise.
+        real token, −1 for none; `terms` is 1 for a tied group and one per term otherwise. For a data set the data set
+        with this column.
 
     Raises:
         PromptBoundaryError: the positions depend on where the prompt ends, and nothing says where.
         LocationError: columns that do not fit one another, packed rows.
-        ConfigError: both or neither of `positions` and `config`.
+        ConfigError: both or neither of `positions` and `config`; `num_proc` without a data set.
 
     >>> row = {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, -100, -100, 9]}
     >>> add_intervention_locations(row, "f1+l2", share_weights=False)
     {'intervention_locations': [[0, -1], [2, 3]]}
     """
+    if is_data_set(example):
+        each = partial(
+            add_intervention_locations,
+            positions=positions,
+            share_weights=share_weights,
+            turns=turns,
+            config=config,
+            prompt=prompt,
+            prompt_length=prompt_length,
+            tokenizer=tokenizer,
+        )
+        return example.map(each, num_proc=num_proc, desc="intervention locations")
+    if num_proc is not None:
+        raise ConfigError(
+            f"num_proc={num_proc!r} beside a {type(example).__name__}",
+            value=num_proc,
+            rule="processes share the rows of a Dataset or DatasetDict",
+            fix="pass num_proc to datasets.map, or the data set to this function",
+        )
+    config = _checked(config, positions, share_weights, turns)
+    view, no_answer = view_of(config, tokenizer), has_no_answer(config)
+    rows = rows_of(example)
+    found = [
+        rectangle(read_row(row, prompt=prompt, prompt_length=prompt_length, no_answer=no_answer).edited(view))
+        for row in progress(rows, "locations", unit="row", keep=False)
+    ]
+    return {"intervention_locations": found if is_batch(example) else found[0]}
+
+
+def _checked(
+    config: ReftConfig | None, positions: str | None, share_weights: bool | None, turns: str | None
+) -> ReftConfig:
+    """The config that is given, or the one that the three describe."""
     if config is None:
         for name, value in (("positions", positions), ("share_weights", share_weights), ("turns", turns)):
             if not isinstance(value, (str, bool, type(None))):
@@ -90,12 +154,7 @@ def add_intervention_locations(
             rule="an encoder's prompt is its attended input, a decoder's its start tokens: no example differs",
             fix="leave intervention_locations out",
         )
-    view, no_answer = view_of(config, tokenizer), has_no_answer(config)
-    found = [
-        rectangle(read_row(row, prompt=prompt, prompt_length=prompt_length, no_answer=no_answer).edited(view))
-        for row in rows_of(example)
-    ]
-    return {"intervention_locations": found if is_batch(example) else found[0]}
+    return config
 
 
 def rectangle(terms: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from peft_reft.hub_format.errors import ConfigError, PromptBoundaryError
 from peft_reft.hub_format.positions import All, Positions, Special
+from peft_reft.integrations.loading import load_adapters
 from peft_reft.runtime.state import state_of
 from peft_reft.runtime.views import AdapterView
 
-from .load import load_adapters
 from .requests import Request, Scoring, padded, scorings
 
 try:

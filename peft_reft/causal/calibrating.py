@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_reft.hub_format.errors import CausalModelError
+from peft_reft.screen import progress
 
 from .accuracy import Accuracy, Decode, interchange_accuracy, interchange_answers
 from .calibration import FEWEST, Calibration, CalibrationWarning, Nulls, Untrained, permuted_value
@@ -51,7 +52,7 @@ def calibrated(
     if isinstance(nulls, int):
         make = untrained or (lambda number: untrained_like(model, number))
         found = []
-        for number in range(nulls):
+        for number in progress(range(nulls), "calibrate", unit="network"):
             start = seed + (number + 1) * _APART
             other = search.like(make(start), seed=start, directions=search.directions)
             found.append(fitted(other, start).accuracy(held_out, decode=decode).value)

@@ -6,13 +6,18 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from peft_reft.screen import layers_svg
+
 from .extras import need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from networkx import DiGraph
 
-__all__ = ["Drawn", "draw", "to_dot", "to_networkx"]
+__all__ = ["Drawn", "draw", "to_dot", "to_networkx", "to_svg"]
+
+
+_COLOURS = {"input": "#d9e4f2", "hidden": "#f7e3b5", "output": "#cfe8cf"}
 
 
 class Drawn(Protocol):
@@ -39,11 +44,9 @@ def to_networkx(model: Drawn) -> DiGraph[str]:
     """Nodes have `layer`, their distance from the inputs, and `role`: input, hidden or output."""
     networkx = need("networkx")
     graph = networkx.DiGraph()
-    depth: dict[str, int] = {}
+    depth = _depths(model)
     for name in model.order:
-        depth[name] = 1 + max((depth[parent] for parent in model.parents[name]), default=-1)
-        role = "input" if name in model.inputs else "output" if name == model.output else "hidden"
-        graph.add_node(name, layer=depth[name], role=role)
+        graph.add_node(name, layer=depth[name], role=_role(model, name))
         graph.add_edges_from((parent, name) for parent in model.parents[name])
     return graph
 
@@ -58,6 +61,14 @@ def to_dot(model: Drawn, values: Mapping[str, Any] | None = None) -> str:
     return "\n".join([*lines, "}", ""])
 
 
+def to_svg(model: Drawn) -> str:
+    """A small picture of it as text, by nothing but this package."""
+    depth = _depths(model)
+    layers = [[name for name in model.order if depth[name] == number] for number in range(max(depth.values()) + 1)]
+    arrows = [(parent, name) for name in model.order for parent in model.parents[name]]
+    return layers_svg(layers, arrows, {name: _COLOURS[_role(model, name)] for name in model.order})
+
+
 def draw(model: Drawn, values: Mapping[str, Any] | None = None, ax: Axes | None = None) -> Axes:
     """Inputs at the left, the output at the right."""
     networkx = need("networkx")
@@ -65,13 +76,12 @@ def draw(model: Drawn, values: Mapping[str, Any] | None = None, ax: Axes | None 
         ax = need("matplotlib.figure").Figure(figsize=(6, 3.5), layout="constrained").subplots()
     graph = to_networkx(model)
     places = networkx.multipartite_layout(graph, subset_key="layer")
-    colours = {"input": "#d9e4f2", "hidden": "#f7e3b5", "output": "#cfe8cf"}
     networkx.draw_networkx(
         graph,
         places,
         ax=ax,
         labels={name: _label(name, values) for name in graph},
-        node_color=[colours[role] for _, role in graph.nodes(data="role")],
+        node_color=[_COLOURS[role] for _, role in graph.nodes(data="role")],
         node_size=1800,
         edgecolors="#555555",
         font_size=9,
@@ -80,6 +90,18 @@ def draw(model: Drawn, values: Mapping[str, Any] | None = None, ax: Axes | None 
     ax.margins(0.2)
     ax.set_axis_off()
     return ax
+
+
+def _depths(model: Drawn) -> dict[str, int]:
+    """Variable → its distance from the inputs."""
+    depth: dict[str, int] = {}
+    for name in model.order:
+        depth[name] = 1 + max((depth[parent] for parent in model.parents[name]), default=-1)
+    return depth
+
+
+def _role(model: Drawn, name: str) -> str:
+    return "input" if name in model.inputs else "output" if name == model.output else "hidden"
 
 
 def _label(name: str, values: Mapping[str, Any] | None) -> str:

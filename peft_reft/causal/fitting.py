@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from peft_reft.hub_format.errors import CausalModelError
+from peft_reft.screen import progress
 
 from .accuracy import Accuracy, Decode
 from .dataset import InterchangeCollator, InterchangeDataset
@@ -103,7 +104,7 @@ def _descend(
     optimiser = torch.optim.Adam(search.parameters(), lr=learning_rate)
     batches = _batches(data, batch_size, seed)
     losses = []
-    for step in range(steps):
+    for step in progress(range(steps), "fit", unit="step", keep=False):
         search.anneal(step / max(steps - 1, 1), temperatures)
         optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
         optimiser.zero_grad()

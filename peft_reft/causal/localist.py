@@ -12,6 +12,7 @@ from torch import nn
 
 from peft_reft.hub_format.errors import CausalModelError
 from peft_reft.runtime.evaluating import device_of, evaluating
+from peft_reft.screen import progress
 
 from .accuracy import Decode, decoded
 from .dataset import Encode, InterchangeDataset
@@ -84,7 +85,7 @@ def localist_search(
     found = []
     with evaluating(model), torch.no_grad():
         view = source_views(model, {variable: source}, {variable: site})[variable]
-        for units in itertools.combinations(range(width), size):
+        for units in progress(itertools.combinations(range(width), size), "localist", unit="set", total=count):
             output, _ = run(model, base, edits=[Edit(replace(site, units=units), source=view)])
             values = decoded(decode(output), labels)
             found.append((units, sum(bool(v == label) for v, label in zip(values, labels, strict=True)) / len(data)))

@@ -197,6 +197,10 @@ class CausalModel:
         """
         return drawing.to_dot(self, values)
 
+    def _repr_svg_(self) -> str:
+        """What a notebook shows: inputs at the left, the output at the right; no package is needed for it."""
+        return drawing.to_svg(self)
+
     def draw(self, values: Values | None = None, ax: Axes | None = None) -> Axes:
         """Draw it with networkx and matplotlib (extra `causal`).
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft_reft.hub_format.errors import CausalModelError
 from peft_reft.hub_format.writer import write_atomic
+from peft_reft.screen import heat_map_html
+from peft_reft.screen import progress as watched
 
 from .accuracy import Accuracy
 from .extras import need
@@ -61,6 +63,23 @@ class Sweep:
         """Layer and position of the highest accuracy; the first of equals."""
         return max(self.cells, key=lambda cell: self.cells[cell].value)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: layer 0 at the bottom, as in `heat_map`; cells not measured yet are empty."""
+        rows = list(reversed(self.layers))
+        values = [[self._value(layer, position) for position in self.positions] for layer in rows]
+        return heat_map_html(
+            values,
+            rows=[f"layer {layer}" for layer in rows],
+            columns=self.positions,
+            title="interchange accuracy",
+            written="{:.0%}",
+            highest=1.0,
+        )
+
+    def _value(self, layer: int, position: str) -> float | None:
+        found = self.cells.get((layer, position))
+        return None if found is None else found.value
+
     def heat_map(self, ax: Axes | None = None, *, labels: Sequence[str] | None = None) -> Axes:
         """Draw it with matplotlib (extra `causal`), layer 0 at the bottom, from 0 to 1.
 
@@ -103,7 +122,7 @@ def sweep(
     *,
     layers: Sequence[int],
     positions: Sequence[Position],
-    progress: bool,
+    progress: bool | None = None,
     path: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Sweep:
@@ -113,7 +132,8 @@ def sweep(
         measure: layer and position → accuracy.
         layers: to go over; none twice.
         positions: to go over; none twice.
-        progress: show a bar (tqdm, extra `causal`).
+        progress: True shows a bar, False none; None shows one as `convert` and the like do: on a terminal, where bars
+            are not switched off.
         path: a JSON file that keeps each cell as soon as it is measured; if it is there, its cells are not measured
             again.
         settings: of the measurement, plain JSON, kept in the file; a file of other settings is refused. A path needs
@@ -145,7 +165,7 @@ def sweep(
     file = None if path is None else Path(path)
     cells = {} if file is None else _read(file, told)
     grid = [(layer, word, position) for layer in layers for word, position in zip(words, positions, strict=True)]
-    for layer, word, position in need("tqdm.auto").tqdm(grid, desc="sweep", unit="site", disable=not progress):
+    for layer, word, position in watched(grid, "sweep", unit="site", shown=progress):
         if (layer, word) in cells:
             continue
         cells[layer, word] = measure(layer, position)

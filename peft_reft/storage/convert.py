@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from peft_reft.hub_format.staging import is_vacant, staged_file, staged_folder
 from peft_reft.interventions import orthonormal_rows
 from peft_reft.interventions.complement import outside
 from peft_reft.layer import UNIT, ReftLayer
+from peft_reft.screen import progress
 
 from .beside import MODEL_PREFIX
 from .convert_base import HEADS, empty_base, task_and_head
@@ -66,6 +68,8 @@ def convert(
         intervention: our name of the kind, where the source does not store it: the adapters library cannot tell a
             saved DiReFT from a NoReFT.
         to: `"reft"`, `"pyreft"`, `"adapters"` or `"gguf"`.
+
+    Long work shows a bar on a terminal: `disable_progress_bars()` of huggingface_hub switches it off.
 
     Returns:
         The target's path.
@@ -102,22 +106,22 @@ def convert(
         return target
     with staged_folder(target) as stage:
         if to == "pyreft":
-            write_pyreft(adapter, stage, hidden=hidden)
+            write_pyreft(adapter, stage, hidden=hidden, watch=_watched)
         else:
-            write_adapters(adapter, stage, hidden=hidden, base_model=base)
+            write_adapters(adapter, stage, hidden=hidden, base_model=base, watch=_watched)
     return target
 
 
 def _read(source: Path, intervention: str | None) -> Imported:
     if (source / "adapter_config.json").is_file():
-        return read_adapters(source, kind=intervention)
+        return read_adapters(source, kind=intervention, watch=_watched)
     if not any(source.glob("intkey_*.bin")):
         raise FileFormatError(
             f"{source.name} is no folder of pyreft (config.json, intkey_*.bin) or adapters (adapter_config.json)",
             code="import.unknown",
             value=str(source),
         )
-    adapter = read_pyreft(source, kind=intervention)
+    adapter = read_pyreft(source, kind=intervention, watch=_watched)
     if intervention not in (None, adapter.kind):
         raise ConfigError(f"intervention={intervention!r}, and the folder holds a {adapter.kind}", value=intervention)
     return adapter
@@ -214,7 +218,7 @@ def _read_reft(source: Path) -> tuple[Imported, dict[str, Any]]:
     stacks = base.get("stacks") or {}
     units: dict[tuple[str, int, int], dict[str, Tensor]] = {}
     stored = load_file(source / WEIGHTS_NAME)
-    for name, tensor in stored.items():
+    for name, tensor in _watched(stored.items()):
         site, _, rest = name.removeprefix(MODEL_PREFIX).rpartition(f".{UNIT}")
         stack = next((path for path in stacks if site.startswith(f"{path}.")), None)
         if set(name.split(".")) & set(HEADS):
@@ -242,6 +246,10 @@ def _read_reft(source: Path) -> tuple[Imported, dict[str, Any]]:
         options=group.signature.with_defaults(group.options or {}),
     )
     return imported, base
+
+
+def _watched(items: Collection[Any]) -> Iterable[Any]:
+    return progress(items, "convert", unit="tensor")
 
 
 def _unfit(path: str, found: object, expected: object) -> AdapterLoadError:

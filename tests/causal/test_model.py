@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -174,3 +175,16 @@ def test_pictures() -> None:
     assert 'S2 [shape=doublecircle, label="S2 = 6"];' in dot
     assert "S1 -> S2;" in dot
     assert 'label="S1"' in model.to_dot()
+
+
+def test_a_notebook_shows_the_graph_from_inputs_to_output() -> None:
+    model = CausalModel({"A": lambda P: P, "V": lambda A, Q: A and Q}, inputs={"P": (0, 1), "Q": (0, 1)})
+    root = ElementTree.fromstring(model._repr_svg_())
+    places = {
+        part.text: (float(part.get("x", 0)), float(part.get("y", 0)))
+        for part in root.iter("{http://www.w3.org/2000/svg}text")
+    }
+    assert set(places) == {"P", "Q", "A", "V"}
+    assert places["P"][0] == places["Q"][0] < places["A"][0] < places["V"][0]
+    assert len(set(places.values())) == 4
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}line"))) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,6 +181,15 @@ def test_the_heat_map_shows_the_accuracies(tmp_path: Path) -> None:
     ax.figure.savefig(tmp_path / "map.png")
     with pytest.raises(CausalModelError, match="2 positions"):
         found.heat_map(labels=["the"])
+
+
+def test_a_notebook_shows_the_cells_that_are_there() -> None:
+    found = swept(Counted())
+    page = found._repr_html_()
+    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == ["20%", "70%", "0%", "50%"]  # layer 0 below
+    assert re.findall(r"<th>(.*?)</th>", page) == ["", "1", "-1", "layer 2", "layer 0"]
+    part = Sweep((0, 2), ("1", "-1"), {(0, "1"): cell(3)})
+    assert re.findall(r"<td[^>]*>(.*?)</td>", part._repr_html_()) == ["", "", "30%", ""]
 
 
 def test_the_bar_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:

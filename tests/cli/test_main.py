@@ -39,7 +39,7 @@ def test_wrong_usage_is_two_as_json_too(arguments: list[str], capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
 
 
-@pytest.mark.parametrize("name", ["convert", "diff", "export-prefix", "inspect", "pull", "push", "validate"])
+@pytest.mark.parametrize("name", ["convert", "diff", "export-prefix", "inspect", "pull", "push", "show", "validate"])
 def test_help_is_no_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert name in capsys.readouterr().out

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -246,6 +246,19 @@ def test_datasets_map(batched: bool, processes: int | None, form: str | None) ->
     assert made.remove_columns("intervention_locations")[:] == Dataset.from_list(rows)[:]
     batch = ReftDataCollator(DataCollatorForSeq2Seq(tokenizer()))(list(made))
     assert batch["intervention_locations"].tolist() == [[[5, -1], [-1, -1]], [[2, 3], [4, 5]], [[0, 1], [4, 5]]]
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_a_whole_data_set_is_mapped(processes: int | None) -> None:
+    rows = Dataset.from_list([row(4), row(6, 2, left=1)])
+    made = add_intervention_locations(rows, "f2+l2", share_weights=False, num_proc=processes)
+    assert made["intervention_locations"][:] == [[[0, 1], [2, 3]], [[0, 1], [4, 5]]]
+    several = add_intervention_locations(
+        DatasetDict(train=rows, test=rows.select([1])), config=ReftConfig(positions="f1")
+    )
+    assert several["test"]["intervention_locations"][:] == [[[0]]]
+    with pytest.raises(ConfigError, match="num_proc"):
+        add_intervention_locations(row(4), "f1", num_proc=2)
 
 
 def test_a_trainer_learns_the_same_from_them_as_from_labels(tmp_path: Path) -> None:

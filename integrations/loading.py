@@ -1,4 +1,4 @@
-"""`reft=…`: a folder or a repository, put on a base model: a ReFT, one of several, or a bundle with its LoRA."""
+"""A folder or a repository, put on a base model: a ReFT, one of several, or a bundle with its LoRA."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def load_adapters(model: nn.Module, source: str, *, adapter: str | None = None, 
         raise ConfigError(
             f"{source} has {len(members)} ReFT adapters: {', '.join(members)}",
             value=source,
-            rule="which of them is evaluated is yours to say",
-            fix=f"add adapter=NAME, or several joined by '+', e.g. adapter={next(iter(members))}",
+            rule="which of them is meant is yours to say",
+            fix="name it with adapter (on the command line --adapter), or several joined by '+', e.g. "
+            f"adapter={next(iter(members))}",
         )
     return _edits(model, source, [members[name] for name in chosen or members], revision)
 

@@ -1,0 +1,1 @@
+"""Five lessons as notebooks, with their outputs; `python -m examples.notebooks` executes them anew."""
