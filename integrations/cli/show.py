@@ -49,36 +49,44 @@ def show(
     The tokenizer's chat template is used where it has one. "Before" is the base alone, "after" the base with the
     adapters chosen: of a bundle all of them, its LoRA too.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
-
-    from peft_reft.integrations.loading import load_adapters
 
     folder = open_source(source, revision=revision, token=token)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base)
     examples = [_example(tokenizer, prompt, system, plain_text=plain_text) for prompt in prompts]
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    before = _answers(model, tokenizer, examples, max_new_tokens)
-    model = load_adapters(model, str(folder), adapter=adapter)
+    model = _loaded(base, str(folder), dtype, adapter)
     names = list(model.active_adapters)
     configs = {name: model.peft_config[name] for name in names}
     edits = {name: config for name, config in configs.items() if isinstance(config, ReftConfig)}
     _refuse_others(edits)
-    after = _answers(model, tokenizer, examples, max_new_tokens)
     pictures = [
         {name: show_positions(tokenizer, example, config) for name, config in edits.items()} for example in examples
     ]
+    with model.disable_adapter():
+        before = _answers(model, tokenizer, examples, max_new_tokens)
+    after = _answers(model, tokenizer, examples, max_new_tokens)
     shown = [
         {"prompt": prompt, **_marked(found), "before": old, "after": new}
         for prompt, found, old, new in zip(prompts, pictures, before, after, strict=True)
     ]
     data = {"base": base, "source": source, "adapters": names, "prompts": shown}
     return Report(data, _screen(data, pictures))
+
+
+def _loaded(base: str, source: str, dtype: str, adapter: str | None) -> Any:
+    """The base on the machine's accelerator where it has one, with the adapters."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from peft_reft.integrations.loading import load_adapters
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return load_adapters(model, source, adapter=adapter)
 
 
 def _example(tokenizer: Any, prompt: str, system: str | None, *, plain_text: bool) -> dict[str, Any]:

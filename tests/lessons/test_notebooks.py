@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from peft_reft.interventions import registry
 from tools.base_model import ensure_base_model, package_gaps
 
 from .cells import run_cells
+
+pytest.importorskip("IPython", reason="notebooks show pictures by it: pip install 'peft-reft[notebooks]'")
 
 TESTS = Path(__file__).parents[1]
 EMOJI = ("🤖💬🌐🧠", "👤❓🔍🌟", "🔢➕🔢➡️🍀", "🌍🛡️☀️➡️🔵🌌", "🍏💹🤷‍♂️")
@@ -86,6 +89,14 @@ def test_outputs_are_committed_whole_small_and_clean(path: Path) -> None:
     text = json.dumps(notebook)
     for place in (str(Path.home()), str(TESTS.parent), ".cache/", "/tmp/", "train_runtime"):
         assert place not in text, place
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_lead_to_files(path: Path) -> None:
+    text = "".join("".join(cell["source"]) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+    local = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if ":" not in target]
+    assert local
+    assert [target for target in local if not (path.parent / target).is_file()] == []
 
 
 @pytest.mark.slow
