@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 refused (or, of `diff`, different), 2 wrong usage.
     """
     try:
-        from .main import run
+        from .app import run
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in ("rich", "typer"):
             raise

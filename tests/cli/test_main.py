@@ -19,6 +19,11 @@ from .conftest import Command
 HOSTILE = "\x1b[2J[bold red]x[/] \u202egnp.exe\x07\r\n\x9b31m\x7f"
 
 
+def test_it_can_be_imported_again_after_it_has_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert importlib.import_module("peft_reft.integrations.cli").main is main
+
+
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path, command: Command) -> None:
     (tmp_path / "file").write_text("x")
     status, said = command("inspect", tmp_path / "file")

@@ -60,8 +60,6 @@ def test_every_cell_runs_on_a_tiny_model(name: str, tiny: Path, kinds: None) -> 
     shown = run_cells(read(BY_NAME[name]))
     pictures = [text for text in shown if "<div" in text or "<svg" in text or "<table" in text]
     assert len(pictures) >= 2
-    if name.startswith("3"):  # it brings a model of its own: here what it tells of holds
-        assert "112 of 112 prompts are answered with Tom" in shown[-1]
 
 
 def test_the_lesson_that_pushes_runs_against_a_hub_of_its_own(tiny: Path) -> None:
@@ -117,6 +115,7 @@ def test_the_real_model_does_what_the_lesson_tells(name: str) -> None:
         assert "same answer: True" in printed
     if name.startswith("3"):
         assert "{'Maria': 112} of 112" in printed
+        assert "112 of 112 prompts are answered with Tom" in printed
     if name == HUB:
         assert printed.count("👍 Go!") >= 2
         assert "👎 Skip it." in printed
