@@ -32,7 +32,7 @@ def commands(page: str) -> list[list[str]]:
 
 def subcommands() -> dict[str, set[str]]:
     """Of `peft-reft`: name → options."""
-    from peft_reft.integrations.cli.main import app
+    from peft_reft.integrations.cli.app import app
 
     return {
         name: {option for parameter in command.params for option in parameter.opts}
