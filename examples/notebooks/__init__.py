@@ -1,1 +1,1 @@
-"""Five lessons as notebooks, with their outputs; `python -m examples.notebooks` executes them anew."""
+"""Five lessons as notebooks; `python -m examples.notebooks` executes them and writes their outputs."""
