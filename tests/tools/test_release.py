@@ -82,7 +82,7 @@ def test_every_extra_is_resolved_and_all_names_those_that_go_together() -> None:
     assert set(EXTRAS) == set(extras)
     together = set(re.findall(r"[\w]+", extras["all"][0].partition("[")[2]))
     assert together <= set(extras)
-    assert set(extras) - together == {"all", "demo", "dev", "docs", "release", "study", "typing", "vllm"}
+    assert set(extras) - together == {"all", "demo", "dev", "docs", "notebooks", "release", "study", "typing", "vllm"}
 
 
 def test_the_page_on_installing_tells_every_extra() -> None:

@@ -17,7 +17,7 @@ __all__ = ["EXTRAS", "resolve", "use"]
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 EXTRAS = ("trl", "cli", "causal", "evals", "embeddings", "serving", "distributed", "quantised", "study", "demo")
-EXTRAS += ("docs", "release", "typing", "all", "dev", "vllm")
+EXTRAS += ("notebooks", "docs", "release", "typing", "all", "dev", "vllm")
 
 
 def use(wheel: Path) -> None:
