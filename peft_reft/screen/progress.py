@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from huggingface_hub.utils import tqdm as hub_bar
+from huggingface_hub.utils.tqdm import tqdm as hub_tqdm
 from tqdm.auto import tqdm as plain_bar
 
 __all__ = ["progress"]
 
 T = TypeVar("T")
+HUB_BAR: Any = hub_tqdm
+"""Which asks whether bars are switched off; its arguments have no types."""
 DELAY = 1.0
 """Seconds before a bar is drawn: what is done by then needs none."""
 
@@ -36,7 +38,7 @@ def progress(
     if shown:
         return iter(plain_bar(items, desc=name, unit=unit, total=total, leave=keep))
     return iter(
-        hub_bar(
+        HUB_BAR(
             items,
             desc=name,
             unit=unit,
