@@ -7,7 +7,7 @@ of a call outlives it: two forwards may precede one backward.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -109,6 +109,8 @@ class Running(threading.local):
         session: what a generation that runs knows of its prompt.
         rows: what a call with `adapter_names` says for its rows.
         handles: of the hooks that such a call has put on the model.
+        under: runs a function as this forward runs, under a factor that is not the edits' own: for blocks that are
+            recomputed when the forward is over.
     """
 
     def __init__(self) -> None:
@@ -117,6 +119,7 @@ class Running(threading.local):
         self.session: Any = None
         self.rows: Any = None
         self.handles: list[RemovableHandle] = []
+        self.under: Callable[[Callable[[], Any]], Any] | None = None
 
     def __reduce__(self) -> tuple[type[Running], tuple[()]]:
         """A copy of a model runs nothing."""

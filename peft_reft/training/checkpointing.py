@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -136,14 +136,14 @@ def recomputes_hooks() -> bool:
 
 
 class _Carrying:
-    """A checkpointing function whose argument runs inside the frame in which it was first called."""
+    """A checkpointing function whose argument runs inside the frame, and under the factor, of its first call."""
 
     def __init__(self, running: Running, checkpoint: Callable[..., Any]) -> None:
         self.running = running
         self.checkpoint = checkpoint
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        frame = self.running.frame
+        frame, under = self.running.frame, self.running.under
         if frame is None:
             return self.checkpoint(function, *args, **kwargs)
         inner = replace(frame, prepared={}, ready={}, keeper=None, counts_from_end=False)
@@ -152,7 +152,9 @@ class _Carrying:
             outer = self.running.frame
             try:
                 self.running.frame = inner
-                return function(*given, **named)
+                if under is None or under is self.running.under:
+                    return function(*given, **named)
+                return under(partial(function, *given, **named))
             finally:
                 self.running.frame = outer
 
