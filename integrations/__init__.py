@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     )
     from .evals import GenerationMetric, evaluate_generations
     from .trl import ReftGRPOTrainer, ReftRLOOTrainer, ReftSFTTrainer
+    from .trl.objectives import RepsObjective, SplitObjective, use_objective
 
 __all__ = [
     "GenerationMetric",
@@ -21,10 +22,13 @@ __all__ = [
     "ReftGRPOTrainer",
     "ReftRLOOTrainer",
     "ReftSFTTrainer",
+    "RepsObjective",
+    "SplitObjective",
     "add_intervention_locations",
     "convert_intervention_locations",
     "evaluate_generations",
     "show_positions",
+    "use_objective",
 ]
 
 _MODULES = {
@@ -33,10 +37,13 @@ _MODULES = {
     "ReftGRPOTrainer": "trl",
     "ReftRLOOTrainer": "trl",
     "ReftSFTTrainer": "trl",
+    "RepsObjective": "trl.objectives",
+    "SplitObjective": "trl.objectives",
     "add_intervention_locations": "data",
     "convert_intervention_locations": "data",
     "evaluate_generations": "evals",
     "show_positions": "data",
+    "use_objective": "trl.objectives",
 }
 
 

@@ -26,6 +26,7 @@ PACKAGES = (
     "peft_reft.integrations.data",
     "peft_reft.integrations.evals",
     "peft_reft.integrations.trl",
+    "peft_reft.integrations.trl.objectives",
     "peft_reft.interventions",
     "peft_reft.mixed",
 )

@@ -90,6 +90,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "convert_intervention_locations",
         ],
         "Trainers": ["ReftSFTTrainer", "ReftGRPOTrainer", "ReftRLOOTrainer"],
+        "Objectives of a stock DPOTrainer": ["use_objective", "RepsObjective", "SplitObjective"],
         "Evaluating": ["GenerationMetric", "evaluate_generations"],
     },
     "peft_reft.integrations.data": {"What `show_positions` gives": ["PositionPicture"]},
