@@ -23,8 +23,14 @@ __all__ = ["OBJECTIVES", "use_objective"]
 
 OBJECTIVES: dict[str, type[Objective]] = {"reps": RepsObjective, "split": SplitObjective}
 """Name in the literature → objective."""
-STOCK = {"loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None, "use_weighting": False}
-STOCK |= {"label_smoothing": 0.0, "f_divergence_type": "reverse_kl"}
+STOCK: dict[str, Any] = {
+    "loss_type": ["sigmoid"],
+    "loss_weights": None,
+    "ld_alpha": None,
+    "use_weighting": False,
+    "label_smoothing": 0.0,
+    "f_divergence_type": "reverse_kl",
+}
 """Settings of `DPOConfig` that shape its own loss, as they are where nobody sets them."""
 _OF_LOSS = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
 
@@ -101,7 +107,8 @@ def _refuse_left_out(trainer: Any) -> None:
 
 def _steerable(trainer: Any) -> str:
     """The one adapter whose factor an objective draws."""
-    model, names = trainer.model, list(trainer.model.active_adapters)
+    model: PeftModel = trainer.model
+    names: list[str] = list(model.active_adapters)
     if len(names) != 1:
         raise ConfigError(
             f"the active adapters are {', '.join(map(repr, names)) or 'none'}",
