@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tools.base_model import MODEL_ID
 
 __all__ = ["NOTEBOOKS", "cleaned", "execute", "notebook_named", "read", "write"]
 
@@ -17,8 +20,9 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
 SECONDS = 3600
 """After which a cell has failed."""
-_CHANGING = ("train_runtime", "Skipping import of cpp extensions")
-"""What marks a printed line that differs from run to run."""
+_CHANGING = ("train_runtime", "Failed to load ", "real_accelerator", "torch/utils/_pytree", "IPKernelApp")
+"""What marks a printed line that tells of this run or this machine alone."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def notebook_named(name: str) -> Path:
@@ -53,7 +57,7 @@ def execute(notebook: Notebook, environment: Mapping[str, str] | None = None) ->
     import nbformat
     from nbclient import NotebookClient
 
-    opened = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    opened = nbformat.reads(json.dumps(notebook), as_version=4)
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +70,7 @@ def execute(notebook: Notebook, environment: Mapping[str, str] | None = None) ->
 
 
 def cleaned(notebook: Notebook) -> Notebook:
-    """Without errors' streams, times, and lines that differ from run to run; cells are counted from 1."""
+    """Without errors' streams, colours, and lines that tell of one run or machine; cells are counted from 1."""
     count = 0
     for cell in notebook["cells"]:
         cell["metadata"] = {}
@@ -89,6 +93,8 @@ def _kept(output: dict[str, Any]) -> dict[str, Any] | None:
         return output
     if output["name"] == "stderr":
         return None
-    text = "".join(output["text"])
+    text = _COLOURS.sub("", "".join(output["text"]))
+    if here := os.environ.get("LESSON_MODEL"):
+        text = text.replace(here, MODEL_ID)
     lines = [line for line in text.splitlines(keepends=True) if not any(mark in line for mark in _CHANGING)]
     return {**output, "text": lines} if "".join(lines).strip() else None
