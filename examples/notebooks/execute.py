@@ -22,7 +22,7 @@ SECONDS = 3600
 """After which a cell has failed."""
 _CHANGING = ("train_runtime", "Failed to load ", "real_accelerator", "torch/utils/_pytree", "IPKernelApp")
 """What marks a printed line that tells of this run or this machine alone."""
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_COLOURS_AND_SECONDS = re.compile(r"\x1b\[[0-9;]*m|'eval_(runtime|\w+_per_second)': '[^']*', ")
 
 
 def notebook_named(name: str) -> Path:
@@ -93,7 +93,7 @@ def _kept(output: dict[str, Any]) -> dict[str, Any] | None:
         return output
     if output["name"] == "stderr":
         return None
-    text = _COLOURS.sub("", "".join(output["text"]))
+    text = _COLOURS_AND_SECONDS.sub("", "".join(output["text"]))
     if here := os.environ.get("LESSON_MODEL"):
         text = text.replace(here, MODEL_ID)
     lines = [line for line in text.splitlines(keepends=True) if not any(mark in line for mark in _CHANGING)]
