@@ -15,6 +15,7 @@ __all__ = ["OUTCOMES", "REFERENCE", "Comparison", "adjusted", "compare", "compar
 REFERENCE = "lora r8 linear"
 """The method that others are compared with, in the same regime with the same remedy."""
 OUTCOMES = {
+    "learnt": "accuracy learnt",
     "forgetting": "accuracy forgotten",
     "loss_rise": "answer loss rise",
     "final": "final accuracy",

@@ -24,6 +24,8 @@ def provenance(runs: Iterable[Mapping[str, Any]]) -> str:
         f"validation, held-out {_all(settings, 'sizes')}, seeds {_all(settings, 'seed')}",
         f"- learning rates: {'; '.join(f'{method} {rate:g}' for method, rate in rates)}",
     ]
+    sizes = sorted({(run["settings"]["method"], _first(run["result"]["parameters"])) for run in held})
+    lines.append(f"- parameters trained: {'; '.join(f'{method} {count:,}' for method, count in sizes)}")
     orders = dict.fromkeys(tuple(one["order"]) for one in settings if "order" in one)
     if orders:
         lines.append(f"- orders: {'; '.join(', '.join(order) for order in orders)}")
@@ -39,6 +41,10 @@ def _all(held: Iterable[Mapping[str, Any]], name: str) -> str:
 
 def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _first(value: Any) -> int:
+    return int(value[0] if isinstance(value, list) else value)
 
 
 def _seconds(value: Any) -> float:

@@ -132,6 +132,7 @@ def test_a_table_says_what_its_runs_were() -> None:
     assert "full 1; lora r1 qv 1;" in text
     assert "torch: 2.0 / 2.1" in text
     assert "orders: a, b, c" in text
+    assert "parameters trained: full 1; lora r1 qv 1" in text
 
 
 def test_a_law_in_kl_predicts_methods_that_were_left_out() -> None:
