@@ -99,56 +99,68 @@ class Served(Kept):
 
 
 def measure(plan: Plan, kept: Served) -> None:
-    """All that is not there yet."""
-    _measure_loads(plan, kept)
+    """All that is not there yet; the engines that compile are others, and come last."""
+    loads = _missing(plan, kept)
     for case, compiled in DECODES.items():
-        _measure_decode(plan, kept, case, compiled=compiled)
+        kinds = _undecoded(plan, kept, case, compiled=compiled)
+        asked = {kind for *_, kind in loads} if not compiled else set()
+        if not kinds and not asked:
+            continue
+        with ExitStack() as processes:
+            needed = [kind for kind in plan.kinds if kind == "base" or kind in {*kinds, *asked}]
+            workers = _workers(plan, kept, needed, processes, compiled=compiled)
+            _measure_decode(plan, kept, case, workers, kinds)
+            if not compiled:
+                _measure_loads(plan, kept, loads, workers)
 
 
-def _measure_loads(plan: Plan, kept: Served) -> None:
-    missing = [
+def _missing(plan: Plan, kept: Served) -> list[tuple[int, str, str, int, str]]:
+    """(round, case, arrival, adapters, kind) of the loads that are not there yet."""
+    return [
         (number, case, arrival, count, kind)
         for number in range(plan.rounds)
         for case, arrival, count in plan.cases()
         for kind in (plan.kinds_of(count) if number % 2 else plan.kinds_of(count)[::-1])
         if number not in kept.told.get((case, kind), {})
     ]
-    if not missing:
-        return
-    with ExitStack() as processes:
-        workers = _workers(plan, kept, sorted({kind for *_, kind in missing} | {"base"}), processes, compiled=False)
-        if kept.rate is None:
-            message = _message(plan, "burst", 1, rate=1.0, seed=0)
-            kept.add({"rate": round(SHARE * workers["base"].ask(**message)["per_second"], 2)})
-        for number, case, arrival, count, kind in missing:
-            told = workers[kind].ask(**_message(plan, arrival, count, rate=kept.rate or 1.0, seed=number))
-            kept.add({"case": case, "kind": kind, "round": number, "told": told})
-            print(f"{case}, {kind}, round {number}: {told['per_second']:.2f} requests/s", flush=True)
 
 
-def _measure_decode(plan: Plan, kept: Served, case: str, *, compiled: bool) -> None:
+def _measure_loads(
+    plan: Plan, kept: Served, missing: Sequence[tuple[int, str, str, int, str]], workers: Mapping[str, Worker]
+) -> None:
+    for worker in workers.values():
+        worker.ask(do="drain")
+    if missing and kept.rate is None:
+        message = _message(plan, "burst", 1, rate=1.0, seed=0)
+        kept.add({"rate": round(SHARE * workers["base"].ask(**message)["per_second"], 2)})
+    for number, case, arrival, count, kind in missing:
+        told = workers[kind].ask(**_message(plan, arrival, count, rate=kept.rate or 1.0, seed=number))
+        kept.add({"case": case, "kind": kind, "round": number, "told": told})
+        print(f"{case}, {kind}, round {number}: {told['per_second']:.2f} requests/s", flush=True)
+
+
+def _undecoded(plan: Plan, kept: Served, case: str, *, compiled: bool) -> list[str]:
+    """Kinds of which a round of decoding steps is not there yet."""
     kinds = [kind for kind in plan.kinds if kind != "base" and not (compiled and kind != "ours")]
-    todo = {k: [n for n in range(plan.decodes) if n not in kept.pairs.get((case, k), {})] for k in kinds}
-    kinds = [kind for kind in kinds if todo[kind]]
-    if not kinds:
-        return
-    with ExitStack() as processes:
-        workers = _workers(plan, kept, ["base", *kinds], processes, compiled=compiled, count=NARROW)
-        if not compiled and not kept.alone:
-            _fill(plan, {"base": workers["base"]}, 0, requests=1)
-            kept.add({"alone": [workers["base"].ask(do="decode", steps=STEPS)["seconds"] for _ in range(ALONE)]})
-        left = 0
-        for number in range(plan.decodes):
-            for kind in kinds if number % 2 else kinds[::-1]:
-                if number not in todo[kind]:
-                    continue
-                if left < (2 * len(kinds) + 2) * STEPS:
-                    _fill(plan, workers, number)
-                    left = ROOM - 8
-                taken = [workers[who].ask(do="decode", steps=STEPS)["seconds"] for who in ("base", kind, "base")]
-                left -= 2 * STEPS
-                kept.add({"case": case, "method": kind, "round": number, "pair": taken})
-                print(f"{case}, {kind}, round {number}: {Pair(*taken).ratio:.4f}", flush=True)
+    return [kind for kind in kinds if any(n not in kept.pairs.get((case, kind), {}) for n in range(plan.decodes))]
+
+
+def _measure_decode(plan: Plan, kept: Served, case: str, workers: Mapping[str, Worker], kinds: Sequence[str]) -> None:
+    if kinds and not DECODES[case] and not kept.alone:
+        _fill(plan, {"base": workers["base"]}, 0, requests=1)
+        kept.add({"alone": [workers["base"].ask(do="decode", steps=STEPS)["seconds"] for _ in range(ALONE)]})
+    left = 0
+    for number in range(plan.decodes):
+        for kind in kinds if number % 2 else kinds[::-1]:
+            if number in kept.pairs.get((case, kind), {}):
+                continue
+            if left < (2 * len(kinds) + 2) * STEPS:
+                _fill(plan, workers, number)
+                left = ROOM - 8
+            taken = [workers[who].ask(do="decode", steps=STEPS)["seconds"] for who in ("base", kind, "base")]
+            left -= 2 * STEPS
+            kept.add({"case": case, "method": kind, "round": number, "pair": taken})
+            print(f"{case}, {kind}, round {number}: {Pair(*taken).ratio:.4f}", flush=True)
 
 
 def _fill(plan: Plan, workers: Mapping[str, Worker], seed: int, *, requests: int = BATCH) -> None:
@@ -160,14 +172,14 @@ def _fill(plan: Plan, workers: Mapping[str, Worker], seed: int, *, requests: int
 
 
 def _workers(
-    plan: Plan, kept: Served, kinds: Sequence[str], processes: ExitStack, *, compiled: bool, count: int | None = None
+    plan: Plan, kept: Served, kinds: Sequence[str], processes: ExitStack, *, compiled: bool
 ) -> dict[str, Worker]:
     made = {}
     for kind in kinds:
         log = kept.file.with_suffix(f".{kind}.log")
         worker = Worker(plan.python, plan.device, log, words=("benchmarks.serving.worker",))
         made[kind] = processes.enter_context(worker)
-        held = min(LOADS[kind], max(plan.counts) if count is None else count)
+        held = min(LOADS[kind], NARROW if compiled else max(NARROW, *plan.counts))
         worker.ask(do="make", kind=kind, base=plan.base, adapters=str(plan.adapters), count=held, compiled=compiled)
         print(f"{kind}: made, with {held} adapters{', compiled' if compiled else ''}", flush=True)
     kept.measured_on({"commit": commit(), "engines": made[kinds[0]].ask(do="about")})
