@@ -82,7 +82,7 @@ def markdown(told: dict[str, Any], command: str, stem: str) -> str:
     clock = "computing time of the engine's one thread" if told["device"] == "cpu" else "wall time"
     parts = [
         "# Many adapters on vLLM: ReFT beside multi-LoRA",
-        f"`{command}`: {clock}, {told['rounds']} rounds. In a round every engine serves the same requests, one engine "
+        f"`{command}`: {clock}, {told['rounds']} rounds or as many as the tables say. In a round every engine serves the same requests, one engine "
         "after the other, in an order that turns around from round to round; ratios are of one round, in brackets the "
         "lowest and the highest of them. Engines are processes that stay for the whole run.",
         versions(told),
@@ -101,7 +101,7 @@ def _arrival(told: dict[str, Any], arrival: str) -> str:
     """The table of one way to arrive."""
     how = "all at once" if arrival == "burst" else f"{told['rate']} a second on average, with exponential gaps"
     head = ("adapters", "engine", "requests/s", "of the base's", "ours ÷ this", "first token, s")
-    head = (*head, "its 95th percentile", "each token, ms", "of the base's")
+    head = (*head, "its 95th percentile", "each token, ms", "of the base's", "rounds")
     rows: list[tuple[object, ...]] = []
     for count, kinds in told["cases"][arrival].items():
         for kind, one in kinds.items():
@@ -124,6 +124,7 @@ def _cells(one: dict[str, Any], ours: dict[str, Any], kind: str) -> Sequence[str
         f"{one['first_high']:.2f}",
         f"{one['each'] * 1000:.0f}",
         floor("each"),
+        str(one["rounds"]),
     )
 
 
@@ -149,6 +150,8 @@ def _decodes(told: dict[str, Any]) -> str:
             apart, floor = f"{one['floor_noise']:.2%}", f"{one['floor_seconds'] * 1000:.1f}"
             rows.append((mode, TITLES[kind], step, f"{one['low']:.3f}–{one['high']:.3f}", noise, apart, floor))
     rounds = max((one["rounds"] for kinds in told["decode"].values() for one in kinds.values()), default=0)
+    if not rows:
+        return "Not measured in this run."
     return (
         f"{BATCH} requests, {NARROW} adapters to choose among; the same two steps of the base, of the engine and of "
         f"the base again, {rounds} times. `base / base`: the median distance of the two. `lowest–highest` are of "
@@ -164,6 +167,7 @@ def _notes(told: dict[str, Any]) -> str:
         if one and kind != "base"
     }
     shown = ", ".join(f"{TITLES[kind]} {share:.0%}" for kind, share in other.items())
+    apart = ", but for the compiled steps above" if told["decode"].get("decode, compiled") else ""
     lines = [
         f"- Base: {told['base']}, {SETTINGS['dtype']}; {told['says']}, random tokens, greedy, no end token. "
         f"Prefix caching is off. A step takes {BATCH} requests and {SETTINGS['max_num_batched_tokens']} tokens.",
@@ -175,7 +179,7 @@ def _notes(told: dict[str, Any]) -> str:
         "- Requests for n adapters name as many different ones as they are.",
         f"- The Poisson rate is {SHARE:.0%} of what the base answers in a burst.",
         f"- Answers that are not the base's: {shown}.",
-        "- With LoRAs vLLM compiles nothing on a CPU, so all engines are eager, but for the compiled steps above. Its "
+        f"- With LoRAs vLLM compiles nothing on a CPU, so all engines are eager{apart}. Its "
         "LoRA kernels for CPUs are written in torch: they gather A and B once for every token, also in a prompt. "
         "On a GPU its kernels read them once for the rows that share them, so that prompts cost less there than here; "
         "what a decoding step reads is the same where every row has another adapter.",
