@@ -52,6 +52,8 @@ def requests_of(load: Load, arrival: str, adapters: int, *, rate: float, seed: i
         rate: requests a second.
         seed: of all of it.
     """
+    if adapters < 1:
+        raise ValueError(f"adapters={adapters}: a request names one of at least 1, also where an engine has none")
     draw = random.Random(seed)
     names: list[int] = []
     while len(names) < load.requests:

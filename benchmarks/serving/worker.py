@@ -53,7 +53,7 @@ class Bench:
         """The engine with its adapters, after requests that warm it."""
         self.engine = Engine(kind, base, Path(adapters), count, compiled=compiled)
         warm = Load(requests=8, new=4)
-        drive(self.engine, requests_of(warm, "burst", min(count, 8), rate=1.0, seed=0), warm.new, self.clock)
+        drive(self.engine, requests_of(warm, "burst", max(1, min(count, 8)), rate=1.0, seed=0), warm.new, self.clock)
         return {}
 
     def _serve(self, load: dict[str, Any], arrival: str, adapters: int, rate: float, seed: int) -> dict[str, Any]:
