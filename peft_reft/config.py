@@ -76,7 +76,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
             In an encoder-decoder model they count within each stack.
         component: where in a block; `"block_output"` is its output, residual stream included.
         positions: which tokens, e.g. `"f7+l7"`: the first and the last seven of the prompt. See
-            `hub_format.positions` for the grammar.
+            `peft_reft.hub_format.positions` for the grammar.
         turns: `"first"`: the prompt ends before the first supervised token. `"each"`: every run of tokens before an
             answer is a prompt, so that `l<n>` stands before each answer of a conversation.
         share_weights: True: one intervention for all positions of a block. False: one for each term of `positions`,
