@@ -87,16 +87,19 @@ def serving(names: Names, number: int) -> None:
         on_hub = AutoModelForCausalLM.from_pretrained("me/base")
         get_peft_model(on_hub, reft()).push_to_hub("me/my-reft")
         speaking.push_to_hub("me/my-reft")
-    if number == 4:
+    if number in (4, 6):
         for name in ("french", "polite"):
             names["model"].add_adapter(name, reft())
+    if number == 4:
         names["batch"] = speaking(["what is white ?"] * 4, return_tensors="pt", return_token_type_ids=False)
-    if number == 5:
+    if number in (5, 6):
         names["prompt_ids"], names["other_ids"] = [6, 7, 8, 9, 10], [11, 12, 13]
+        names["prompts"] = [names["prompt_ids"], names["other_ids"], [14, 15, 16, 17]]
         names["config"] = GenerationConfig(max_new_tokens=3, do_sample=False)
         small = ContinuousBatchingConfig(page_size=4, num_blocks=16, max_batch_tokens=16)  # not half of the memory
-        batched = partial(names["model"].generate_batch, continuous_batching_config=small)
-        names["model"].generate_batch = batched
+        for method in ("generate_batch", "continuous_batching_context_manager"):
+            batched = partial(getattr(names["model"], method), continuous_batching_config=small)
+            setattr(names["model"], method, batched)
 
 
 def evaluating(names: Names, number: int) -> None:
