@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from accelerate.state import AcceleratorState
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import check_name
@@ -151,6 +153,12 @@ def check_bare(model: object) -> None:
             f"the base is a {type(model).__name__}",
             rule="a mixed model is made on a bare model",
             fix="pass model.unload(), or model.get_base_model() of a model without adapters",
+        )
+    if isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ConfigError(
+            "the base holds an adapter already: get_peft_model and trainers put theirs into the model they are given",
+            rule="a mixed model is made on a bare model",
+            fix="load the base anew, or pass what unload() of the model around it returns",
         )
 
 

@@ -128,6 +128,17 @@ def test_configs_that_make_no_mixed_model_are_refused(configs: dict[str, Any]) -
     assert torch.equal(logits(base), before)
 
 
+@pytest.mark.parametrize("config", [lora(), reft()], ids=["a LoRA", "a ReFT"])
+def test_a_base_that_holds_an_adapter_is_refused_until_it_is_unloaded(config: Any) -> None:
+    """`get_peft_model` and trainers change the base that they are given, so the caller's own name holds it too."""
+    base = base_model("llama")
+    around = get_peft_model(base, config)
+    with pytest.raises(ConfigError, match="holds an adapter already"):
+        MixedReftModel.from_configs(base, {"default": lora(), "edit": reft()})
+    mixed = MixedReftModel.from_configs(around.unload(), {"default": lora(), "edit": reft()})
+    assert mixed.active_adapters == ["default", "edit"]
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished training run: parameters of the adapters before, all parameters after, (step, loss), its trainer."""
