@@ -242,6 +242,10 @@ def test_factors_and_hooks_come_back_when_a_step_raises(tmp_path: Path, monkeypa
         (SplitObjective, {"gap": math.nan}, "gap=nan"),
         (SplitObjective, {"factors": ()}, r"factors=\(\)"),
         (SplitObjective, {"opposite": True}, "without factors"),
+        (SplitObjective, {"opposite": "no", "factors": (1.0,)}, "opposite='no'"),
+        (SplitObjective, {"gap": 10**400}, "gap=1000"),
+        (SplitObjective, {"positive_weight": 0, "negative_weight": 0, "gap_weight": 0}, "all 0"),
+        (RepsObjective, {"factors": (10**400,)}, r"factors=\(1000"),
         (RepsObjective, {"factors": (0.0,)}, "above 0"),
         (RepsObjective, {"factors": 2.0}, "factors=2.0"),
         (RepsObjective, {"factors": (1.0,), "suppression": "zero"}, "'negated', 'nulled'"),
@@ -250,6 +254,27 @@ def test_factors_and_hooks_come_back_when_a_step_raises(tmp_path: Path, monkeypa
 def test_values_that_mean_nothing_are_refused(build: Any, fields: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build(**fields)
+
+
+def test_losses_of_other_shapes_are_refused_instead_of_spread_over_all_pairs() -> None:
+    row, column = torch.ones(3), torch.ones(3, 1)
+    tokens = {"wanted_tokens": row, "unwanted_tokens": row}
+    with pytest.raises(ConfigError, match=r"unwanted_before has shape \[3, 1\], wanted \[3\]"):
+        reps_loss(row, row, **tokens, wanted_before=row, unwanted_before=column)
+    with pytest.raises(ConfigError, match=r"unwanted is 2\.0"):
+        reps_loss(row, 2.0, **tokens, wanted_before=row, unwanted_before=row)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"negative has shape \[3, 1\]"):
+        split_loss(row, column, **SPLIT)
+    with pytest.raises(ConfigError, match="gap=nan"):
+        split_loss(row, row, **{**SPLIT, "gap": math.nan})
+
+
+def test_a_factor_is_not_drawn_for_an_adapter_that_no_longer_trains(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, RepsObjective(factors=(1.0,)), max_steps=1)
+    trainer.model.add_adapter("later", reft(intervention="bias", positions="l1"))
+    trainer.model.set_adapter("later")
+    with pytest.raises(ConfigError, match="the active adapters are 'later'"):
+        trainer.train()
 
 
 def test_trainers_and_settings_that_an_objective_does_not_fit_are_refused(tmp_path: Path) -> None:

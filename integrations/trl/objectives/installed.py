@@ -170,6 +170,8 @@ class _Objective:
         if not model.training:
             return self.plain(model, inputs, return_outputs, num_items_in_batch)
         inner = self.trainer.accelerator.unwrap_model(model)
+        if self.adapter is not None:
+            self._check_active(inner)
         before = self._before(inner, inputs) if self.objective.needs_base else None
         draw = draws_of_step(self.objective.drawn_from, self.trainer.args.seed, self.trainer.state.global_step)
         loss: Any = 0.0
@@ -184,6 +186,16 @@ class _Objective:
                 told = None if before is None else (before[1], before[0])
             loss = loss + self.objective.loss(wanted, unwanted, told).mean()
         return (loss, outputs) if return_outputs else loss
+
+    def _check_active(self, inner: PeftModel) -> None:
+        """Refuse that another adapter trains by now than the one whose factor is drawn."""
+        if (names := list(inner.active_adapters)) != [self.adapter]:
+            raise ConfigError(
+                f"the active adapters are {', '.join(map(repr, names)) or 'none'}",
+                value=names,
+                rule=f"the objective was put in for {self.adapter!r}, whose factor it draws",
+                fix=f"activate {self.adapter!r}, or make the trainer and its objective after the other is active",
+            )
 
     def _before(self, inner: PeftModel, inputs: Mapping[str, Any]) -> tuple[Answers, Answers]:
         """Chosen and rejected without the edit: as the trainer computed them beforehand, or now."""

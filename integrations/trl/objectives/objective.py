@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 
-__all__ = ["Answers", "Objective", "Pass", "checked_factors", "checked_weight"]
+__all__ = ["Answers", "Objective", "Pass", "check_pairs", "checked_factors", "checked_weight"]
 
 Draw = Callable[[], float]
 """Gives one of the objective's factors; each call draws anew."""
@@ -86,7 +87,7 @@ def checked_factors(factors: Any) -> tuple[float, ...]:
     found = tuple(factors) if isinstance(factors, (list, tuple)) else ()
     if not found or any(not _is_number(factor) or factor <= 0 for factor in found):
         raise ConfigError(
-            f"factors={factors!r}",
+            f"factors={shown(factors)}",
             value=factors,
             rule="a list of finite numbers above 0, of which one is drawn for each step",
             fix="give the factors at which the adapter will be used, e.g. factors=(0.5, 1.0, 1.5)",
@@ -101,8 +102,26 @@ def checked_weight(name: str, value: Any, *, least: float = 0.0) -> None:
         ConfigError: no finite number, or one below the least.
     """
     if not _is_number(value) or value < least:
-        raise ConfigError(f"{name}={value!r}", value=value, rule=f"a finite number, {least:g} or more")
+        raise ConfigError(f"{name}={shown(value)}", value=value, rule=f"a finite number, {least:g} or more")
+
+
+def check_pairs(**given: Any) -> None:
+    """Check what a loss is computed of: tensors of one shape; another one would be spread over all pairs in silence.
+
+    Raises:
+        ConfigError: something is no tensor of floating-point or whole numbers, or has another shape than the first.
+    """
+    first, like = next(iter(given.items()))
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or value.is_complex() or value.dtype is torch.bool:
+            raise ConfigError(f"{name} is {shown(value)}", value=value, rule="a tensor of numbers, one for each pair")
+        if value.shape != like.shape:
+            raise ConfigError(
+                f"{name} has shape {list(value.shape)}, {first} {list(like.shape)}",
+                value=list(value.shape),
+                rule="both answers of every pair have one number each",
+            )
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

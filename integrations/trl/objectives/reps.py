@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 
-from .objective import Answers, Draw, Objective, Pass, checked_factors
+from .objective import Answers, Draw, Objective, Pass, check_pairs, checked_factors
 
 __all__ = ["SUPPRESSIONS", "RepsObjective", "reps_loss"]
 
@@ -41,7 +41,18 @@ def reps_loss(
 
     Returns:
         `[pairs]`.
+
+    Raises:
+        ConfigError: one of the six is no tensor, or has another shape than the others.
     """
+    check_pairs(
+        wanted=wanted,
+        unwanted=unwanted,
+        wanted_tokens=wanted_tokens,
+        unwanted_tokens=unwanted_tokens,
+        wanted_before=wanted_before,
+        unwanted_before=unwanted_before,
+    )
     scale = (unwanted_before - wanted_before).clamp_min(1.0)
     return -F.logsigmoid(scale * wanted / wanted_tokens - unwanted / unwanted_tokens)
 
@@ -81,7 +92,7 @@ class RepsObjective(Objective):
         object.__setattr__(self, "factors", checked_factors(self.factors))
         if self.suppression not in SUPPRESSIONS:
             raise ConfigError(
-                f"suppression={self.suppression!r}",
+                f"suppression={shown(self.suppression)}",
                 value=self.suppression,
                 rule=f"it is one of {', '.join(map(repr, SUPPRESSIONS))}",
             )

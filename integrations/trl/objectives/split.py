@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 
-from .objective import Answers, Draw, Objective, Pass, checked_factors, checked_weight
+from .objective import Answers, Draw, Objective, Pass, check_pairs, checked_factors, checked_weight
 
 __all__ = ["SplitObjective", "split_loss"]
 
@@ -36,7 +36,14 @@ def split_loss(
 
     Returns:
         `[pairs]`.
+
+    Raises:
+        ConfigError: the two are no tensors of one shape, or a weight is no finite number from 0 on.
     """
+    check_pairs(positive=positive, negative=negative)
+    weights = {"positive_weight": positive_weight, "negative_weight": negative_weight, "gap_weight": gap_weight}
+    for name, value in {**weights, "gap": gap}.items():
+        checked_weight(name, value)
     short = (gap - (negative - positive)).relu()
     return positive_weight * positive + negative_weight * negative + gap_weight * short
 
@@ -62,7 +69,7 @@ class SplitObjective(Objective):
             directions. As in the authors' code, for an adapter that is to be used with either sign.
 
     Raises:
-        ConfigError: a weight below 0, factors that are none, or `opposite` without factors.
+        ConfigError: a weight below 0, all three of them 0, factors that are none, or `opposite` without factors.
     """
 
     positive_weight: float = 1.0
@@ -75,6 +82,15 @@ class SplitObjective(Objective):
     def __post_init__(self) -> None:
         for name in ("positive_weight", "negative_weight", "gap_weight", "gap"):
             checked_weight(name, getattr(self, name))
+        if not (self.positive_weight or self.negative_weight or self.gap_weight):
+            raise ConfigError(
+                "positive_weight, negative_weight and gap_weight are all 0",
+                value=0,
+                rule="a loss of which nothing counts trains nothing",
+                fix="set one of them above 0",
+            )
+        if not isinstance(self.opposite, bool):
+            raise ConfigError(f"opposite={shown(self.opposite)}", value=self.opposite, rule="it is True or False")
         if self.factors is not None:
             object.__setattr__(self, "factors", checked_factors(self.factors))
         elif self.opposite:
