@@ -115,6 +115,14 @@ def read_values(path: Path, names: Iterable[str]) -> Iterator[tuple[str, NDArray
             yield name, flat.reshape(header[name]["shape"])
 
 
+def read_notes(path: Path) -> dict[str, str]:
+    """The metadata of a file that `read_tensor_table` has read."""
+    with path.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        notes: dict[str, str] = json.loads(handle.read(length)).get("__metadata__", {})
+        return notes
+
+
 def file_digest(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as handle:

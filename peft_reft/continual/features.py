@@ -9,14 +9,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 from peft_reft.runtime.row_choice import BASE
 
 from .former import evaluating
 
-__all__ = ["WAYS", "divergences", "features", "representations"]
+__all__ = ["divergences", "features", "representations"]
 
-WAYS = ("representation", "divergence")
 LEAST = 1e-6
 """Nats: what is added to a divergence before its logarithm is taken."""
 
@@ -29,13 +28,25 @@ def features(
     Args:
         model: with the adapters.
         prompts: `input_ids` and `attention_mask`, each `[batch, seq]`, padded on any side.
-        by: of `WAYS`.
+        by: `"representation"` or `"divergence"`.
         adapters: whose divergence is asked; representations do not depend on them.
         layer: whose output a representation is; divergences do not depend on it.
+
+    Raises:
+        ConfigError: prompts that are no such tensors, a prompt without tokens, a layer that is not there.
     """
-    ids = prompts["input_ids"]
+    ids = prompts.get("input_ids") if isinstance(prompts, Mapping) else None
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel() or ids.dtype not in (torch.long, torch.int):
+        raise ConfigError(
+            f"a batch of prompts is {shown(prompts)}",
+            value=type(prompts).__name__,
+            rule="it is a dict with input_ids, a tensor of token ids [batch, seq], and attention_mask of that shape",
+            fix='e.g. {"input_ids": ids, "attention_mask": mask}, in a list of such batches',
+        )
     mask = prompts.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
+    if not isinstance(mask, Tensor):
+        raise ConfigError(f"attention_mask is {shown(mask)}", value=mask, rule="a tensor [batch, seq]")
     if mask.shape != ids.shape or not bool(mask.any(-1).all()):
         raise ConfigError("a prompt has no tokens, or a mask of another shape", value=list(ids.shape))
     with torch.no_grad(), evaluating(model):

@@ -12,20 +12,19 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from peft_reft.hub_format.errors import ConfigError, as_path
+from peft_reft.hub_format.errors import ConfigError, as_path, shown
 from peft_reft.hub_format.manifest import ROUTER_NAME
+from peft_reft.hub_format.router_file import NOTE, VERSION, WAYS, read_router
 from peft_reft.runtime.row_choice import BASE
 
-from .features import WAYS, features
+from .features import features
 
 __all__ = ["FILE", "RouterReport", "SkillRouter"]
 
 FILE = ROUTER_NAME
-VERSION = 1
 SHRINK = 0.1
 """Share of the mean variance in the covariance: skills have fewer prompts than representations have dimensions."""
 Prompts: TypeAlias = Mapping[str, Tensor]
@@ -96,6 +95,8 @@ class SkillRouter:
         """
         if by not in WAYS:
             raise ConfigError(f"by={by!r}", value=by, rule=f"it is one of {', '.join(map(repr, WAYS))}")
+        if type(layer) is not int:
+            raise ConfigError(f"layer={shown(layer)}", value=layer, rule="an int, as in hidden_states")
         _check_skills(model, prompts)
         adapters = [name for name in prompts if name != BASE]
         seen = {
@@ -118,6 +119,7 @@ class SkillRouter:
         Raises:
             ConfigError: the model lacks an adapter, or its states have another size.
         """
+        _check_model(model)
         adapters = [name for name in self.adapters if name != BASE]
         if missing := [name for name in adapters if name not in model.peft_config]:
             raise ConfigError(
@@ -169,6 +171,7 @@ class SkillRouter:
         Raises:
             ConfigError: a skill that it does not know, or one without prompts.
         """
+        _check_batches(prompts)
         by_skill, right, asked = {}, 0, 0
         began = time.process_time()
         for skill, batches in prompts.items():
@@ -176,7 +179,11 @@ class SkillRouter:
                 raise ConfigError(
                     f"skill {skill!r}", value=skill, rule=f"it has prompts, and is one of {self.adapters}"
                 )
-            sent = [name for batch in batches for name in self.route(model, **batch)]
+            sent = [
+                name
+                for batch in batches
+                for name in self.route(model, batch["input_ids"], batch.get("attention_mask"))
+            ]
             by_skill[skill] = sent.count(skill) / len(sent)
             right, asked = right + sent.count(skill), asked + len(sent)
         taken = time.process_time() - began
@@ -188,15 +195,22 @@ class SkillRouter:
 
         Args:
             save_directory: folder; made if needed.
+
+        Raises:
+            ConfigError: what would be written is none that `from_pretrained` reads.
         """
         folder = as_path(save_directory, "save_directory")
         folder.mkdir(parents=True, exist_ok=True)
         told = {"version": VERSION, "adapters": list(self.adapters), "by": self.by, "layer": self.layer}
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
-        data = save(tensors, metadata={"skill_router": json.dumps(told, sort_keys=True)})
+        data = save(tensors, metadata={NOTE: json.dumps(told, sort_keys=True)})
         part = Path(folder, f".{FILE}.part")
-        part.write_bytes(data)
-        part.replace(Path(folder, FILE))
+        try:
+            part.write_bytes(data)
+            read_router(part)
+            part.replace(Path(folder, FILE))
+        finally:
+            part.unlink(missing_ok=True)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> SkillRouter:
@@ -211,25 +225,9 @@ class SkillRouter:
         Raises:
             ConfigError: there is none, or the file is not what `save_pretrained` writes.
         """
-        file = as_path(folder, "folder") / FILE
-        try:
-            with safe_open(file, framework="pt") as opened:
-                told: Any = json.loads((opened.metadata() or {})["skill_router"])
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-            adapters, by, layer = told["adapters"], told["by"], told["layer"]
-            weight, bias = tensors.pop("weight"), tensors.pop("bias")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise _refuse(file, f"{type(error).__name__}: {str(error)[:120]}") from error
-        if told.get("version") != VERSION or set(told) != {"version", "adapters", "by", "layer"} or tensors:
-            raise _refuse(file, f"version {str(told.get('version'))[:20]}, or more in it than is known")
-        named = isinstance(adapters, list) and all(isinstance(name, str) for name in adapters)
-        if not named or by not in WAYS or type(layer) is not int or len(set(adapters)) != len(adapters):
-            raise _refuse(file, "its names, its way or its layer are none")
-        if weight.dim() != 2 or weight.shape[0] != len(adapters) or bias.shape != (len(adapters),):
-            raise _refuse(file, f"tensors of shapes {list(weight.shape)} and {list(bias.shape)}")
-        if not bool(torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-            raise _refuse(file, "numbers that are not finite")
-        return cls(tuple(adapters), by, layer, weight.float(), bias.float())
+        read = read_router(as_path(folder, "folder") / FILE)
+        by: Any = read.by  # one of `WAYS`
+        return cls(read.adapters, by, read.layer, torch.from_numpy(read.weight), torch.from_numpy(read.bias))
 
 
 def _discriminant(classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -247,9 +245,34 @@ def _discriminant(classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return weight.float(), bias.float()
 
 
-def _check_skills(model: PeftModel, prompts: Mapping[str, Sequence[Prompts]]) -> None:
+def _check_model(model: object) -> None:
     if not isinstance(model, PeftModel):
         raise ConfigError(f"model is a {type(model).__name__}", value=type(model).__name__, rule="it is a PeftModel")
+
+
+def _check_batches(prompts: Mapping[str, Sequence[Prompts]]) -> None:
+    """Refuse what does not map skills to lists of batches."""
+    wrong: list[Any] = [prompts]
+    if isinstance(prompts, Mapping) and prompts:
+        wrong = [given for given in prompts.values() if not _is_list_of_batches(given)]
+    if wrong:
+        raise ConfigError(
+            f"prompts have {shown(wrong[0])}",
+            value=type(wrong[0]).__name__,
+            rule="they map each skill to a list of batches, dicts with input_ids and attention_mask",
+            fix='e.g. {"dates": [{"input_ids": ids, "attention_mask": mask}], ...}',
+        )
+
+
+def _is_list_of_batches(given: object) -> bool:
+    return isinstance(given, (list, tuple)) and all(
+        isinstance(batch, Mapping) and "input_ids" in batch for batch in given
+    )
+
+
+def _check_skills(model: PeftModel, prompts: Mapping[str, Sequence[Prompts]]) -> None:
+    _check_model(model)
+    _check_batches(prompts)
     if len(prompts) < 2:
         raise ConfigError(f"prompts of {list(prompts)}", value=list(prompts), rule="there are two skills at least")
     for skill, batches in prompts.items():
@@ -259,12 +282,3 @@ def _check_skills(model: PeftModel, prompts: Mapping[str, Sequence[Prompts]]) ->
                 value=skill,
                 rule=f"the model has {', '.join(model.peft_config)}; {BASE!r} stands for none",
             )
-
-
-def _refuse(file: Path, why: str) -> ConfigError:
-    return ConfigError(
-        f"{file.name} is no router: {why}",
-        value=str(file.parent.name),
-        rule=f"it is what SkillRouter.save_pretrained writes, version {VERSION}",
-        fix="fit a router again and save it",
-    )

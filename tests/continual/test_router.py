@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -142,9 +144,116 @@ def test_files_that_are_no_router_are_refused(tmp_path: Path) -> None:
         SkillRouter.from_pretrained(tmp_path)
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    import json
+TOLD = {"version": 1, "adapters": list(SKILLS), "by": "representation", "layer": -1}
+TENSORS = {"weight": torch.ones(2, 6), "bias": torch.zeros(2)}
 
+
+def write_file(folder: Path, told: str, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, folder / FILE, metadata={"skill_router": told})
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        json.dumps({**TOLD, "version": True}),
+        json.dumps({**TOLD, "adapters": ["", "x"]}),
+        json.dumps({**TOLD, "adapters": ["\ud800", "x"]}),
+        json.dumps({**TOLD, "by": []}),
+        json.dumps(TOLD).replace("{", '{"layer": 0, '),
+        "[" * 100_000,
+        "null",
+    ],
+    ids=["version", "no name", "half a letter", "way", "key twice", "deep", "no object"],
+)
+def test_what_stands_beside_the_tensors_is_read_strictly(tmp_path: Path, told: str) -> None:
+    write_file(tmp_path, json.dumps(TOLD), TENSORS)
+    assert SkillRouter.from_pretrained(tmp_path).adapters == tuple(SKILLS)
+    write_file(tmp_path, told, TENSORS)
+    with pytest.raises(ConfigError) as found:
+        SkillRouter.from_pretrained(tmp_path)
+    assert found.value.code == "router.file"
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"weight": torch.full((2, 6), 1e300, dtype=torch.float64)},
+        {"weight": torch.ones(2, 6, dtype=torch.complex64)},
+        {"weight": torch.ones(2, 6).to(torch.float8_e4m3fn)},
+        {"weight": torch.ones(2, 6, dtype=torch.int64)},
+        {"weight": torch.ones(2, 0)},
+        {"weight": torch.ones(6)},
+        {"bias": torch.zeros(2, dtype=torch.bool)},
+        {"more": torch.zeros(1)},
+    ],
+    ids=["beyond float32", "complex", "float8", "whole", "empty", "one row", "bool", "more"],
+)
+def test_tensors_that_are_no_finite_numbers_of_the_right_shape_are_refused(
+    tmp_path: Path, spoilt: dict[str, torch.Tensor]
+) -> None:
+    write_file(tmp_path, json.dumps(TOLD), {**TENSORS, **spoilt})
+    with pytest.raises(ConfigError) as found:
+        SkillRouter.from_pretrained(tmp_path)
+    assert found.value.code == "router.file"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are POSIX's")
+def test_a_pipe_or_a_link_in_the_place_of_the_file_is_refused_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(ConfigError, match="is no file"):
+        SkillRouter.from_pretrained(tmp_path)
+    (tmp_path / FILE).unlink()
+    write_file(tmp_path, json.dumps(TOLD), TENSORS)
+    (tmp_path / FILE).rename(tmp_path / "other")
+    (tmp_path / FILE).symlink_to(tmp_path / "other")
+    with pytest.raises(ConfigError, match="is a link"):
+        SkillRouter.from_pretrained(tmp_path)
+
+
+def test_what_could_not_be_read_back_is_not_written_over_what_can(tmp_path: Path) -> None:
+    good = SkillRouter(tuple(SKILLS), "representation", -1, TENSORS["weight"], TENSORS["bias"])
+    good.save_pretrained(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    bad = SkillRouter(tuple(SKILLS), "representation", -1, TENSORS["weight"] * float("nan"), TENSORS["bias"])
+    with pytest.raises(ConfigError, match="NaN"):
+        bad.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert (tmp_path / FILE).read_bytes() == whole
+
+
+IDS = torch.tensor([[4, 5]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, [1], {}, {"default": prompts("default", 0)}, {"default": "hi"}, {"default": [{"labels": IDS}]}],
+    ids=["None", "list", "nothing", "a batch", "text", "no ids"],
+)
+def test_prompts_that_are_no_lists_of_batches_are_refused(given: object) -> None:
+    model = two_skills()
+    router = SkillRouter(tuple(SKILLS), "representation", -1, torch.ones(2, 64), torch.zeros(2))
+    with pytest.raises(ConfigError, match="list of batches"):
+        SkillRouter.fit(model, given)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="list of batches"):
+        router.measure(model, given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "ids", [None, [[4, 5]], IDS[0], IDS.float(), IDS[:0]], ids=["None", "list", "1d", "float", "0"]
+)
+def test_ids_that_are_no_tensor_of_tokens_are_refused(ids: object) -> None:
+    router = SkillRouter(tuple(SKILLS), "representation", -1, torch.ones(2, 64), torch.zeros(2))
+    with pytest.raises(ConfigError, match="input_ids"):
+        router.route(two_skills(), ids)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="attention_mask"):
+        router.route(two_skills(), IDS, [[1, 1]])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="it is a PeftModel"):
+        router.route(two_skills().get_base_model(), IDS)
+    with pytest.raises(ConfigError, match="layer='1'"):
+        SkillRouter.fit(two_skills(), TRAIN, layer="1")  # type: ignore[arg-type]
+
+
+def _metadata(data: bytes) -> dict[str, str]:
     found: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     return found
 
