@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from peft import PeftModel
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.bundle import REFT_FOLDER, Member, check_name, read_index, write_index
 from peft_reft.hub_format.card import CardFacts, is_hub_id
-from peft_reft.hub_format.errors import ConfigError, as_path
+from peft_reft.hub_format.errors import ConfigError, as_path, shown
 from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, ROUTER_NAME, WEIGHTS_NAME, Manifest
 from peft_reft.hub_format.push import PushOptions, describe, push_folder
 from peft_reft.hub_format.remote import fetch_folder, fetch_listing
+from peft_reft.hub_format.router_file import read_router
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.staging import staged_folder
 from peft_reft.hub_format.strict_json import dump_json, load_json
-from peft_reft.hub_format.tensors import read_tensor_table
 from peft_reft.hub_format.writer import producer, write_adapter_files, write_atomic
 from peft_reft.runtime.row_choice import BASE
 
 from .save import check_saves
 
-__all__ = ["Router", "list_adapters", "pull", "push_stage", "push_to_hub"]
+__all__ = ["Router", "check_router", "list_adapters", "pull", "push_stage", "push_to_hub"]
 
 
+@runtime_checkable
 class Router(Protocol):
     """What lies beside adapters and says which of them a prompt goes to; `peft_reft.continual.SkillRouter` is one."""
 
@@ -82,16 +83,17 @@ def pull(repo_id: str, folder: str | Path, *, revision: str | None = None, token
         HubError: the repository is missing, gated, or out of reach; `code` tells which.
         ReftError: its files are not what their manifest or index says; the folder is as it was.
     """
+    target = as_path(folder, "folder")
     source = fetch_folder(repo_id, revision=revision, token=token)
     beside = [name for name in (CARD_NAME, ROUTER_NAME) if (source / name).is_file()]
     names = [*check_members(source), *beside]
     if ROUTER_NAME in beside:
-        read_tensor_table(source / ROUTER_NAME)
-    with staged_folder(Path(folder)) as stage:
+        read_router(source / ROUTER_NAME)
+    with staged_folder(target) as stage:
         for name in names:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, stage / name)
-    return Path(folder)
+    return target
 
 
 def push_to_hub(
@@ -141,26 +143,29 @@ def push_to_hub(
     if not edits:
         raise ConfigError("the model has no ReFT adapter", fix="use the model's own push_to_hub")
     if router is not None:
-        _check_router(router, edits if add else model.peft_config, renamed=isinstance(add, str))
+        if not isinstance(router, Router):
+            raise ConfigError(f"router is {shown(router)}", value=router, rule="it is a SkillRouter")
+        check_router(router.adapters, edits if add else model.peft_config, renamed=isinstance(add, str))
     options = PushOptions(private, token, revision, create_pr, commit_message)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "saved")
         model.save_pretrained(str(folder))
         if router is not None:
             router.save_pretrained(folder)
+            read_router(folder / ROUTER_NAME)
         described = {name: (config.groups(), config.task_type) for name, config in edits.items()}
         return push_stage(folder, repo_id, described, options, add=add)
 
 
-def _check_router(router: Router, pushed: Collection[str], *, renamed: bool) -> None:
+def check_router(adapters: Iterable[str], pushed: Collection[str], *, renamed: bool) -> None:
     """Refuse a router that sends to what does not come to lie beside it under the name it knows."""
-    lost = [name for name in router.adapters if name != BASE and (renamed or name not in pushed)]
+    lost = [name for name in adapters if name != BASE and (renamed or name not in pushed)]
     if lost:
         raise ConfigError(
             f"the router sends to {lost[0]!r}, which is not pushed under that name",
             value=lost,
             rule=f"it sends to adapters of the same push: {', '.join(map(repr, pushed))}",
-            fix="push the model with all its adapters, under their own names (add=True, or without add)",
+            fix="push the model with all its adapters, under their own names (add=True, or without add), or no router",
         )
 
 

@@ -7,15 +7,16 @@ import tempfile
 from pathlib import Path
 
 from peft_reft.hub_format.bundle import Member
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, as_path
 from peft_reft.hub_format.listing import check_members, list_members
 from peft_reft.hub_format.manifest import CARD_NAME, CONFIG_NAME, ROUTER_NAME
 from peft_reft.hub_format.push import PushOptions
 from peft_reft.hub_format.reader import check_link
+from peft_reft.hub_format.router_file import read_router
 from peft_reft.hub_format.schema import check_fields, from_object
 from peft_reft.hub_format.strict_json import load_json
 
-from .hub import push_stage
+from .hub import check_router, push_stage
 
 __all__ = ["push_saved"]
 
@@ -50,13 +51,14 @@ def push_saved(
         The URL of the commit, or of the pull request.
 
     Raises:
-        ReftError: the folder is not what its manifest or index says, or holds no ReFT. Nothing is pushed then.
+        ReftError: the folder is not what its manifest or index says, or holds no ReFT; its router is none, or
+            sends to an adapter that is not pushed under its name. Nothing is pushed then.
         HubError: the repository is missing, gated, or out of reach; `code` tells which.
 
     A path of a local base model is not pushed. A card in the folder, e.g. of `Trainer.create_model_card`, is where a
     repository without one starts. A router of skills that lies beside the adapters goes with them.
     """
-    root = Path(folder)
+    root = as_path(folder, "folder")
     names, members = check_members(root), list_members(root)
     if not any(map(_is_edit, members)):
         raise ConfigError(
@@ -74,6 +76,9 @@ def push_saved(
             check_link(root / name)
             shutil.copyfile(root / name, stage / name)
         edits = [member for member in members if _is_edit(member)]
+        if (stage / ROUTER_NAME).is_file():
+            pushed = [member.name for member in (edits if add else members)]
+            check_router(read_router(stage / ROUTER_NAME).adapters, pushed, renamed=isinstance(add, str))
         configs = {member.name: load_json(stage / member.folder / CONFIG_NAME) for member in edits}
         described = {
             name: (check_fields(from_object(config["reft"])), config.get("task_type"))

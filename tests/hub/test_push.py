@@ -306,3 +306,23 @@ def test_a_saved_router_is_pushed_with_its_folder_and_a_broken_one_is_not_pulled
     with pytest.raises(ReftError):
         pull("me/x", tmp_path / "spoilt")
     assert not (tmp_path / "spoilt" / name).exists()
+
+
+def test_a_saved_router_that_is_none_or_sends_elsewhere_is_not_pushed(hub: LoopbackHub, tmp_path: Path) -> None:
+    saved, name = tmp_path / "saved", "skill_router.safetensors"
+    mixed(edit=1).save_pretrained(str(saved))
+    (saved / name).write_bytes(b"none")
+    with pytest.raises(ConfigError, match="is no router"):
+        push_saved(saved, "me/x")
+    router("edit", "other").save_pretrained(saved)
+    with pytest.raises(ConfigError, match="sends to 'other'"):
+        push_saved(saved, "me/x")
+    router("edit", "__base__").save_pretrained(saved)
+    with pytest.raises(ConfigError, match="sends to 'edit'"):
+        push_saved(saved, "me/x", add="new")
+    with pytest.raises(ConfigError, match="it is a SkillRouter"):
+        push_to_hub(mixed(edit=1), "me/x", router=object())  # type: ignore[arg-type]
+    assert not hub.storage.repos
+    push_saved(saved, "me/x", add=True)
+    with pytest.raises(ConfigError, match="folder is None"):
+        pull("me/x", None)  # type: ignore[arg-type]
