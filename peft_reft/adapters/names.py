@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 from peft_reft.hub_format.kinds import kind_signature, known_kinds
 from peft_reft.runtime.row_choice import BASE
 
@@ -61,6 +61,8 @@ def check_known(names: Iterable[object], known: Collection[str]) -> None:
 
 
 def check_free(name: str, known: Collection[str]) -> None:
-    """Refuse a name that an adapter of a model has."""
+    """Refuse a name that an adapter of a model has, or that is none."""
+    if not isinstance(name, str):
+        raise ConfigError(f"the adapter name is {shown(name)}", code="name", value=name, rule="a name is a str")
     if name in known:
         raise ConfigError(f"there is an adapter {name!r} already", value=name, fix="choose another name")

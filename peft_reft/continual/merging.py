@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from peft_reft.adapters.scaling import scale_adapter
 from peft_reft.config import ReftConfig
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 from peft_reft.runtime import state_of
 
 from .former import evaluating
@@ -72,6 +73,7 @@ def merge_skills(
         ConfigError: no data, a name or a number that is not allowed.
         MergeError: a kind whose edit times a factor is no edit. Nothing is measured then.
     """
+    _check_kinds(validation, adapters, grid)
     names = list(validation) if adapters is None else list(adapters)
     _check(model, validation, names, grid, rounds)
     model.add_weighted_adapter(names, [0.5] * len(names), name)  # what has no sum is refused before anything is tried
@@ -167,6 +169,30 @@ def _mean(losses: Mapping[str, float]) -> float:
     return sum(losses.values()) / len(losses)
 
 
+def _check_kinds(validation: Any, adapters: Any, grid: Any) -> None:
+    """Refuse what cannot be gone over several times, or holds other things than it should."""
+    batches = validation.values() if isinstance(validation, Mapping) else [validation]
+    if any(not isinstance(given, (list, tuple)) or not all(map(_is_batch, given)) for given in batches):
+        raise ConfigError(
+            f"validation is {shown(validation)}",
+            value=type(validation).__name__,
+            rule="it maps each skill to a list of batches, dicts of tensors [batch, seq] with input_ids and labels",
+        )
+    if adapters is not None and not (
+        isinstance(adapters, (list, tuple)) and all(isinstance(n, str) for n in adapters)
+    ):
+        raise ConfigError(f"adapters={shown(adapters)}", value=adapters, rule="a list of names, or None")
+    if not isinstance(grid, (list, tuple)) or not all(type(one) in (int, float) for one in grid):
+        raise ConfigError(f"grid={shown(grid)}", value=grid, rule="a list of numbers", fix=f"e.g. {GRID}")
+
+
+def _is_batch(given: object) -> bool:
+    if not isinstance(given, Mapping) or ("input_ids" not in given and "inputs_embeds" not in given):
+        return False
+    labels = given.get("labels")
+    return labels is None or (isinstance(labels, Tensor) and labels.dim() == 2)
+
+
 def _check(
     model: PeftModel,
     validation: Mapping[str, Sequence[Batch]],
@@ -183,7 +209,7 @@ def _check(
             rule="it maps each skill to batches with input_ids and labels",
         )
     for skill, batches in validation.items():
-        if any("labels" not in batch or not bool((batch["labels"][:, 1:] != -100).any()) for batch in batches):
+        if any(batch.get("labels") is None or not bool((batch["labels"][:, 1:] != -100).any()) for batch in batches):
             raise ConfigError(
                 f"a batch of {skill!r} supervises nothing", value=skill, rule="its labels say the answer"
             )
@@ -202,7 +228,7 @@ def _check(
             raise ConfigError(
                 f"adapter {name!r} is a {type(model.peft_config[name]).__name__}", value=name, rule="a sum is of ReFTs"
             )
-    if not grid or any(isinstance(one, bool) or not 0 <= one < float("inf") for one in grid):
-        raise ConfigError(f"grid={list(grid)!r}", value=list(grid), rule="finite weights, 0 or more")
+    if not grid or not all(0 <= one <= sys.float_info.max for one in grid):
+        raise ConfigError(f"grid={shown(grid)}", value=list(grid), rule="finite weights, 0 or more")
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ConfigError(f"rounds={rounds!r}", value=rounds, rule="an int, 1 or more")

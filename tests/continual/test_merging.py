@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +89,34 @@ def test_what_is_not_allowed_is_refused() -> None:
     blank["labels"] = torch.full_like(blank["labels"], -100)
     with pytest.raises(ConfigError, match="supervises nothing"):
         merge_skills(model, {**VALIDATION, "other": [blank]}, "both")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"grid": (value for value in (0.0, 1.0))}, "grid="),
+        ({"grid": "01"}, "grid="),
+        ({"grid": [None]}, "grid="),
+        ({"grid": [10**400]}, "grid="),
+        ({"grid": torch.tensor([0.0, 1.0])}, "grid="),
+        ({"adapters": 5}, "adapters=5"),
+        ({"adapters": [["default"], "other"]}, "adapters="),
+        ({"adapters": {"default": 1, "other": 2}}, "adapters="),
+        ({"validation": None}, "validation is None"),
+        ({"validation": {"default": [None], "other": [1]}}, "validation is"),
+        ({"validation": {skill: iter(given) for skill, given in VALIDATION.items()}}, "validation is"),
+        ({"validation": {skill: given[0] for skill, given in VALIDATION.items()}}, "validation is"),
+        ({"validation": {s: [{"labels": g[0]["labels"]}] for s, g in VALIDATION.items()}}, "input_ids"),
+        ({"validation": {s: [{**g[0], "labels": g[0]["labels"][0]}] for s, g in VALIDATION.items()}}, "labels"),
+        ({"name": ["both"]}, "the adapter name is"),
+    ],
+)
+def test_what_is_gone_over_once_or_holds_other_things_is_refused_and_changes_nothing(changed: Any, told: str) -> None:
+    model = two_skills()
+    before = list(model.active_adapters), set(model.peft_config)
+    with pytest.raises(ConfigError, match=told):
+        merge_skills(model, **{"validation": VALIDATION, "name": "both", "rounds": 1, **changed})
+    assert (list(model.active_adapters), set(model.peft_config)) == before
 
 
 def test_the_edits_of_a_mixed_model_are_merged_beside_its_lora() -> None:
