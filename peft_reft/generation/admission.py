@@ -54,6 +54,8 @@ def adding(manager: Any, asked: AskedRequests) -> Callable[..., Any]:
         refuse_explicit(kwargs)
         names = getattr(input_ids, "adapter_names", None) if adapter_names is None else adapter_names
 
+        asked.check_id(request_id, names, manager)
+
         def hand_on(request: str | None) -> Any:
             return own(input_ids, request, *args, **kwargs)
 
@@ -62,12 +64,15 @@ def adding(manager: Any, asked: AskedRequests) -> Callable[..., Any]:
     return add_request
 
 
-def adding_several(manager: Any) -> Callable[..., Any]:
+def adding_several(manager: Any, asked: AskedRequests) -> Callable[..., Any]:
     """The manager's own `add_requests`, which takes `adapter_names` too: a list with an entry for every request."""
     own = manager.add_requests
 
     def add_requests(inputs: Any, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Any:
         refuse_explicit(kwargs)
-        return own(inputs if adapter_names is None else named_prompts(inputs, adapter_names), *args, **kwargs)
+        if adapter_names is not None:
+            inputs = named_prompts(inputs, adapter_names)
+            asked.check(adapter_names)  # all of them, before one is sent
+        return own(inputs, *args, **kwargs)
 
     return add_requests

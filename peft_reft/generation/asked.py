@@ -6,16 +6,17 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from operator import index
 from typing import Any
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from peft_reft.adapters.per_row import split_rows
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 from peft_reft.runtime.row_choice import BASE
 from peft_reft.runtime.state import ModelState
 
-__all__ = ["Asked", "AskedRequests", "Prompt", "named_prompts"]
+__all__ = ["Asked", "AskedRequests", "Prompt", "check_prompt", "named_prompts"]
 
 CHILD = "__child#"
 """How transformers names the further sequences of one request."""
@@ -39,17 +40,45 @@ def named_prompts(inputs: Sequence[Sequence[int]], adapter_names: Any) -> list[P
         adapter_names: for each an adapter's name, `"__base__"`, or a tuple of names whose edits add.
 
     Raises:
-        ConfigError: another number of names than of prompts.
+        ConfigError: another number of names than of prompts, or a prompt that is no list of token ids.
     """
-    if isinstance(adapter_names, str) or not isinstance(adapter_names, Sequence) or len(adapter_names) != len(inputs):
-        shown = repr(adapter_names)[:60]
+    if not hasattr(inputs, "__len__"):
         raise ConfigError(
-            f"adapter_names is {shown}",
+            f"inputs is {shown(inputs)}",
+            code="continuous.prompt",
+            value=inputs,
+            rule="it is a list of requests, each a list of token ids",
+        )
+    if isinstance(adapter_names, str) or not isinstance(adapter_names, Sequence) or len(adapter_names) != len(inputs):
+        raise ConfigError(
+            f"adapter_names is {shown(adapter_names)}",
             code="continuous.names",
             value=adapter_names,
             rule=f"it is a list with one entry for each of the {len(inputs)} requests, {BASE!r} for none",
         )
+    for ids in inputs:
+        check_prompt(ids)
     return [Prompt(ids, names) for ids, names in zip(inputs, adapter_names, strict=True)]
+
+
+def check_prompt(ids: Any) -> None:
+    """Refuse a request that is no list of token ids; transformers would cut numbers, or take another's tokens for it.
+
+    Raises:
+        ConfigError: no list of whole numbers, or an empty one.
+    """
+    try:
+        whole = len(ids) > 0 and all(index(token) is not None for token in ids)
+    except (TypeError, ValueError, RuntimeError):
+        whole = False
+    if not whole:
+        raise ConfigError(
+            f"a request's prompt is {shown(ids)}",
+            code="continuous.prompt",
+            value=ids,
+            rule="it is a list of token ids, whole numbers, one at least",
+            fix='e.g. tokenizer(text)["input_ids"]',
+        )
 
 
 @dataclass(frozen=True)
@@ -89,13 +118,17 @@ class AskedRequests:
             names: see `named_prompts`; None: it is edited by what is active.
 
         Raises:
-            ConfigError: an adapter that is not there, or whose edits a packed forward cannot give to one request.
+            ConfigError: an adapter that is not there, or whose edits a packed forward cannot give to one request; a
+                prompt or an id that is none.
         """
+        check_prompt(ids)
+        if not isinstance(request, (str, type(None))):
+            raise ConfigError(f"request_id is {shown(request)}", value=request, rule="it is a str, or None")
         asked = Asked(None if names is None else self._admitted(names), len(ids))
         if request is None:
             if asked.names is None:
                 return own(None)
-            request = f"reft_{next(self.numbers)}"
+            request = next(name for number in self.numbers if (name := f"reft_{number}") not in self.records)
         with self.lock:
             self.records[request] = asked
             self.arriving.add(request)
@@ -117,6 +150,24 @@ class AskedRequests:
         """
         for names in adapter_names:
             self._admitted(names)
+
+    def check_id(self, request: Any, names: Any, manager: Any) -> None:
+        """Refuse the id of a request that has not ended and names other adapters: both would be edited by the last.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        held = self.records.get(request) if isinstance(request, str) else None
+        if held is None or request not in self._living(manager):
+            return
+        if held.names != (None if names is None else self._admitted(names)):
+            raise ConfigError(
+                f"a request with the id {shown(request)} has not ended, and names other adapters",
+                code="continuous.id",
+                value=request,
+                rule="a request is known by its id, and edited by its own adapters until it ends",
+                fix="leave request_id out, or choose another",
+            )
 
     def uses(self, name: str, manager: Any) -> bool:
         """Whether a request that has not ended names an adapter."""

@@ -223,7 +223,7 @@ class ContinuousBatching(BoundaryProvider):
             asked = AskedRequests(self.state)
             self.known.append(_Known(weakref.ref(manager), asked, BlockSalts(self.state, asked)))
             manager.add_request = adding(manager, asked)
-            manager.add_requests = adding_several(manager)
+            manager.add_requests = adding_several(manager, asked)
 
     def _check_sharing(self, entry: _Known, cache: Any, batch: Batch) -> None:
         others = [request for request in batch.requests if request.names is None]

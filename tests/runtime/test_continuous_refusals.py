@@ -125,3 +125,45 @@ def test_turns_that_nothing_tells_are_refused() -> None:
     model = reft_model("llama", positions="l1", turns="each")
     with pytest.raises(PromptBoundaryError, match="turns='each'"):
         batched(model, prompts()[:2])
+
+
+@pytest.mark.parametrize("ids", [None, 5, "ab", [], [5.5, 6], [[5, 6]], [None]], ids=str)
+def test_a_prompt_that_is_no_list_of_token_ids_is_refused_before_any_is_sent(ids: Any) -> None:
+    """A float would be cut, and an empty prompt computed from another request's tokens."""
+    model = model_for("llama", "f2+l2")
+    manager = model.init_continuous_batching(generation_config=greedily(), continuous_batching_config=small())
+    for send in (
+        lambda: manager.add_request(ids),
+        lambda: manager.add_request(ids, adapter_names="default"),
+        lambda: manager.add_requests([[5, 6], ids], adapter_names=["default", "default"]),
+        lambda: model.generate_batch([[5, 6], ids], generation_config=greedily(), adapter_names=["default"] * 2),
+    ):
+        with pytest.raises(ConfigError) as found:
+            send()
+        assert found.value.code == "continuous.prompt"
+    assert manager.input_queue.empty()
+
+
+@pytest.mark.parametrize("names", [["default", "nope"], ["default", None], ["default"], "default", 5], ids=str)
+def test_names_are_refused_before_the_first_of_several_requests_is_sent(names: Any) -> None:
+    model = model_for("llama", "f2+l2")
+    manager = model.init_continuous_batching(generation_config=greedily(), continuous_batching_config=small())
+    with pytest.raises(ConfigError):
+        manager.add_requests([[5, 6], [7, 8]], adapter_names=names)
+    assert manager.input_queue.empty()
+    with pytest.raises(ConfigError, match="inputs is None"):
+        manager.add_requests(None, adapter_names=["default"])
+
+
+def test_an_id_stands_for_one_request_with_its_adapters_until_it_ends() -> None:
+    model = model_for("llama", "f2+l2")
+    manager = model.init_continuous_batching(generation_config=greedily(), continuous_batching_config=small())
+    manager.add_request([5, 6], "mine", adapter_names="default")
+    with pytest.raises(ConfigError) as found:
+        manager.add_request([5, 6], "mine", adapter_names="__base__")
+    assert found.value.code == "continuous.id"
+    with pytest.raises(ConfigError, match=r"request_id is \['mine'\]"):
+        manager.add_request([5, 6], ["mine"], adapter_names="default")
+    manager.add_request([5, 6], "reft_0", adapter_names="default")
+    assert manager.add_request([5, 6], adapter_names="__base__") == "reft_1"  # not the id that was taken
+    assert manager.input_queue.qsize() == 3
