@@ -28,10 +28,11 @@ MAX_SCALE = 1e15
 def has_full_rank(raw: NDArray[np.floating]) -> bool:
     """Whether the rows of `[rank, hidden]` are independent in the precision that computes.
 
-    The ratio of the largest singular value to the smallest is below 1e6, and both lie between 1e-15 and 1e15.
+    All numbers are finite, the ratio of the largest singular value to the smallest is below 1e6, and both lie between
+    1e-15 and 1e15.
     """
     rows = raw.astype(np.float64)
-    if not rows.size:
+    if not rows.size or not np.isfinite(rows).all():
         return False
     squares = np.linalg.eigvalsh(rows @ rows.T)  # of few rows: cheaper, and right where it is clear
     if squares[0] > 1e-12 and squares[-1] < 1e12 and squares[-1] < CLEAR_CONDITION**2 * squares[0]:
@@ -89,7 +90,7 @@ def freed(raw: NDArray[np.floating], taken: NDArray[np.floating]) -> NDArray[np.
 def is_orthonormal(rows: NDArray[np.floating]) -> bool:
     """Whether rows are orthonormal, but for the rounding of the dtype that they are kept in."""
     gram = rows.astype(np.float64) @ rows.astype(np.float64).T
-    return bool(np.abs(gram - np.eye(len(rows))).max() < ORTHONORMAL)
+    return bool(rows.size) and bool(np.abs(gram - np.eye(len(rows))).max() < ORTHONORMAL)
 
 
 def _raw(tensors: Mapping[str, TensorInfo], groups: tuple[SiteGroup, ...]) -> Iterator[str]:

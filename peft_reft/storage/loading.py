@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.digests import check_recorded, dtype_name, tensor_info
-from peft_reft.hub_format.errors import AdapterLoadError
+from peft_reft.hub_format.errors import AdapterLoadError, shown
 from peft_reft.hub_format.kinds import COMPLEMENT
 from peft_reft.hub_format.rank import freed, has_full_rank, is_orthonormal
 from peft_reft.interventions import Intervention
@@ -50,6 +50,7 @@ def check_state_dict(
         AdapterLoadError: a tensor finds no parameter, a parameter finds no tensor, or shape or values are wrong.
         IntegrityError: the bytes are not those that the config recorded.
     """
+    _check_tensors(remapped)
     if config.recorded_tensors is not None:
         check_recorded(_of_edits(config.recorded_tensors), _of_edits(stored).items())
         config.recorded_tensors = None  # of this load; the adapter may be trained from here on
@@ -69,6 +70,14 @@ def check_state_dict(
     _check_finite(cast)
     for name, place in expected.items():
         _check_directions(name, place, cast)
+
+
+def _check_tensors(given: Mapping[Any, Any]) -> None:
+    """Refuse names and values of a state dict that are no names and no tensors with numbers of their own."""
+    for name, tensor in given.items():
+        whole = isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        if not isinstance(name, str) or not whole or tensor.is_meta or tensor.is_quantized:
+            raise _unfit(f"{str(name)[:120]!r} stands for {shown(tensor)}, which is no dense tensor with values")
 
 
 class AdapterTensor(NamedTuple):
@@ -99,7 +108,11 @@ def _fitting(name: str, tensor: Tensor, place: AdapterTensor, rank: int | None) 
         shape = (place.unit.rank if rank is None else rank, *shape[1:])
     if tuple(tensor.shape) != tuple(shape):
         raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")
-    return tensor.detach().to(place.held.dtype) if place.held.is_floating_point() else tensor
+    if not place.held.is_floating_point():
+        return tensor
+    if not tensor.is_floating_point():
+        raise _unfit(f"the tensor {name[:120]!r} has dtype {tensor.dtype}, the model {place.held.dtype}")
+    return tensor.detach().to(place.held.dtype)
 
 
 def _check_directions(name: str, place: AdapterTensor, cast: Mapping[str, Tensor]) -> None:

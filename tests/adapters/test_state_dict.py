@@ -76,3 +76,28 @@ def test_an_adapter_may_be_called_like_a_module_of_the_base() -> None:
     set_peft_model_state_dict(other, tensors, adapter_name="other")
     loaded = get_peft_model_state_dict(other, adapter_name="other")
     assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensor: None,
+        lambda tensor: tensor.tolist(),
+        lambda tensor: tensor.numpy(),
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: tensor > 0,
+        lambda tensor: torch.eye(*tensor.shape, dtype=torch.int64),
+    ],
+    ids=["None", "list", "array", "sparse", "meta", "complex", "bool", "whole"],
+)
+def test_what_is_no_dense_tensor_of_real_numbers_is_refused_and_changes_nothing(spoil: Any) -> None:
+    model = reft_model("llama", init_weights=False)
+    held = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    name = next(name for name in held if name.endswith(".rotation"))
+    with pytest.raises(AdapterLoadError) as found:
+        set_peft_model_state_dict(model, {**held, name: spoil(held[name])})
+    assert found.value.code == "load.fit"
+    for name, tensor in get_peft_model_state_dict(model).items():
+        assert torch.equal(tensor, held[name])

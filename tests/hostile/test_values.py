@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
 from contract.tiny import base_model, reft_model
 from peft_reft.hub_format.errors import ReftError
+from peft_reft.hub_format.rank import has_full_rank, is_orthonormal
 
 from . import folders as f
 
@@ -172,3 +174,20 @@ def test_what_no_reader_would_take_is_not_written(tmp_path: Path, modules: Any, 
     with pytest.raises((ReftError, KeyError, AttributeError)) as caught:
         model.save_pretrained(str(tmp_path))
     assert getattr(caught.value, "code", None) == code, caught.value
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e10])
+@pytest.mark.parametrize(("condition", "full"), [(1e3, True), (1e5, True), (9e5, True), (1.2e6, False), (1e8, False)])
+def test_the_bound_of_the_condition_is_where_it_is_said_to_be(condition: float, full: bool, scale: float) -> None:
+    """Orthogonal rows of two lengths, whose condition is their quotient."""
+    rows = np.linalg.qr(np.random.default_rng(0).standard_normal((16, 4)))[0].T * scale
+    rows[3] /= condition
+    assert has_full_rank(rows) is full
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_or_empty_has_no_rank_and_is_no_basis(value: float) -> None:
+    for rows in (np.full((2, 4), value), np.zeros((0, 4))):
+        with np.errstate(invalid="ignore"):
+            assert not has_full_rank(rows)
+            assert not is_orthonormal(rows)
