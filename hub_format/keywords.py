@@ -82,5 +82,5 @@ def meant(name: str, known: Iterable[str]) -> str | None:
     """
     if name in ELSEWHERE:
         return f"use {ELSEWHERE[name]}" if ELSEWHERE[name] else "leave it out: the model says it itself"
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.7)
     return f"use {close[0]}" if close else None

@@ -41,6 +41,11 @@ def test_the_right_keyword_is_named(name: str, value: Any, fix: str) -> None:
     assert fix in str(refused.value)
 
 
+def test_a_field_of_a_group_that_is_no_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a group sets only"):
+        ReftConfig(interventions=[{1: 2}])
+
+
 @pytest.mark.parametrize(("name", "fix"), [("low_rank_dimension", "use r"), ("postions", "use positions")])
 def test_the_right_field_of_a_group_is_named(name: str, fix: str) -> None:
     with pytest.raises(ConfigError, match="a group sets only") as refused:
