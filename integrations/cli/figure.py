@@ -44,7 +44,7 @@ def draw(path: Path, source: str, sizes: Sizes) -> None:
         ConfigError: the file exists, or no adapter is a ReFT.
     """
     _refuse_none(sizes)
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise ConfigError(f"{path} exists", value=str(path), rule="an existing file is not overwritten")
     units = list(dict.fromkeys((name, size.term) for name, found in sizes.items() for size in found))
     sites = list(dict.fromkeys(size.site for found in sizes.values() for size in found))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peft_reft import ReftConfig
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 from peft_reft.hub_format.opening import open_source
 from peft_reft.integrations.data import PositionPicture, show_positions
 
@@ -52,6 +52,7 @@ def show(
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    _refuse_unreadable([*prompts, *([] if system is None else [system])])
     folder = open_source(source, revision=revision, token=token)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -130,6 +131,18 @@ def _marked(pictures: Mapping[str, PositionPicture]) -> dict[str, Any]:
     }
 
 
+def _refuse_unreadable(texts: Sequence[str]) -> None:
+    """Refuse bytes of a command line that were no text, which tokenizers do not take."""
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(
+                f"the prompt {shown(text)} is no text",
+                code="show.prompt",
+                value=text,
+                rule="prompts and system message are in the encoding of the terminal, UTF-8 as a rule",
+            )
+
+
 def _refuse_others(edits: Mapping[str, ReftConfig]) -> None:
     if not edits:
         raise ConfigError(
@@ -153,15 +166,15 @@ def _refuse_others(edits: Mapping[str, ReftConfig]) -> None:
 def _screen(data: Mapping[str, Any], pictures: Sequence[Mapping[str, PositionPicture]]) -> list[str | RenderableType]:
     after = " + ".join(data["adapters"])
     lines: list[str | RenderableType] = []
-    for shown, found in zip(data["prompts"], pictures, strict=True):
-        lines += ["", f"› {shown['prompt']}", ""]
+    for told, found in zip(data["prompts"], pictures, strict=True):
+        lines += ["", f"› {told['prompt']}", ""]
         for name, picture in found.items():
             lines += [f"{name}:"] if len(found) > 1 else []
             lines += str(picture).split("\n")
         answers = Table(pad_edge=False, header_style="bold", expand=True)
         answers.add_column("before: the base alone", ratio=1, overflow="fold")
         answers.add_column(Text(f"after: {plain(after)}"), ratio=1, overflow="fold")
-        answers.add_row(*(Text(_lines(shown[side])) for side in ("before", "after")))
+        answers.add_row(*(Text(_lines(told[side])) for side in ("before", "after")))
         lines += ["", answers]
     return lines[1:]
 

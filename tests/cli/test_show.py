@@ -135,6 +135,12 @@ def test_what_has_no_answers_is_refused(
     assert (status, said["error"]["code"]) == (1, code)
 
 
+def test_a_prompt_that_is_no_text_is_refused(places: Path, command: Command) -> None:
+    """What Python makes of bytes of a command line that are no UTF-8."""
+    status, said = command("show", places / "base", places / "reft", "\udc80")
+    assert (status, said["error"]["code"]) == (1, "show.prompt")
+
+
 def test_the_screen_has_both_answers_beside_one_another(places: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["show", str(places / "base"), str(places / "reft"), QUESTION, "--max-new-tokens", "3"]
     assert main(arguments) == 0
