@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
+from peft_reft.hub_format.errors import LocationError, PromptBoundaryError, shown
 from peft_reft.positions import sequence_starts
 from peft_reft.runtime.inputs import Explicit
 
@@ -145,6 +145,10 @@ def stated_prompt(
         if len(mask) == length != width:  # one entry per real token, as a collator wants it
             mask = torch.nn.functional.pad(mask, (first, width - first - length))
         return Explicit(prompt_mask=mask[None])
+    if prompt_length is not None and type(prompt_length) is not int:
+        raise LocationError(
+            f"prompt_length is {shown(prompt_length)}", value=prompt_length, rule="an int, of real tokens"
+        )
     if "prompt_lengths" in columns:
         prompt_length = columns["prompt_lengths"]
     if prompt_length is None:

@@ -90,13 +90,17 @@ def add_intervention_locations(
     Raises:
         PromptBoundaryError: the positions depend on where the prompt ends, and nothing says where.
         LocationError: columns that do not fit one another, packed rows.
-        ConfigError: both or neither of `positions` and `config`; `num_proc` without a data set.
+        ConfigError: both or neither of `positions` and `config`; `num_proc` without a data set, or no number.
 
     >>> row = {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, -100, -100, 9]}
     >>> add_intervention_locations(row, "f1+l2", share_weights=False)
     {'intervention_locations': [[0, -1], [2, 3]]}
     """
     if is_data_set(example):
+        _check_processes(num_proc)
+        view_of(
+            _checked(config, positions, share_weights, turns), tokenizer
+        )  # what is wrong is refused here, not there
         each = partial(
             add_intervention_locations,
             positions=positions,
@@ -123,6 +127,11 @@ def add_intervention_locations(
         for row in progress(rows, "locations", unit="row", keep=False)
     ]
     return {"intervention_locations": found if is_batch(example) else found[0]}
+
+
+def _check_processes(num_proc: Any) -> None:
+    if num_proc is not None and (type(num_proc) is not int or num_proc < 0):
+        raise ConfigError(f"num_proc={shown(num_proc)}", value=num_proc, rule="an int, 1 or more, or None: no others")
 
 
 def _checked(

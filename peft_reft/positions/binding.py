@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.errors import ConfigError, shown
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import tokens_of
 
@@ -62,6 +62,8 @@ def special_ids(tokenizer: Any, groups: Iterable[SiteGroup], bound: Mapping[str,
 
 def _whole_tokens(tokenizer: Any) -> dict[str, int]:
     """Tokens that a tokenizer keeps whole wherever they stand → ids."""
+    if not hasattr(tokenizer, "get_added_vocab"):
+        raise ConfigError(f"tokenizer is {shown(tokenizer)}", value=tokenizer, rule="a tokenizer of transformers")
     added = {str(token): int(number) for token, number in tokenizer.get_added_vocab().items()}
     special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
     return {**added, **{str(token): int(number) for token, number in special}}

@@ -362,3 +362,32 @@ def test_each_turn_has_its_prompt() -> None:
     with pytest.raises(PromptBoundaryError):
         located({"input_ids": example["input_ids"]}, "f1", turns="each")
     assert located({"input_ids": [5, 6, 7]}, "f1+l1", turns="each", prompt="all") == [[0, 2]]
+
+
+SET = {"input_ids": [[5, 6, 7]], "labels": [[-100, -100, 7]]}
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, "2", [1]], ids=str)
+def test_processes_are_counted_in_whole_numbers(count: Any) -> None:
+    with pytest.raises(ConfigError, match="num_proc="):
+        add_intervention_locations(Dataset.from_dict(SET), "f1", num_proc=count)
+
+
+@pytest.mark.parametrize("data", [Dataset.from_dict({"input_ids": []}), DatasetDict()], ids=["no rows", "no sets"])
+def test_a_spec_is_read_although_there_are_no_rows(data: Any) -> None:
+    assert len(add_intervention_locations(data, "f1")) == 0
+    with pytest.raises(PositionError):
+        add_intervention_locations(data, "zz")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"positions": "f1", "prompt_length": "1"}, "prompt_length is '1'"),
+        ({"positions": "f1", "prompt_length": True}, "prompt_length is True"),
+        ({"positions": "tok(<x>)", "tokenizer": 5}, "tokenizer is 5"),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises((ConfigError, LocationError), match=told):
+        add_intervention_locations({"input_ids": [5, 6, 7]}, **given)
