@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.quality.plan import Grid
 from benchmarks.quality.search import search
 from benchmarks.skills.registry import SKILLS
+from benchmarks.speed.options import counted
 from benchmarks.study.base import BASES, identity_of
 from benchmarks.study.figures import Point, draw
 from benchmarks.study.jobs import do_missing
@@ -53,8 +54,8 @@ def main() -> None:
     options.add_argument("--search-skills", default="camel")
     options.add_argument("--regimes", default=",".join(REGIMES))
     options.add_argument("--remedies", default=",".join(REMEDIES))
-    options.add_argument("--orders", type=int, default=5)
-    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--orders", type=counted, default=5)
+    options.add_argument("--seeds", type=counted, default=3)
     options.add_argument("--rates", type=Path, default=RESULTS / "quality.jsonl", help="runs of the search")
     given = options.parse_args()
     file: Path = given.output.with_suffix(".jsonl")
@@ -78,8 +79,14 @@ def main() -> None:
 
 
 def write(file: Path) -> None:
-    """The table and the figures, for each base's weights that the runs are of."""
+    """The table and the figures, for each base's weights that the runs are of.
+
+    Raises:
+        SystemExit: there are no runs.
+    """
     runs = list(read(file).values())
+    if not runs:
+        raise SystemExit(f"{file} holds no runs; leave --table out to make some, or name their file with --output")
     for identity in dict.fromkeys(one["settings"]["identity"] for one in runs):
         base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
         found = scores(runs, identity=identity)

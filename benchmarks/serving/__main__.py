@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.speed.about import ROOT
-from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, resumable
+from benchmarks.speed.options import RESULTS, add_places, chosen, command_line, counted, resumable
 from tools.base_model import ensure_base_model
 
 from .adapters import KINDS, write_adapters
@@ -29,20 +29,18 @@ def main() -> None:
     options.add_argument("--arrivals", default=",".join(ARRIVALS), help="with commas between")
     options.add_argument("--counts", default=",".join(map(str, COUNTS)), help="adapters; with commas between")
     options.add_argument("--kinds", default=",".join(KINDS), help="of adapters, beside the base; commas")
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--decodes", type=int, default=20, help="rounds of the steps that only decode")
+    options.add_argument("--rounds", type=counted, default=3)
+    options.add_argument("--decodes", type=counted, default=20, help="rounds of the steps that only decode")
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: wall time")
     options.add_argument("--table", action="store_true", help="of what is kept alone; nothing is measured")
     add_places(options)
     given = options.parse_args()
+    if given.fresh and given.table:
+        options.error("--fresh drops what is kept, --table tells of it: give one of them")
     base = str(ensure_base_model(given.base))
     name = "serving" if given.device == "cpu" else f"serving-{given.device}"
     kept_in = given.kept or ROOT / "build" / "serving" / f"{name}.jsonl"
-    if given.fresh:
-        kept_in.unlink(missing_ok=True)
     adapters = ROOT / "build" / "serving" / "adapters" / Path(base).name
-    if not given.table:
-        write_adapters(adapters, base)
     plan = Plan(
         base=base,
         python=Path(sys.executable),
@@ -55,8 +53,13 @@ def main() -> None:
         decodes=given.decodes,
         device=given.device,
     )
+    if given.fresh and not given.table:  # all that was asked for has been understood by now
+        kept_in.unlink(missing_ok=True)
     kept = Served.read(kept_in)
+    if given.table and not kept.told:
+        raise SystemExit(f"nothing is kept in {kept_in}, and a table of nothing would replace the one that is there")
     if not given.table:
+        write_adapters(adapters, base)
         with resumable(kept):
             measure(plan, kept)
     told = result(plan, kept)

@@ -13,7 +13,7 @@ from benchmarks.speed.about import ROOT
 from benchmarks.speed.processes import WorkerError
 from benchmarks.speed.rounds import Kept
 
-__all__ = ["RESULTS", "add_places", "chosen", "command_line", "opened", "resumable"]
+__all__ = ["RESULTS", "add_places", "chosen", "command_line", "counted", "opened", "resumable"]
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -25,6 +25,17 @@ def add_places(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--output", type=Path, help="the result without its ending; in benchmarks/results if left out"
     )
+
+
+def counted(text: str) -> int:
+    """A number on the command line, 1 or more.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 1 on")
+    return int(text)
 
 
 def opened(given: argparse.Namespace, name: str) -> Kept:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.forgetting import __main__ as forgetting
 from benchmarks.study import runs
 from benchmarks.study.jobs import do_missing
+from benchmarks.study.options import listed
 from benchmarks.study.runs import append, key_of, read, results_of
 
 DONE: list[int] = []
@@ -76,3 +78,39 @@ def test_lines_that_are_no_runs_are_refused(tmp_path: Path) -> None:
 
 def test_keys_do_not_depend_on_the_order_of_settings() -> None:
     assert key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1}) != key_of({"a": 1, "b": [3]})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--orders", "0"],
+        ["--seeds", "-1"],
+        ["--steps", "0"],
+        ["--batch", "x"],
+        ["--sizes", "1,2"],
+        ["--sizes", "0,1,1"],
+        ["--jobs", "0"],
+        ["--minutes", "nan"],
+        ["--minutes", "-1"],
+    ],
+    ids=str,
+)
+def test_numbers_that_would_learn_or_ask_nothing_are_wrong_usage(
+    wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["forgetting", "--output", str(tmp_path / "runs"), *wrong])
+    with pytest.raises(SystemExit) as ended:
+        forgetting.main()
+    assert ended.value.code == 2
+    assert f"argument {wrong[0]}" in capsys.readouterr().err
+
+
+def test_a_table_of_no_runs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["forgetting", "--table", "--output", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match="holds no runs"):
+        forgetting.main()
+
+
+def test_a_name_stands_once() -> None:
+    with pytest.raises(SystemExit, match="twice"):
+        listed("camel,polite,camel", ("camel", "polite"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.serving import __main__ as command
 from benchmarks.serving.drive import Clock, drive
 from benchmarks.serving.load import Asked, Load, requests_of
 from benchmarks.serving.result import markdown, result
@@ -149,3 +150,30 @@ def test_a_stopped_run_goes_on_and_its_table_has_what_there_is(tmp_path: Path) -
     assert "| 64 | LoRA, q,v | 4.00 | 0.800 (0.800–0.800) | 1.225 (1.225–1.225)" in text
     assert "Simulation" in text
     assert "1.9" in text
+
+
+def told_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    """What the command ends with."""
+    monkeypatch.setattr("sys.argv", ["serving", *map(str, arguments)])
+    monkeypatch.setattr(command, "ensure_base_model", lambda given: "base")
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    return str(ended.value)
+
+
+def test_a_table_of_nothing_replaces_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "result.md").write_text("measured")
+    told = told_of(monkeypatch, "--table", "--kept", tmp_path / "none.jsonl", "--output", tmp_path / "result")
+    assert "nothing is kept" in told
+    assert (tmp_path / "result.md").read_text() == "measured"
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--arrivals", "never"], ["--counts", "3"], ["--rounds", "0"], ["--decodes", "-1"], ["--table"]], ids=str
+)
+def test_what_is_kept_is_not_dropped_for_a_command_that_is_not_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[str]
+) -> None:
+    (tmp_path / "kept.jsonl").write_text("{}")
+    told_of(monkeypatch, "--fresh", "--kept", tmp_path / "kept.jsonl", "--output", tmp_path / "result", *wrong)
+    assert (tmp_path / "kept.jsonl").read_text() == "{}"
