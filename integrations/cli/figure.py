@@ -41,11 +41,15 @@ def draw(path: Path, source: str, sizes: Sizes) -> None:
     """Write the sizes as one heat map, a row for each site and a column for each term of each adapter.
 
     Raises:
-        ConfigError: the file exists, or no adapter is a ReFT.
+        ConfigError: the file exists, its folder does not, or no adapter is a ReFT.
     """
     _refuse_none(sizes)
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path} exists", value=str(path), rule="an existing file is not overwritten")
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"{path.parent} is no folder", value=str(path), rule="a picture is written into a folder that is there"
+        )
     units = list(dict.fromkeys((name, size.term) for name, found in sizes.items() for size in found))
     sites = list(dict.fromkeys(size.site for found in sizes.values() for size in found))
     cells = {(size.site, name, size.term): size.size for name, found in sizes.items() for size in found}

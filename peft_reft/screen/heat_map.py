@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 __all__ = ["bars", "heat_map_html", "heat_map_svg"]
@@ -36,7 +37,11 @@ def heat_map_svg(
 
     Returns:
         The text of an SVG file; the same for the same numbers.
+
+    Raises:
+        ValueError: another number of values than of names, or a value that is below 0 or not finite.
     """
+    _check(values, rows, columns)
     top, titles = _highest(values, highest), title.split("\n")
     left = round(16 + _LETTER * max(map(len, rows), default=0))
     above = 18 * len(titles) + 24
@@ -76,6 +81,7 @@ def heat_map_html(
     highest: float | None = None,
 ) -> str:
     """The same as a table of HTML; where a page drops its colours, the numbers remain."""
+    _check(values, rows, columns)
     top = _highest(values, highest)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     lines = []
@@ -88,12 +94,22 @@ def heat_map_html(
 
 def bars(values: Sequence[float | None], *, width: int = 20, highest: float | None = None) -> list[str]:
     """For each number a bar of block letters; the largest, or `highest`, is `width` letters long."""
+    _check([values], [""], values)
     top = _highest([values], highest)
     found = []
     for value in values:
         eighths = round(8 * width * min(1.0, (value or 0.0) / top)) if top else 0
         found.append(("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip())
     return found
+
+
+def _check(values: Values, rows: Sequence[object], columns: Sequence[object]) -> None:
+    lengths = [len(line) for line in values]
+    if len(lengths) != len(rows) or any(length != len(columns) for length in lengths):
+        raise ValueError(f"lines of {lengths} values, with {len(rows)} names of rows and {len(columns)} of columns")
+    for value in (value for line in values for value in line if value is not None):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{value} is drawn as nothing else than a finite number, 0 or more")
 
 
 def _highest(values: Values, given: float | None) -> float:

@@ -107,6 +107,11 @@ def test_the_picture_has_a_row_for_each_layer_and_a_column_for_each_term(
         assert label in svg
     status, said = command("inspect", tmp_path / "a", "--svg", tmp_path / "a.svg")
     assert (status, said["error"]["code"]) == (1, "config.value")
+    status, said = command("inspect", tmp_path / "a", "--svg", tmp_path / "none" / "a.svg")
+    assert (status, said["error"]["code"]) == (1, "config.value")
+    (tmp_path / "link.svg").symlink_to(tmp_path / "nowhere")
+    status, said = command("inspect", tmp_path / "a", "--svg", tmp_path / "link.svg")
+    assert (status, said["error"]["code"]) == (1, "config.value")
 
 
 def test_a_folder_without_a_reft_has_no_figure(folders: Path, tmp_path: Path, command: Command) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 from xml.etree import ElementTree
+
+import pytest
 
 from peft_reft.screen import bars, heat_map_html, heat_map_svg
 
@@ -63,3 +67,25 @@ def test_bars_are_as_long_as_their_numbers() -> None:
     assert bars([0.0, 0.5, 1.0, None], width=4) == ["", "██", "████", ""]
     assert bars([0.25], width=2, highest=1.0) == ["▌"]
     assert bars([0.0, 0.0]) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "columns"),
+    [
+        ([[1.0]], ["a", "b"], ["c"]),
+        ([[1.0, 2.0]], ["a"], ["c"]),
+        ([[-1.0]], ["a"], ["c"]),
+        ([[math.nan]], ["a"], ["c"]),
+        ([[math.inf]], ["a"], ["c"]),
+    ],
+)
+@pytest.mark.parametrize("draw", [heat_map_svg, heat_map_html])
+def test_numbers_without_a_place_or_a_colour_are_refused(draw: Any, values: Any, rows: Any, columns: Any) -> None:
+    with pytest.raises(ValueError, match=r"names of rows|0 or more"):
+        draw(values, rows=rows, columns=columns, title="t")
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_there_is_no_bar_for_what_is_no_length(value: float) -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        bars([1.0, value])
