@@ -123,8 +123,8 @@ def test_every_code_of_the_table_is_triggered_and_every_vectors_code_stands_ther
 
 
 def test_every_refusal_of_the_format_has_a_code_of_the_table() -> None:
-    """Codes that the floor of the format gives; those of the Hub, of writing and of importers are not a reader's."""
-    elsewhere = ("hub.", "import.", "export.", "push.", "source.", "pull.", "save.members", "save.name")
+    """Codes that the floor gives; those of the Hub, of routers, of writing and of importers are no reader's."""
+    elsewhere = ("hub.", "import.", "export.", "push.", "source.", "pull.", "router.", "save.members", "save.name")
     floor = Path(str(files("peft_reft.hub_format")))
     found = {code for path in floor.glob("*.py") for code in re.findall(r'code="([a-z_.]+)"', path.read_text())}
     assert {code for code in found if not code.startswith(elsewhere)} - CODES == set()
