@@ -26,7 +26,7 @@ from transformers.utils.import_utils import is_serve_available
 
 from contract.tiny import reft_model
 from peft_reft.hub_format.errors import ConfigError, ReftError
-from peft_reft.integrations.cli.main import run
+from peft_reft.integrations.cli.app import run
 from peft_reft.integrations.transformers_serve import serve_with
 
 pytestmark = pytest.mark.skipif(
