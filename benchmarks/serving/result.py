@@ -82,7 +82,7 @@ def markdown(told: dict[str, Any], command: str, stem: str) -> str:
     clock = "computing time of the engine's one thread" if told["device"] == "cpu" else "wall time"
     parts = [
         "# Many adapters on vLLM: ReFT beside multi-LoRA",
-        f"`{command}`: {clock}, {told['rounds']} rounds or as many as the tables say. In a round every engine serves "
+        f"`{command}`: {clock}; rounds: {told['rounds']}, or as many as the tables say. In a round every engine serves "
         "the same requests, one after the other, in an order that turns around from round to round; ratios are of one "
         "round, in brackets the lowest and the highest of them. Engines are processes that stay for the whole run.",
         versions(told),
@@ -178,7 +178,7 @@ def _notes(told: dict[str, Any]) -> str:
         f"zeros. The names of a kind share {FOLDERS} folders, which no engine can know.",
         "- Requests for n adapters name as many different ones as they are.",
         f"- The Poisson rate is {SHARE:.0%} of what the base answers in a burst.",
-        f"- Answers that are not the base's: {shown}.",
+        f"- Answers that are not the base's, by which one sees that adapters are at work: {shown}.",
         f"- With LoRAs vLLM compiles nothing on a CPU, so all engines are eager{apart}. Its "
         "LoRA kernels for CPUs are written in torch: they gather A and B once for every token, also in a prompt. "
         "On a GPU its kernels read them once for the rows that share them, so that prompts cost less there than here; "
