@@ -82,9 +82,10 @@ def markdown(told: dict[str, Any], command: str, stem: str) -> str:
     clock = "computing time of the engine's one thread" if told["device"] == "cpu" else "wall time"
     parts = [
         "# Many adapters on vLLM: ReFT beside multi-LoRA",
-        f"`{command}`: {clock}; rounds: {told['rounds']}, or as many as the tables say. In a round every engine serves "
-        "the same requests, one after the other, in an order that turns around from round to round; ratios are of one "
-        "round, in brackets the lowest and the highest of them. Engines are processes that stay for the whole run.",
+        f"`{command}`: {clock}; rounds: {told['rounds']}, or as many as the tables say. In a round every engine "
+        "serves the same requests, one after the other, in an order that turns around from round to round; ratios "
+        "are of one round, in brackets the lowest and the highest of them. Engines are processes that stay for the "
+        "whole run.",
         versions(told),
         f"![requests a second, first token, each token]({stem}.svg)",
         *(_arrival(told, arrival) for arrival in told["cases"]),
