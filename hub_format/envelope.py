@@ -13,7 +13,7 @@ from typing import Any
 from .errors import ConfigError, ManifestError
 from .schema import BEHAVIOUR
 
-__all__ = ["IF_PRESENT", "check_beside", "check_envelope", "check_saved_parts"]
+__all__ = ["IF_PRESENT", "MODEL_PREFIX", "check_beside", "check_envelope", "check_saved_parts"]
 
 TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 NOT_MODULES = ("default", "reft", "weight", "bias")

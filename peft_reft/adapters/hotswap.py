@@ -12,12 +12,12 @@ from peft.utils.save_and_load import _insert_adapter_name_into_state_dict, load_
 from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
+from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.interventions import Intervention
 from peft_reft.layer import ReftLayer, layers_of
 from peft_reft.runtime.views import AdapterView
-from peft_reft.storage.beside import MODEL_PREFIX
 from peft_reft.storage.identity import check_base
 from peft_reft.storage.loading import check_state_dict
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from peft_reft.config import ReftConfig
+from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.interventions import Intervention, orthonormal_rows
 from peft_reft.interventions.complement import COMPLEMENT, directions
@@ -17,8 +18,6 @@ from peft_reft.layer import CHILD, UNIT, Place, ReftLayer, UnitSpec
 from peft_reft.runtime.state import ModelState
 
 __all__ = ["NOTHING", "Former", "former_units"]
-
-MODEL_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)

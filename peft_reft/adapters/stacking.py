@@ -250,9 +250,8 @@ def _structure_of(state: ModelState, name: str) -> Structure | None:
     for path, layer in state.layers.items():
         for number in layer.units.get(name, ()):
             unit = layer.unit((name, number))
-            if unit.taken is not None or not type(unit).__dict__.get(
-                "broadcasts", False
-            ):  # not inherited: a subclass has another formula
+            broadcasts = type(unit).__dict__.get("broadcasts", False)  # not inherited: a subclass has another formula
+            if unit.taken is not None or not broadcasts:
                 return None
             tensors = unit.named_tensors()
             shapes = tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())

@@ -9,11 +9,11 @@ import torch
 from peft.utils.other import EMBEDDING_LAYER_NAMES
 from torch import Tensor
 
+from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.errors import AdapterLoadError
 
-__all__ = ["MODEL_PREFIX", "belongs_beside", "embedding_paths", "is_grown_embedding", "saved_name", "without_copies"]
+__all__ = ["belongs_beside", "embedding_paths", "is_grown_embedding", "saved_name", "without_copies"]
 
-MODEL_PREFIX = "base_model.model."
 SAVED = "modules_to_save"
 WRAPPED = (SAVED, "original_module", "base_layer")
 """Parts of names by which PEFT keeps a module below its wrapper or layer."""

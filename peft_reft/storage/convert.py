@@ -14,6 +14,7 @@ from torch import Tensor
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.activations import canonical_activation
+from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.errors import AdapterLoadError, ConfigError, FileFormatError, SiteError, as_path
 from peft_reft.hub_format.importers import (
     Imported,
@@ -36,7 +37,6 @@ from peft_reft.interventions.complement import outside
 from peft_reft.layer import UNIT, ReftLayer
 from peft_reft.screen import progress
 
-from .beside import MODEL_PREFIX
 from .convert_base import HEADS, empty_base, task_and_head
 
 __all__ = ["convert"]

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
 from peft_reft.hub_format.digests import check_recorded, dtype_name, tensor_info
+from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.errors import AdapterLoadError, shown
 from peft_reft.hub_format.kinds import COMPLEMENT
 from peft_reft.hub_format.rank import freed, has_full_rank, is_orthonormal
 from peft_reft.interventions import Intervention
 from peft_reft.layer import CHILD, UNIT, ReftLayer
 
-from .beside import MODEL_PREFIX, belongs_beside, embedding_paths
+from .beside import belongs_beside, embedding_paths
 
 __all__ = ["AdapterTensor", "adapter_tensors", "check_sites", "check_state_dict", "check_wrappers", "loaded_check"]
 

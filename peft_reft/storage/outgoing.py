@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
 from peft_reft.hub_format.tensors import read_tensor_table
 from peft_reft.hub_format.writer import ComingWeights
-
-from .beside import MODEL_PREFIX
 
 __all__ = ["Outgoing", "outgoing_of"]
 

@@ -8,8 +8,9 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from peft_reft.config import ReftConfig
+from peft_reft.hub_format.envelope import MODEL_PREFIX
 
-from .beside import MODEL_PREFIX, saved_name, without_copies
+from .beside import saved_name, without_copies
 from .loading import adapter_tensors, check_state_dict
 from .outgoing import outgoing_of
 
