@@ -8,7 +8,7 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo notebooks test test-next test-slow test-gpu test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
+.PHONY: demo notebooks test test-next test-slow test-gpu test-evals test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
 	bench bench-quick bench-gpu bench-growth bench-compiled bench-serving bench-environments \
 	study study-small study-tables docs docs-serve dist release-check extras api-types
 
@@ -43,6 +43,14 @@ test-architectures: $(VENV)/dev.stamp
 # the lower bounds of pyproject.toml, and what vLLM pins: each in a venv of its own, with the tests that apply there
 test-oldest: .venv-oldest/stamp
 	$(call PINNED,.venv-oldest)
+
+# lm-evaluation-harness itself, whose libraries `make test` does without
+test-evals: $(VENV)/evals.stamp
+	$(PYTEST) tests/integrations/test_lm_eval.py
+
+$(VENV)/evals.stamp: $(VENV)/dev.stamp
+	$(PIP) --editable ".[evals]"
+	touch $@
 
 # with vLLM itself; its engines take minutes to start on two cores
 test-serving: .venv-vllm/stamp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from contract import tiny
 from peft_reft import MixedReftModel, PositionWarning
 from peft_reft.hub_format.errors import ConfigError, PromptBoundaryError, ReftError
+from tools.site.blocks import command
 
 from .tiny_harness import CHOICES, DOCS, LONGER, Slow, encoded, saved_base, trained, write_tasks
 from .tiny_sft import base_model, reft, tokenizer
@@ -252,14 +254,17 @@ def test_accuracy_of_the_bare_base_and_of_a_class_that_is_told_nothing(
         evaluated("hf", peft=str(adapter))
 
 
-def test_the_command_line(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """`python -m peft_reft -m lm_eval …`, as its user types it: no import, no path of ours."""
-    base, adapter, tasks = folders
-    command = [sys.executable, "-m", "peft_reft", "-m", "lm_eval", "--model", "peft-reft"]
-    command += ["--model_args", f"pretrained={base},reft={adapter}", "--tasks", "colours,colours_said"]
-    command += ["--include_path", str(tasks), "--device", "cpu", "--batch_size", "3"]
+def test_the_command_line_of_the_page(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """`python -m peft_reft -m lm_eval …`, as its user types it, on folders of the page's names and tasks of ours."""
+    (tmp_path / "me").mkdir()
+    for name, folder in zip(("base", "my-reft"), folders, strict=False):
+        (tmp_path / "me" / name).symlink_to(folder)
+    line = command("docs/evaluating.md", "python -m peft_reft -m lm_eval")
+    words = shlex.split(line.replace("arc_easy", "colours,colours_said"))[1:]
+    more = ["--include_path", str(folders[2]), "--device", "cpu", "--output_path", str(tmp_path / "out")]
     done = subprocess.run(
-        [*command, "--output_path", str(tmp_path / "out")],
+        [sys.executable, *words, *more],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},

@@ -10,9 +10,9 @@ import torch
 from hub.client import hub
 
 from tools.loopback_hub import LoopbackHub
+from tools.site.blocks import ROOT, blocks, pages
 
 from . import stages
-from .blocks import ROOT, blocks, pages
 
 __all__ = ["hub"]
 

@@ -1,63 +1,125 @@
-"""Commands on the site name what there is: extras, targets of make, modules, and subcommands with their options."""
+"""Every command line on every page of the site is executed: here, or by what `elsewhere` and the table below name."""
 
 from __future__ import annotations
 
 import re
 import shlex
-import tomllib
-from importlib.util import find_spec
-from itertools import pairwise
+from pathlib import Path
 
 import pytest
-import typer
 
-from .blocks import ROOT, blocks, pages
+from peft_reft.integrations.cli import main
+from tools.release.bare import EXTRAS, install_lines
+from tools.site.blocks import SHELLS, blocks, command, commands, fences, pages
 
-EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
-TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-OTHERS = {"torchrun", "accelerate", "srun", "export", "curl", "hf"}
-"""Programs of others, whose options are theirs."""
-WITH_SHELL = [page for page in pages() if blocks(page, "bash")]
+from .elsewhere import ELSEWHERE
+from .places import PLACES, ROOT, execute, fitted, programs
+
+BY_A_TEST = {
+    ("docs/cli.md", "peft-reft "): "tests/cli/test_page.py",
+    ("docs/serving.md", "peft-reft serve me/base --engine transformers"): "tests/pages/test_servers.py",
+    ("docs/serving.md", "python -m peft_reft -m transformers"): "tests/pages/test_servers.py",
+    ("docs/first_adapter.md", "curl "): "tests/pages/test_servers.py",
+    ("docs/recipes/serving.md", "curl "): "tests/pages/test_servers.py",
+    ("examples/distributed/README.md", "torchrun "): "tests/pages/test_launchers.py",
+    ("examples/distributed/README.md", "accelerate launch "): "tests/pages/test_launchers.py",
+    ("examples/distributed/README.md", "export HEAD="): "tests/pages/test_launchers.py",
+    ("examples/distributed/README.md", "srun "): "tests/pages/test_launchers.py",
+    ("docs/recipes/several_gpus.md", "torchrun "): "tests/pages/test_launchers.py",
+    ("docs/recipes/several_gpus.md", "accelerate launch "): "tests/pages/test_launchers.py",
+}
+"""Page and how lines begin → the test that executes them as they stand on the page."""
+LANGUAGES = {"python", "text", "mermaid", *SHELLS}
+"""Python: `test_python`; charts: `make docs` draws them, tests/tools/test_site.py too; text: what a block prints."""
+WITH_SHELL = [page for page in pages() if blocks(page, *SHELLS)]
 
 
-def commands(page: str) -> list[list[str]]:
-    """Words of each command line of a page; continued lines are joined, comments dropped."""
-    found = []
-    for block in blocks(page, "bash"):
-        lines = block.replace("\\\n", " ").splitlines()
-        words = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
-        found += [line for line in words if line]
-    return found
+def executed_by(page: str, line: str) -> str | None:
+    """The file that executes a line, or None where this one does."""
+    if line in ELSEWHERE:
+        return ELSEWHERE[line].by
+    return next((test for (at, start), test in BY_A_TEST.items() if at == page and line.startswith(start)), None)
 
 
-def subcommands() -> dict[str, set[str]]:
-    """Of `peft-reft`: name → options."""
+def here(page: str) -> list[str]:
+    return [line for line in commands(page) if executed_by(page, line) is None]
+
+
+def test_every_line_is_executed() -> None:
+    """A new line is either of a page that this file executes, or has its row."""
+    assert {page: here(page) for page in WITH_SHELL if here(page) and page not in PLACES} == {}
+    assert all(here(page) for page in PLACES)
+
+
+def test_every_row_is_of_a_line_that_is_there() -> None:
+    everything = {line for page in WITH_SHELL for line in commands(page)}
+    assert set(ELSEWHERE) <= everything
+    for page, start in BY_A_TEST:
+        assert any(line.startswith(start) for line in commands(page)), (page, start)
+
+
+def test_what_is_executed_elsewhere_is_so() -> None:
+    for line, row in ELSEWHERE.items():
+        assert row.holds in (ROOT / row.by).read_text("utf-8"), line
+    for (page, _), test in BY_A_TEST.items():
+        text = (ROOT / test).read_text("utf-8")
+        assert page in text or Path(page).name in text, (page, test)
+    for line, row in ELSEWHERE.items():
+        if row.by == "tools/release/bare.py" and "vllm" not in line:
+            assert line in install_lines(), line
+        assert set(re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", line)))) <= set(EXTRAS)
+
+
+def test_blocks_of_other_languages_have_a_test() -> None:
+    """JSON, YAML or TOML on a page would be parsed and used here; there is none."""
+    for page in pages():
+        assert {language for language, _ in fences(page)} <= LANGUAGES, page
+        marks = re.findall(r"^ *```", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+        assert len(marks) == 2 * len(fences(page)), page
+        for code in blocks(page, "text"):
+            assert not re.search(r"^(make|pip|python|peft-reft|curl|\$) ", code, re.MULTILINE), page
+
+
+@pytest.mark.parametrize("page", PLACES)
+def test_the_lines_of_a_page_run_one_after_another(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("typer")
+    work = tmp_path / "work"
+    work.mkdir()
+    PLACES[page](work)
+    monkeypatch.chdir(work)
+    path = programs(tmp_path / "bin")
+    for line in here(page):
+        if line.startswith("peft-reft "):
+            assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr())
+        else:
+            execute(fitted(page, line), work, path)
+
+
+def test_inline_commands_name_what_there_is() -> None:
+    """Subcommands and options of `peft-reft`, targets of make, in the prose of the pages."""
+    import typer
+
     from peft_reft.integrations.cli.app import app
 
-    return {
-        name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    known = {
+        name: {option for parameter in found.params for option in parameter.opts}
+        for name, found in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
     }
+    for page in pages():
+        prose = re.sub(r"^ *```.*?^ *```$", "", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for words in map(str.split, re.findall(r"`((?:peft-reft|make) [^`<]+)`", prose)):
+            if words[0] == "make":
+                named = {word for word in words[1:] if re.fullmatch(r"[a-z-]+", word)}
+                assert named <= targets, (page, words)
+            elif words[1] != "serve":
+                assert words[1] in known, (page, words)
+                assert {w.partition("=")[0] for w in words if w.startswith("--")} <= known[words[1]], (page, words)
 
 
-@pytest.mark.parametrize("page", WITH_SHELL)
-def test_commands_are_there(page: str) -> None:
-    pytest.importorskip("typer")
-    for words in commands(page):
-        program, *rest = words
-        if program == "pip":
-            named = [extra for word in rest for extra in re.findall(r"\[([\w,]+)\]", word)]
-            assert {extra for names in named for extra in names.split(",")} <= EXTRAS, words
-        elif program == "make":
-            assert {word for word in rest if "=" not in word and not word.startswith("-")} <= TARGETS, words
-        elif program == "python":
-            modules = [name for flag, name in pairwise(rest) if flag == "-m"]
-            ours = [name for name in modules if name.split(".")[0] in ("peft_reft", "examples", "tools", "benchmarks")]
-            assert all(find_spec(name) for name in ours), words
-        elif program == "peft-reft":
-            known = subcommands()
-            assert rest[0] in known, words
-            given = {word.partition("=")[0] for word in rest if word.startswith("--")}
-            assert rest[0] == "serve" or given <= known[rest[0]], words
-        else:
-            assert program in OTHERS, words
+def test_a_command_is_found_by_its_start() -> None:
+    assert command("docs/cli.md", "peft-reft validate") == "peft-reft validate my-reft"
+    with pytest.raises(ValueError, match=r"14 commands of docs/cli\.md begin with 'peft-reft'"):
+        command("docs/cli.md", "peft-reft")

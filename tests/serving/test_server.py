@@ -99,12 +99,17 @@ def started(world: World, log: Path, *flags: str) -> tuple[subprocess.Popen[byte
             [*command, "--port", str(port)], cwd=ROOT, stdout=written, stderr=subprocess.STDOUT, env=environment
         )
     url = f"http://127.0.0.1:{port}"
+    wait_until_ready(url, process, log)
+    return process, url
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(600):
         if process.poll() is not None:
             pytest.fail(log.read_text("utf-8", "replace")[-4000:])
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return process, url
+                return
         except OSError:
             time.sleep(1)
     process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["EXTRAS", "resolve", "use"]
+from tools.site.blocks import commands, pages
+
+__all__ = ["EXTRAS", "install_lines", "resolve", "use"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -20,8 +23,14 @@ EXTRAS = ("trl", "cli", "causal", "evals", "embeddings", "serving", "distributed
 EXTRAS += ("notebooks", "docs", "release", "typing", "all", "dev", "vllm")
 
 
+def install_lines() -> list[str]:
+    """Every line of the site's pages that installs a release, but those with vLLM, which pins another torch."""
+    found = dict.fromkeys(line for page in pages() for line in commands(page))
+    return [line for line in found if line.startswith('pip install "peft-reft') and "vllm" not in line]
+
+
 def use(wheel: Path) -> None:
-    """Install a wheel without extras, run the first program; then with `cli`, run the command.
+    """Install a wheel without extras, run the first program; then with `cli`, run the command; then as pages say.
 
     Args:
         wheel: the file.
@@ -47,6 +56,10 @@ def use(wheel: Path) -> None:
         _pip(python, "install", f"{wheel}[cli]")
         _run([python.with_name("peft-reft"), "--help"], work)
         _run([python.with_name("peft-reft"), "inspect", "adapter"], work)
+        for line in install_lines():
+            _say(line)
+            asked = shlex.split(line)[2:]
+            _pip(python, "install", *(word.replace("peft-reft", str(wheel), 1) for word in asked))
         _run([python, "-m", "pip", "check"], work)
 
 
