@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from contextvars import ContextVar
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from peft_reft.hub_format.source import check_source
 from peft_reft.hub_format.writer import ComingWeights, producer, write_adapter_files
 
 from .interventions import intervention_class
+from .interventions.choices import choices
 from .positions.binding import bound_tokens
 from .register import REFT
 from .sites import PARTS_SINCE
@@ -70,7 +72,8 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
 
     Args:
         r: rank: dimensions of the subspace that is edited. Start with 4; the paper stays below 32.
-        intervention: the edit, e.g. `"loreft"` (h + Rᵀ(Wh + b − Rh)) or `"direft"` (h + Pᵀ(Wh + b)).
+        intervention: the edit by its name, e.g. `"loreft"` (h + Rᵀ(Wh + b − Rh)) or `"direft"` (h + Pᵀ(Wh + b));
+            `help(ReftConfig)` lists all of them, and what else has fixed names.
         options: the kind's own parameters.
         layers_to_transform: block indices, an int or a list; negatives count from the end; None edits every block.
             In an encoder-decoder model they count within each stack.
@@ -297,3 +300,5 @@ def _listed(value: Any) -> Any:
 
 _made = inspect.signature(ReftConfig.__init__)
 ReftConfig.__signature__ = _made.replace(parameters=[*_made.parameters.values()][1:])  # for help
+if ReftConfig.__doc__:  # python -OO has none
+    ReftConfig.__doc__ = f"{ReftConfig.__doc__}\n{textwrap.indent(choices(), '    ')}\n"
