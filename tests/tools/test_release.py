@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tarfile
 import tomllib
 import zipfile
@@ -13,7 +14,7 @@ import pytest
 
 import peft_reft
 from tools.release.bare import EXTRAS
-from tools.release.contents import DATA, names_in, problems
+from tools.release.contents import DATA, dead_links, description, names_in, problems
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -69,7 +70,7 @@ def test_an_sdist_has_the_folders_of_the_repository(tree: Path, tmp_path: Path) 
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    assert PROJECT["dynamic"] == ["version"]
+    assert "version" in PROJECT["dynamic"]
     assert version("peft-reft") == peft_reft.__version__
     assert f"\nversion: {peft_reft.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
@@ -88,3 +89,35 @@ def test_every_extra_is_resolved_and_all_names_those_that_go_together() -> None:
 def test_the_page_on_installing_tells_every_extra() -> None:
     page = (ROOT / "docs" / "install.md").read_text("utf-8")
     assert set(PROJECT["optional-dependencies"]) <= set(re.findall(r"`(\w+)`", page))
+
+
+def metadata(description: str) -> str:
+    return f"Metadata-Version: 2.4\nName: peft-reft\nDescription-Content-Type: text/markdown\n\n{description}"
+
+
+DEAD = "[one](docs/one.md) and [two](#two), [three](https://example.org), `[x](y)`, [four]( CHANGELOG.md ) ![](a.svg)"
+DEAD += '\n\n[five]: docs/five.md\n<a href="six.md">\n```\n[seven](seven.md)\n```\n'
+
+
+def test_a_link_that_an_index_does_not_have_is_a_fault_of_wheel_and_sdist(tree: Path, tmp_path: Path) -> None:
+    expected = ["docs/one.md", "CHANGELOG.md", "a.svg", "docs/five.md", "six.md"]
+    assert dead_links(DEAD) == expected
+    path = wheel(tmp_path, tuple(each for each in WHOLE if not each.endswith("METADATA")))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("peft_reft-1.dist-info/METADATA", metadata(DEAD))
+    assert [fault.split()[5].rstrip(",") for fault in problems(path, tree)] == expected
+    (tmp_path / "PKG-INFO").write_text(metadata("[é](é.md)"), "utf-8")
+    with tarfile.open(tmp_path / "peft_reft-1.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "PKG-INFO", arcname="peft_reft-1/PKG-INFO")
+    assert dead_links(description(tmp_path / "peft_reft-1.tar.gz")) == ["é.md"]
+
+
+def test_the_readme_of_an_index_has_its_texts_and_no_dead_link() -> None:
+    described = runpy.run_path(str(ROOT / "setup.py"))["described"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert dead_links(readme)
+    assert dead_links(described(readme)) == []
+    assert "[arXiv 2404.03592](https://arxiv.org/abs/2404.03592)" in described(readme)
+    assert "[which versions](docs/compatibility.md#versions)" in readme
+    assert "which versions (`docs/compatibility.md`)" in described(readme)
+    assert "Changes: CHANGELOG.md." in described(readme)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zipfile
+from email.parser import BytesParser
 from pathlib import Path
 
-__all__ = ["names_in", "problems"]
+__all__ = ["dead_links", "description", "names_in", "problems"]
 
 PACKAGE = "peft_reft"
 DATA = (
@@ -19,7 +21,9 @@ DATA = (
 FOLDERS = {"peft_reft": "peft_reft", "hub_format": "peft_reft/hub_format", "integrations": "peft_reft/integrations"}
 """Folder of the sdist → of the wheel."""
 BESIDE = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "SECURITY.md"}
-BESIDE |= {"pyproject.toml", "setup.cfg"}
+BESIDE |= {"pyproject.toml", "setup.cfg", "setup.py"}
+_TARGETS = re.compile(r'\]\(\s*([^)\s]+)|^ *\[[^\]]+\]:\s+(\S+)|(?:href|src)="([^"]+)', re.MULTILINE)
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#")
 
 
 def names_in(archive: Path) -> list[str]:
@@ -29,6 +33,26 @@ def names_in(archive: Path) -> list[str]:
             return sorted(wheel.namelist())
     with tarfile.open(archive) as sdist:
         return sorted(member.name.partition("/")[2] for member in sdist.getmembers() if member.isfile())
+
+
+def description(archive: Path) -> str:
+    """What a package index shows of an archive: the text behind the metadata, empty where there is none."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            files = [wheel.read(name) for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    else:
+        with tarfile.open(archive) as sdist:
+            inside = [member for member in sdist.getmembers() if member.name.count("/") == 1]
+            found = [sdist.extractfile(each) for each in inside if each.name.endswith("/PKG-INFO")]
+            files = [each.read() for each in found if each is not None]
+    return "".join(str(BytesParser().parsebytes(file).get_payload(decode=True), "utf-8") for file in files)
+
+
+def dead_links(markdown: str) -> list[str]:
+    """Targets that lead nowhere on a page of a package index: files of the repository."""
+    prose = re.sub(r"^ *```.*?^ *```$|`[^`\n]*`", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    found = _TARGETS.findall(prose)
+    return [target for kinds in found for target in kinds if target and not _ELSEWHERE.match(target)]
 
 
 def problems(archive: Path, root: Path) -> list[str]:
@@ -52,8 +76,10 @@ def problems(archive: Path, root: Path) -> list[str]:
     outside = {inside: folder for folder, inside in FOLDERS.items()}
     wanted |= {name if wheel else _in_sdist(name, outside) for name in DATA}
     more = {name for name in names - wanted if not _belongs(name, wheel=wheel)}
+    dead = dead_links(description(archive))
     return [f"{archive.name} lacks {name}" for name in sorted(wanted - names)] + [
-        f"{archive.name} holds {name}" for name in sorted(more)
+        *(f"{archive.name} holds {name}" for name in sorted(more)),
+        *(f"{archive.name} has a link to {target}, which an index does not have" for target in dead),
     ]
 
 
