@@ -61,9 +61,6 @@ def add_intervention_locations(
 ) -> Any:
     """The positions that an adapter edits in examples that are tokenised already: a data set, or rows of it.
 
-        rows = add_intervention_locations(rows, "f3+l5", num_proc=16)
-        rows = rows.map(partial(add_intervention_locations, positions="f3+l5"), num_proc=16)    # the same
-
     A training run needs no such column: labels say the same. Write it to look at it, to change it, or for data whose
     prompts only you know. `ReftDataCollator` pads the column and shifts it to its place in a batch.
 
@@ -95,6 +92,8 @@ def add_intervention_locations(
     >>> row = {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, -100, -100, 9]}
     >>> add_intervention_locations(row, "f1+l2", share_weights=False)
     {'intervention_locations': [[0, -1], [2, 3]]}
+    >>> located = add_intervention_locations(rows, "f3+l5")  # rows: a `Dataset`; many of them with num_proc=16
+    >>> located = rows.map(partial(add_intervention_locations, positions="f3+l5"))  # the same
     """
     if is_data_set(example):
         _check_processes(num_proc)

@@ -93,10 +93,10 @@ def export_prefix(model: nn.Module, input_ids: Tensor) -> ExportedPrefix:
             attention of one shape (a sliding window, a state space).
 
     Example:
-        >>> export_prefix(model, tokenizer(system_prompt, return_tensors="pt").input_ids).save_pretrained("prefix")
-        ... # doctest: +SKIP
-        >>> PeftModel.from_pretrained(base, "prefix").generate(**tokenizer(question, add_special_tokens=False))
-        ... # doctest: +SKIP
+        >>> prefix = export_prefix(model, tokenizer(system_prompt, return_tensors="pt").input_ids)
+        >>> folder = prefix.save_pretrained("prefix")
+        >>> stock = PeftModel.from_pretrained(base, "prefix")
+        >>> answer = stock.generate(**tokenizer(question, add_special_tokens=False, return_tensors="pt"))
     """
     reft_layers(model)  # refuses what is no module
     state = next((found for module in model.modules() if (found := state_of(module)) is not None), None)

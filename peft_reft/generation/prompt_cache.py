@@ -47,8 +47,9 @@ def prompt_cache(model: nn.Module, input_ids: Tensor, *, attention_mask: Tensor 
         PromptBoundaryError: `turns="each"`, for which a head is no whole turn.
 
     Example:
-        >>> head = prompt_cache(model, tokenizer(system_prompt, return_tensors="pt").input_ids)  # doctest: +SKIP
-        >>> model.generate(**inputs, past_key_values=copy.deepcopy(head))  # doctest: +SKIP
+        >>> head = prompt_cache(model, tokenizer(system_prompt, return_tensors="pt").input_ids)
+        >>> inputs = tokenizer(f"{system_prompt} {question}", return_tensors="pt")
+        >>> answer = model.generate(**inputs, past_key_values=copy.deepcopy(head))
     """
     reft_layers(model)  # refuses what is no module
     state = next((found for module in model.modules() if (found := state_of(module)) is not None), None)

@@ -9,19 +9,41 @@ from typing import Any
 
 import pytest
 
+from benchmarks import calibration
 from examples.causal import conjunction, render
-from peft_reft.causal import Sweep
+from peft_reft.causal import AlignmentSearch, Site, Sweep
 
 PAGE = render.PAGE.read_text(encoding="utf-8")
+CALIBRATION = "search.calibrate("
 RESULTS = json.loads((render.FOLDER / render.RESULTS).read_text(encoding="utf-8"))
 
 
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    blocks = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if CALIBRATION not in code]
     assert len(blocks) >= 9
     space: dict[str, Any] = {"__name__": "page"}
     exec(compile("\n".join(blocks), "docs/causal.md", "exec"), space)
+
+
+@pytest.mark.slow
+def test_the_calibration_prints_what_stands_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a variable that was planted, as the page says; half a minute, most of it a hundred untrained networks."""
+    ((code, printed),) = re.findall(
+        rf"```python\n([^`]*{re.escape(CALIBRATION)}.*?)```\n\n```text\n(.*?)```", PAGE, re.S
+    )
+    given = {"encode": calibration.encode, "loss": calibration.loss, "seed": 10_000}
+    network = calibration.planted(10_000)
+    search = AlignmentSearch(network, calibration.MODEL, Site(module="hidden"), {"a": 2}, **given)
+    names = {"search": search, "decode": calibration.decode}
+    exec(
+        compile(code, "docs/causal.md", "exec"),
+        {**names, "pairs": calibration.PAIRS, "held_out": calibration.HELD_OUT},
+    )
+    lines = capsys.readouterr().out.splitlines()
+    for line, shown in zip(lines, printed.splitlines(), strict=True):
+        same = line.startswith(("search", "found"))  # of the others, processors may round a pair or two otherwise
+        assert (line if same else re.sub(r"\d", "", line)) == (shown if same else re.sub(r"\d", "", shown))
 
 
 def test_the_table_of_the_page_is_that_of_the_numbers() -> None:

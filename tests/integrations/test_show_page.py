@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +31,3 @@ def test_every_term_has_its_row() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for term in ("f<n>", "l<n>", "prompt", "p[a:b]", "generated", "g[a:b]", "all", "tok("):
         assert re.search(rf"^\|.*`{re.escape(term)}.*\|$", text, re.MULTILINE), term
-
-
-@pytest.mark.parametrize("module", ["locations", "pyreft_locations"])
-def test_the_examples_in_docstrings(module: str) -> None:
-    failed, tried = doctest.testmod(import_module(f"peft_reft.integrations.data.{module}"))
-    assert tried > 1
-    assert failed == 0

@@ -30,7 +30,14 @@ BY_A_TEST = {
 }
 """Page and how lines begin → the test that executes them as they stand on the page."""
 LANGUAGES = {"python", "text", "mermaid", *SHELLS}
-"""Python: `test_python`; charts: `make docs` draws them, tests/tools/test_site.py too; text: what a block prints."""
+"""Python: `test_python`; charts: `make docs` draws them, tests/tools/test_site.py too."""
+TEXT = {
+    "docs/positions.md": "tests/integrations/test_show_page.py",
+    "docs/first_adapter.md": "tests/test_readme.py",
+    "docs/causal.md": "tests/causal/test_page.py",
+    "docs/coming_from_pyreft.md": "tests/pages/test_peers.py",
+}
+"""Page with blocks of text → the test that compares them with what is printed, or runs them elsewhere."""
 WITH_SHELL = [page for page in pages() if blocks(page, *SHELLS)]
 
 
@@ -76,8 +83,9 @@ def test_blocks_of_other_languages_have_a_test() -> None:
         assert {language for language, _ in fences(page)} <= LANGUAGES, page
         marks = re.findall(r"^ *```", (ROOT / page).read_text("utf-8"), re.MULTILINE)
         assert len(marks) == 2 * len(fences(page)), page
-        for code in blocks(page, "text"):
-            assert not re.search(r"^(make|pip|python|peft-reft|curl|\$) ", code, re.MULTILINE), page
+    assert set(TEXT) == {page for page in pages() if blocks(page, "text")}
+    for page, test in TEXT.items():
+        assert Path(page).name in (ROOT / test).read_text("utf-8") or "render.PAGE" in (ROOT / test).read_text("utf-8")
 
 
 @pytest.mark.parametrize("page", PLACES)
