@@ -164,8 +164,8 @@ docs-serve: docs
 
 EXTRA = $$($(PYTHON) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])' $(1))
 
-# what editors know: every public name has a type, a parameter, a return value. Names of libraries that are not
-# installed here (vLLM, lm-evaluation-harness) are left out
+# what editors know: every public name has a type, a parameter, a return value. tools/stubs declares the base classes
+# of libraries that are not installed here (vLLM, lm-evaluation-harness)
 api-types: build/types .venv-pyright/stamp
 	$(BIN)/python -m tools.api_types .venv-pyright/bin/basedpyright build/types
 

@@ -7,7 +7,7 @@ silently ignored by a compiled one.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.platforms import current_platform
 
@@ -39,7 +39,13 @@ def _base() -> Any:
     )
 
 
-class ReftWorker(_base()):  # type: ignore[misc]  # the platform says which
+if TYPE_CHECKING:
+    from vllm.v1.worker.worker_base import WorkerBase as _Worker
+else:
+    _Worker = _base()
+
+
+class ReftWorker(_Worker):  # type: ignore[misc]  # vLLM's types are not followed
     """A worker of vLLM that edits."""
 
     reft: Editor | None = None

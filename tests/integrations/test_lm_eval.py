@@ -276,3 +276,12 @@ def test_the_command_line_of_the_page(folders: tuple[Path, Path, Path], tmp_path
     assert results["results"]["colours"]["acc,none"] == 1.0
     assert "exact_match,none" in results["results"]["colours_said"]
     assert results["config"]["reft_positions"] == {"default": ["f2+l2"]}
+
+
+def test_what_the_stubs_declare_of_the_harness_is_there() -> None:
+    """`tools/stubs` stands in for it where types are checked without it."""
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+
+    assert isinstance(HFLM, type)
+    assert callable(register_model("a-name-that-nobody-has"))

@@ -1,0 +1,1 @@
+"""See `lm_eval/__init__.pyi`."""

@@ -1,0 +1,3 @@
+"""See `lm_eval/__init__.pyi`."""
+
+class HFLM: ...

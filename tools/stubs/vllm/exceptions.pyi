@@ -1,0 +1,3 @@
+"""See `vllm/__init__.pyi`."""
+
+class VLLMClientError(Exception): ...
