@@ -44,7 +44,7 @@ def prepared(folder: Path, *, fsdp: bool) -> None:
     rows(folder / "rows.jsonl")
     (folder / "train.py").write_text(TRAIN.format(fsdp=fsdp, options=arguments(**OPTIONS)), "utf-8")
     config = (EXAMPLES / "fsdp2.yaml").read_text("utf-8")
-    for there, here in (("num_processes: 16", "num_processes: 2"), ("mixed_precision: bf16", "mixed_precision: no")):
+    for there, here in (("num_processes: 16", "num_processes: 2"), ("mixed_precision: bf16", 'mixed_precision: "no"')):
         assert there in config
         config = config.replace(there, here)
     (folder / "fsdp2.yaml").write_text(config, "utf-8")
