@@ -1,13 +1,21 @@
-"""Keywords that a config does not have: what other libraries, or a slip of the pen, call ours."""
+"""Keywords that a config or a function does not have: what other libraries, or a slip of the pen, call ours."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 from .errors import ConfigError
 
-__all__ = ["KeywordError", "check_keywords", "meant"]
+__all__ = ["KeywordError", "check_keywords", "explains_keywords", "meant"]
+
+_Given = ParamSpec("_Given")
+_Told = TypeVar("_Told")
+
 
 ELSEWHERE = {
     "alpha": "scale_adapter(model, name, factor), at run time",
@@ -68,6 +76,38 @@ def check_keywords(given: Iterable[str], known: Iterable[str], *, of: str) -> No
             rule=f"it has: {', '.join(names)}",
             fix=meant(name, names),
         )
+
+
+def explains_keywords(**others: str) -> Callable[[Callable[_Given, _Told]], Callable[_Given, _Told]]:
+    """Decorator of a function: a keyword that it does not have is refused as a config's is, with the right one.
+
+    Args:
+        others: what other libraries call its parameters → what says the same here.
+
+    Returns:
+        The decorator; the function keeps its signature.
+    """
+
+    def explained(function: Callable[_Given, _Told]) -> Callable[_Given, _Told]:
+        names = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Told:
+            for name in kwargs:
+                if name not in names:
+                    here = re.match(r"\w*", ELSEWHERE.get(name, ""))
+                    known = meant(name, names) if name not in ELSEWHERE or (here and here[0] in names) else None
+                    raise KeywordError(
+                        f"{function.__name__}() got an unexpected keyword argument {name!r}",
+                        value=name,
+                        rule=f"it has: {', '.join(names)}",
+                        fix=f"use {others[name]}" if name in others else known,
+                    )
+            return function(*args, **kwargs)
+
+        return call
+
+    return explained
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:

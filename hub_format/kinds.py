@@ -6,6 +6,8 @@ allocates anything.
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,6 +191,17 @@ def register_kind(signature: KindSignature) -> None:
     _KINDS[signature.name] = signature
 
 
+def _meant(name: object) -> str | None:
+    """The kind that a misspelt name, or a class of pyreft or adapters, stands for."""
+    text = str(name).lower()
+    here = _ELSEWHERE.get(text, re.sub("(intervention|config)$", "", text))
+    return next(iter(difflib.get_close_matches(here, known_kinds(), n=1, cutoff=0.75)), None)
+
+
+_ELSEWHERE = {"nodireftintervention": "direft", "direftintervention": "direft_orthogonal"}
+"""pyreft's classes whose names would be taken for another kind of ours."""
+
+
 def kind_signature(name: str, *, version: int | None = None, module: str | None = None) -> KindSignature:
     """The signature of a kind.
 
@@ -202,14 +215,17 @@ def kind_signature(name: str, *, version: int | None = None, module: str | None 
     """
     signature = _KINDS.get(name) if isinstance(name, str) else None
     if signature is None:
+        fix = "import the module that registers it, or check the spelling"
+        if module:
+            fix = f"import {module}, which registered it where the adapter was saved"
+        elif meant := _meant(name):
+            fix = f"use {meant!r}; or import the module that registers {shown(name)}"
         raise UnsupportedVersionError(
             f"intervention={shown(name)} is not a registered intervention",
             code="kind.unknown",
             value=name,
             rule=f"known are: {', '.join(known_kinds())}",
-            fix=f"import {module}, which registered it where the adapter was saved"
-            if module
-            else "import the module that registers it, or check the spelling",
+            fix=fix,
         )
     if version is not None and version != signature.version:
         raise UnsupportedVersionError(

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from peft import PeftConfig
 
-from peft_reft import ReftConfig
+from peft_reft import ReftConfig, convert
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.keywords import ELSEWHERE
+from peft_reft.integrations import add_intervention_locations, convert_intervention_locations
 
 MEANT = [
     ("low_rank_dimension", 4, "use r"),
@@ -99,3 +100,55 @@ def test_peft_reads_past_a_field_of_a_later_peft() -> None:
 def test_a_config_is_copied_and_pickled() -> None:
     config = ReftConfig(task_type="CAUSAL_LM", r=2, positions="f1+l2")
     assert copy.deepcopy(config).to_dict() == pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("num_interventions", "use share_weights: one list for all terms"),
+        ("num_prefix_positions", "use positions"),
+        ("share_weight", "use share_weights"),
+        ("tied_weights", "use share_weights"),
+        ("position", "use positions"),
+    ],
+)
+def test_the_right_keyword_of_a_function_is_named(name: str, fix: str) -> None:
+    row = {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}
+    with pytest.raises(TypeError, match=f"add_intervention_locations.* argument '{name}'") as refused:
+        add_intervention_locations(row, "f1", **{name: 2})
+    assert isinstance(refused.value, ConfigError)
+    assert fix in str(refused.value)
+
+
+def test_keywords_of_converting_are_told_too() -> None:
+    with pytest.raises(ConfigError, match="Fix: use base_model"):
+        convert("folder", "other", base="me/base")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="Fix: use num_layers"):
+        convert_intervention_locations({}, share_weights=True, dummy="none", num_interventions=2)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError) as refused:
+        convert("folder", "other", low_rank_dimension=4)  # type: ignore[call-arg]
+    assert refused.value.fix is None  # a rank is nothing that converting asks for
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("LoReFT", "loreft"),
+        ("loref", "loreft"),
+        ("LoreftIntervention", "loreft"),
+        ("NodireftIntervention", "direft"),
+        ("DireftIntervention", "direft_orthogonal"),
+        ("DiReftConfig", "direft"),
+        ("Bias", "bias"),
+    ],
+)
+def test_the_right_kind_is_named(name: str, kind: str) -> None:
+    with pytest.raises(ConfigError, match="is not a registered intervention") as refused:
+        ReftConfig(intervention=name)
+    assert refused.value.fix == f"use {kind!r}; or import the module that registers {name!r}"
+
+
+def test_a_kind_that_is_like_none_gets_no_guess() -> None:
+    with pytest.raises(ConfigError) as refused:
+        ReftConfig(intervention="something_else")
+    assert refused.value.fix == "import the module that registers it, or check the spelling"

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from peft_reft import ReftConfig
 from peft_reft.hub_format.errors import ConfigError, PositionError, shown
+from peft_reft.hub_format.keywords import explains_keywords
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import unbound_tokens
 from peft_reft.model import COMPLETION_TASKS
@@ -47,6 +48,13 @@ def add_intervention_locations(
     tokenizer: Any = None,
     num_proc: int | None = None,
 ) -> Any: ...
+@explains_keywords(
+    first_n="positions, e.g. 'f3' for the first three",
+    last_n="positions, e.g. 'l3' for the last three",
+    num_interventions="share_weights: one list for all terms, or one for each; the number of layers does not matter",
+    num_prefix_positions="positions, e.g. 'f3' for the first three",
+    num_suffix_positions="positions, e.g. 'l3' for the last three",
+)
 def add_intervention_locations(
     example: Any,
     positions: str | None = None,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from peft_reft.hub_format.errors import ConfigError, LocationError
+from peft_reft.hub_format.keywords import explains_keywords
 
 from .example_columns import WholeRow, is_batch, rows_of
 from .locations import rectangle
@@ -22,6 +23,7 @@ Dummy = Literal["after_prompt", "after_row", "first_column", "none"]
 Order = Literal["by_term", "by_layer"]
 
 
+@explains_keywords(num_interventions="num_layers")
 def convert_intervention_locations(
     example: Mapping[str, Any],
     *,

@@ -27,6 +27,7 @@ from peft_reft.hub_format.importers import (
 )
 from peft_reft.hub_format.importers.records import cannot_hold
 from peft_reft.hub_format.journal import settle
+from peft_reft.hub_format.keywords import explains_keywords
 from peft_reft.hub_format.kinds import COMPLEMENT
 from peft_reft.hub_format.manifest import WEIGHTS_NAME
 from peft_reft.hub_format.positions import parse_positions
@@ -44,6 +45,7 @@ __all__ = ["convert"]
 Target = Literal["reft", "pyreft", "adapters", "gguf"]
 
 
+@explains_keywords(base="base_model", model="base_model", prefix_positions="positions", suffix_positions="positions")
 def convert(
     source: str | Path,
     target: str | Path,
