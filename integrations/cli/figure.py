@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.writer import write_atomic
@@ -25,16 +25,24 @@ def figure_lines(sizes: Sizes) -> list[str | RenderableType]:
     _refuse_none(sizes)
     lines: list[str | RenderableType] = []
     highest = max(size.size for found in sizes.values() for size in found)
+    heads = ("site", "term", "", "size", "dependent", "constant", "largest")
     for name, found in sizes.items():
-        drawn = bars([size.size for size in found], highest=highest)
         rows = [
-            (f"  {size.site}", size.term, bar, f"{size.size:.3g}", f"{size.dependent:.3g}", f"{size.constant:.3g}",
-             "" if size.largest is None else f"{size.largest:.3g}")
-            for size, bar in zip(found, drawn, strict=True)
+            [f"  {size.site}", size.term, "", f"{size.size:.3g}", f"{size.dependent:.3g}", f"{size.constant:.3g}",
+             "" if size.largest is None else f"{size.largest:.3g}"]
+            for size in found
         ]  # fmt: skip
-        heads = ("site", "term", "", "size", "dependent", "constant", "largest")
+        drawn = bars([size.size for size in found], width=_left(heads, rows), highest=highest)
+        for row, bar in zip(rows, drawn, strict=True):
+            row[2] = bar
         lines += ["", f"{name}: how large its edits are", table(heads, rows)]
     return [*lines, "", *MEANING]
+
+
+def _left(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """The letters that a bar may have beside the other columns, so that none is folded; 4 to 20."""
+    beside = sum(2 + max(map(len, column)) for column in zip(heads, *rows, strict=True))
+    return max(4, min(20, Console().width - beside))
 
 
 def draw(path: Path, source: str, sizes: Sizes) -> None:

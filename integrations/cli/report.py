@@ -113,7 +113,7 @@ def write_usage(name: str, message: str, *, as_json: bool) -> None:
     if as_json:
         _write_json({"command": name, "ok": False, "error": {"code": "usage", "message": message}})
     else:
-        _write_lines([f"peft-reft {name}: {message}", "  See `peft-reft --help`."], sys.stderr)
+        _write_lines([f"{f'peft-reft {name}'.rstrip()}: {message}", "  See `peft-reft --help`."], sys.stderr)
 
 
 def _write_json(value: Mapping[str, Any]) -> None:

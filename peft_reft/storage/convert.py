@@ -85,7 +85,11 @@ def convert(
         raise ConfigError(f"{target} exists", value=str(target), rule="an existing target is not overwritten")
     if to == "reft":
         if base_model is None:
-            raise ConfigError("convert needs base_model", rule="the names of its modules follow from its config.json")
+            raise ConfigError(
+                "convert needs base_model",
+                rule="the names of its modules follow from its config.json",
+                fix="name the base that the adapter was trained on, an id or a folder: base_model=…, --base-model …",
+            )
         adapter = _read(source, intervention)
         said = {"positions": positions, "share_weights": share_weights, "act_fn": act_fn}
         with staged_folder(target) as stage:

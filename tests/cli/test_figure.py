@@ -94,6 +94,18 @@ def test_the_screen_shows_bars_and_says_what_they_are(folders: Path, capsys: pyt
     assert "default: how large" not in screen  # the LoRA
 
 
+@pytest.mark.parametrize(("columns", "letters"), [(60, 4), (80, 17), (200, 20)])
+def test_a_bar_stands_on_one_line_on_every_screen(
+    columns: int, letters: int, folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["inspect", str(folders / "reft"), "--figure"]) == 0
+    drawn = [line for line in capsys.readouterr().out.splitlines() if "█" in line]
+    longest = max(len(re.sub("[^▏▎▍▌▋▊▉█]", "", line)) for line in drawn)
+    assert 4 <= longest <= letters
+    assert columns == 60 or all("model.layers." in line for line in drawn)
+
+
 def test_the_picture_has_a_row_for_each_layer_and_a_column_for_each_term(
     folders: Path, tmp_path: Path, command: Command
 ) -> None:

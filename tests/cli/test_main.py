@@ -52,6 +52,11 @@ def test_help_is_no_error(name: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "--json" in capsys.readouterr().out
 
 
+def test_no_command_at_all_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("peft-reft: Missing command.\n  See `peft-reft --help`.")
+
+
 def test_hostile_text_reaches_the_terminal_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a value, in a file, in an argument: no control character, no change of direction, no markup."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": HOSTILE}))
