@@ -1,4 +1,14 @@
-"""ReFT (representation finetuning) for Hugging Face PEFT. Importing this package registers the method with PEFT."""
+"""ReFT (representation finetuning) for Hugging Face PEFT. Importing this package registers the method with PEFT.
+
+>>> from peft import get_peft_model
+>>> from peft_reft import ReftConfig
+>>> config = ReftConfig(task_type="CAUSAL_LM", r=4, positions="f7+l7")  # the first and the last 7 tokens of a prompt
+>>> model = get_peft_model(base, config)  # stock PEFT, on a transformers model; then train it with any trainer
+>>> model.save_pretrained("my-reft")
+
+`help(ReftConfig)` explains every field; `peft_reft.integrations` has helpers for data, trainers and servers,
+`peft_reft.causal` finds where in a network a variable stands. In a terminal: `peft-reft --help`.
+"""
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.peft_types import register_peft_method

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from safetensors import SafetensorError
 from typer.exceptions import Abort, TyperException
 from typer.main import get_command
+
+from peft_reft import __version__
 
 from .bundle import bundle
 from .convert import convert
@@ -32,6 +35,23 @@ app: typer.Typer = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _tell(version: bool) -> None:
+    if version:
+        typer.echo(f"peft-reft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_tell)
+    ] = False,
+) -> None:
+    pass
+
+
 for _function in (bundle, convert, diff, export_prefix, inspect, pull, push, show, validate):
     app.command(name=_function.__name__.replace("_", "-"))(_function)
 app.command(name="serve", context_settings=PASSED_ON)(serve)
@@ -44,7 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         report = get_command(app).main(args=list(arguments), prog_name="peft-reft", standalone_mode=False)
     except TyperException as error:
-        write_usage(name, error.format_message(), as_json=as_json)
+        known = any(command.name == name for command in app.registered_commands)
+        write_usage(name, error.format_message(), help_of=name if known else "", as_json=as_json)
         return 2
     except Abort:
         return 130

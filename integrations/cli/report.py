@@ -108,12 +108,18 @@ def write_error(name: str, error: BaseException, *, as_json: bool) -> None:
         _write_lines([f"peft-reft {name}: {first}", *rest], sys.stderr)
 
 
-def write_usage(name: str, message: str, *, as_json: bool) -> None:
-    """Print what is wrong with a command line."""
+def write_usage(name: str, message: str, *, help_of: str = "", as_json: bool) -> None:
+    """Print what is wrong with a command line, and which command's help tells more; the program's by default."""
     if as_json:
         _write_json({"command": name, "ok": False, "error": {"code": "usage", "message": message}})
     else:
-        _write_lines([f"{f'peft-reft {name}'.rstrip()}: {message}", "  See `peft-reft --help`."], sys.stderr)
+        _write_lines(
+            [
+                f"{f'peft-reft {name}'.rstrip()}: {message}",
+                f"  See `{' '.join(['peft-reft', *help_of.split(), '--help'])}`.",
+            ],
+            sys.stderr,
+        )
 
 
 def _write_json(value: Mapping[str, Any]) -> None:

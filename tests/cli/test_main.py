@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_help_is_no_error(name: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_no_command_at_all_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert capsys.readouterr().err.startswith("peft-reft: Missing command.\n  See `peft-reft --help`.")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"peft-reft {version('peft-reft')}\n"
+
+
+@pytest.mark.parametrize(("arguments", "help_of"), [(["show", "base"], "peft-reft show"), (["shwo"], "peft-reft")])
+def test_wrong_usage_names_the_help_that_tells_more(
+    arguments: list[str], help_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert f"See `{help_of} --help`." in capsys.readouterr().err
 
 
 def test_hostile_text_reaches_the_terminal_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = {"peft_reft": "peft_reft", "hub_format": "peft_reft.hub_format", "integrations": "peft_reft.integrations"}
 NEEDS = {"vllm": "vllm", "lm_eval": "lm_eval"}
 MODULES = sorted(
-    ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts])
+    ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts]).removesuffix(".__init__")
     for folder, package in FOLDERS.items()
     for path in (ROOT / folder).rglob("*.py")
     if re.search(r"^ *>>> ", path.read_text("utf-8"), re.MULTILINE)
