@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,18 @@ def test_the_lines_of_a_page_run_one_after_another(
             execute(fitted(page, line), work, path)
 
 
+@pytest.mark.parametrize(
+    "line", sorted({line for page in WITH_SHELL for line in commands(page) if re.fullmatch(r"make [\w-]+", line)})
+)
+def test_a_target_of_make_expands_to_programs_that_are_there(line: str) -> None:
+    """What they do is tested by what `elsewhere` names; no target that it needs is missing, nor a module."""
+    done = subprocess.run([*line.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = re.findall(r"/python -m ([a-z][\w.]+)", done.stdout)
+    assert modules
+    assert all(name in ("pip", "pytest", "venv") or find_spec(name) for name in modules), modules
+
+
 def test_inline_commands_name_what_there_is() -> None:
     """Subcommands and options of `peft-reft`, targets of make, in the prose of the pages."""
     import typer
@@ -122,7 +136,7 @@ def test_inline_commands_name_what_there_is() -> None:
             if words[0] == "make":
                 named = {word for word in words[1:] if re.fullmatch(r"[a-z-]+", word)}
                 assert named <= targets, (page, words)
-            elif words[1] != "serve":
+            elif words[1] not in ("serve", "COMMAND", "--version"):
                 assert words[1] in known, (page, words)
                 assert {w.partition("=")[0] for w in words if w.startswith("--")} <= known[words[1]], (page, words)
 
