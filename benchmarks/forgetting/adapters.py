@@ -35,7 +35,7 @@ class Sequence:
         """What learns skill number `step`; from the second on of a new adapter, where the regime says so."""
         if step and self.regime != "continue" and self.method.config is not None:
             torch.manual_seed(seed)
-            config = self.method.config(self.model.get_base_model().config.num_hidden_layers)
+            config = self.method.config(self.model.get_base_model().config)
             if self.orthogonal:
                 config.orthogonal_to = list(self.names)
             name = f"skill{step}"

@@ -65,6 +65,7 @@ def run(settings: Settings) -> dict[str, Any]:
             rate=settings["rate"],
             steps=settings["steps"],
             pad=pad,
+            factors=adapters.method.factors,
             before=kept,
             penalty=_anchor if kept else None,
         )

@@ -12,7 +12,7 @@ from benchmarks.skills.registry import skill
 from benchmarks.study.base import Base, load_base
 from benchmarks.study.learn import learn
 from benchmarks.study.measure import Answers, answers, divergence, text_loss
-from benchmarks.study.methods import attach, trained
+from benchmarks.study.methods import METHODS, attach, trained
 from benchmarks.study.rows import Row, batch_of, drawn, encode
 from benchmarks.study.runs import Settings
 
@@ -32,7 +32,8 @@ def run(settings: Settings) -> dict[str, Any]:
     pad = base.tokenizer.pad_token_id
     steps = settings["steps"]
     batches = drawn(train, settings["batch"], steps, settings["seed"])
-    learnt = learn(model, batches, parameters, rate=settings["rate"], steps=steps, pad=pad)
+    factors = METHODS[settings["method"]].factors
+    learnt = learn(model, batches, parameters, rate=settings["rate"], steps=steps, pad=pad, factors=factors)
     told: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in parameters),
         "seconds": round(learnt.seconds, 2),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 SCALING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FULL = "full"
 ATTENTION = ["q_proj", "v_proj"]
+WRITERS = ["o_proj", "down_proj"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -27,60 +28,74 @@ class Method:
 
     Attributes:
         family: `reft`, `peft` (another method of PEFT), `mixed` or `full`.
-        config: the base's number of blocks → the config of an adapter (of both, where mixed); None where all weights
-            are trained.
+        config: the base's config → that of an adapter (of both, where mixed); None where all weights are trained.
         rates: learning rates that the search begins with, as many for every method.
         stacks: whether several of its adapters can edit at once.
+        factors: tensor of the edits → how many times the method's rate it learns at; all else learns at the rate.
+        orthogonal: whether a mixed method's edit is kept out of what its LoRA writes.
     """
 
     family: str
-    config: Callable[[int], Any] | None
+    config: Callable[[Any], Any] | None
     rates: tuple[float, ...]
     stacks: bool = True
+    factors: Mapping[str, float] = field(default_factory=dict)
+    orthogonal: bool = False
 
 
-def _reft(blocks: int, layers: str = "all", **fields: Any) -> Any:
+def _reft(base: Any, layers: str = "all", **fields: Any) -> Any:
     from peft_reft import ReftConfig
 
     if layers != "all":
+        blocks = base.num_hidden_layers
         chosen = {"every other": range(1, blocks, 2), "last half": range(blocks // 2, blocks)}
         fields["layers_to_transform"] = list(chosen[layers])
     return ReftConfig(task_type="CAUSAL_LM", **{"r": 4, "positions": "f3+l3", **fields})
 
 
-def _lora(blocks: int, *, rank: int, targets: list[str], **fields: Any) -> Any:
+def _lora(base: Any, *, rank: int, targets: list[str], **fields: Any) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=targets, **fields)
 
 
-def _ia3(blocks: int) -> Any:
+def _ia3(base: Any) -> Any:
     from peft import IA3Config
 
     names = ["k_proj", "v_proj", "down_proj"]
     return IA3Config(task_type="CAUSAL_LM", target_modules=names, feedforward_modules=["down_proj"])
 
 
-def _road(blocks: int) -> Any:
+def _road(base: Any) -> Any:
     from peft import RoadConfig
 
     return RoadConfig(task_type="CAUSAL_LM", variant="road_1", target_modules=LINEAR)
 
 
-def _vera(blocks: int) -> Any:
+def _vera(base: Any) -> Any:
     from peft import VeraConfig
 
     return VeraConfig(task_type="CAUSAL_LM", r=64, target_modules=ATTENTION)
 
 
-def _prompt(blocks: int) -> Any:
+def _prompt(base: Any) -> Any:
     from peft import PromptTuningConfig
 
     return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8)
 
 
-def _both(blocks: int) -> Any:
-    return {"default": _lora(blocks, rank=1, targets=ATTENTION), "edit": _reft(blocks)}
+def _both(base: Any) -> Any:
+    return {"default": _lora(base, rank=1, targets=ATTENTION), "edit": _reft(base)}
+
+
+def _heads(base: Any, **options: Any) -> Any:
+    given = {"heads": base.num_attention_heads, **options}
+    return _reft(base, intervention="heads", component="heads", options=given, positions="all")
+
+
+def _joint(base: Any) -> Any:
+    given = {"default": _lora(base, rank=1, targets=WRITERS)}
+    return {**given, "edit": _reft(base, intervention="adapter", positions="all", act_fn="silu")}
 
 
 def _of_reft(**fields: Any) -> Method:
@@ -106,6 +121,16 @@ METHODS: dict[str, Method] = {
     "bias": _of_reft(intervention="bias"),
     "red": _of_reft(intervention="red"),
     "red all": _of_reft(intervention="red", positions="all"),
+    "clamp": _of_reft(intervention="clamp"),
+    "clamp all": _of_reft(intervention="clamp", positions="all"),
+    "prosv p4+s2": Method(
+        "reft", partial(_reft, intervention="prosv", positions="f4+l2"), REFT_RATES, factors={"factor": 250.0}
+    ),
+    "distribution r4": _of_reft(intervention="distribution"),
+    "distribution r4 all": _of_reft(intervention="distribution", positions="all"),
+    "adapter r4 all": _of_reft(intervention="adapter", positions="all", act_fn="silu"),
+    "heads": Method("reft", _heads, REFT_RATES),
+    "heads with gates": Method("reft", partial(_heads, gates=True, penalty=0.01), REFT_RATES),
     "lora r1 qv": Method("peft", partial(_lora, rank=1, targets=ATTENTION), LORA_RATES),
     "lora r8 qv": Method("peft", partial(_lora, rank=8, targets=ATTENTION), LORA_RATES),
     "lora r8 linear": Method("peft", partial(_lora, rank=8, targets=LINEAR), LORA_RATES),
@@ -115,6 +140,8 @@ METHODS: dict[str, Method] = {
     "vera r64 qv": Method("peft", _vera, SCALING_RATES),
     "prompt tuning 8": Method("peft", _prompt, (3e-3, 1e-2, 3e-2, 1e-1), stacks=False),
     "lora r1 + loreft r4": Method("mixed", _both, LORA_RATES, stacks=False),
+    "lora r1 + adapter r4": Method("mixed", _joint, LORA_RATES, stacks=False),
+    "lora r1 + adapter r4 apart": Method("mixed", _joint, LORA_RATES, stacks=False, orthogonal=True),
     FULL: Method("full", None, FULL_RATES, stacks=False),
 }
 """Name → method."""
@@ -130,11 +157,11 @@ def attach(name: str, make: Callable[[torch.dtype], Any], seed: int) -> Any:
             whole.get_output_embeddings().requires_grad_(False)
         return whole
     base = make(torch.bfloat16)
-    config = method.config(base.config.num_hidden_layers)
+    config = method.config(base.config)
     if method.family == "mixed":
         from peft_reft import MixedReftModel
 
-        return MixedReftModel.from_configs(base, config)
+        return MixedReftModel.from_configs(base, config, orthogonal=method.orthogonal)
     from peft import get_peft_model
 
     return get_peft_model(base, config)

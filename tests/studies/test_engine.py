@@ -21,6 +21,7 @@ from benchmarks.study.learn import learn
 from benchmarks.study.measure import answers, divergence, text_loss
 from benchmarks.study.methods import METHODS, attach, trained
 from benchmarks.study.rows import Row, batch_of, drawn, encode
+from peft_reft import Intervention
 from studies.tiny import tiny_base
 
 BASE = tiny_base()
@@ -98,10 +99,47 @@ def test_every_method_learns_and_leaves_the_base_where_it_was_but_for_full(name:
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
     batches = [rows(4)] * 12
     before = answers(model, rows(4), 0).loss
-    learn(model, batches, parameters, rate=METHODS[name].rates[2], steps=12, pad=0)
+    learn(model, batches, parameters, rate=METHODS[name].rates[2], steps=12, pad=0, factors=METHODS[name].factors)
     assert answers(model, rows(4), 0).loss < before
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
     assert (name == "full") == (not frozen)
+
+
+def test_a_tensor_learns_at_its_own_rate() -> None:
+    """Adam's first step is as long as the rate, whatever the gradient."""
+    model = attach("prosv p4+s2", BASE.make, seed=0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    learn(model, [rows(4)], trained(model), rate=1e-3, steps=1, pad=0, factors={"factor": 250.0})
+    for name, parameter in model.named_parameters():
+        if name in before:
+            moved = float((parameter.detach() - before[name]).abs().max())
+            assert moved == pytest.approx(0.25 if "factor" in name else 1e-3, rel=1e-2)
+
+
+def test_what_a_kind_adds_to_the_loss_closes_its_gates() -> None:
+    def opened(penalty: float) -> float:
+        model = attach("heads with gates", BASE.make, seed=0)
+        units = [module for module in model.modules() if isinstance(module, Intervention)]
+        for unit in units:
+            unit.penalty_weight = penalty
+        learn(model, [rows(4)] * 5, trained(model), rate=0.1, steps=5, pad=0)
+        return float(sum(unit.scale_gate.detach().mean() for unit in units))
+
+    assert opened(100.0) < -0.5 < opened(0.0)
+
+
+@pytest.mark.parametrize("name", ["lora r1 + adapter r4 apart", "lora r1 + adapter r4"])
+def test_what_a_lora_writes_is_not_read_by_the_edit_beside_it_where_the_name_says_so(name: str) -> None:
+    """Rows of W_d against the columns that the block's LoRA writes."""
+    model = attach(name, BASE.make, seed=0)
+    learn(model, [rows(4)] * 3, trained(model), rate=1e-2, steps=3, pad=0)
+    answers(model, rows(1), 0)
+    held = {key.replace(".default", "").replace(".edit", ""): p for key, p in model.named_parameters()}
+    down = next(p for key, p in held.items() if "layers.0" in key and key.endswith(".down"))
+    written = [p[:, 0] for key, p in held.items() if "layers.0" in key and "lora_B" in key]
+    overlap = max(float((down @ column).norm() / down.norm() / column.norm()) for column in written)
+    assert (overlap < 1e-5) == name.endswith("apart")
+    assert len(written) == 2
 
 
 def test_the_start_and_the_order_follow_the_seed() -> None:
