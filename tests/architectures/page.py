@@ -11,7 +11,7 @@ import transformers
 
 from .findings import FAILURES, SAID, VERDICTS, Result
 
-__all__ = ["page", "write_page"]
+__all__ = ["cell", "page", "write_page"]
 
 _HEAD = """# Architectures
 
@@ -59,7 +59,7 @@ def page(results: Sequence[Result]) -> str:
         text += f"\n## {family.capitalize()}\n\n| class | verdict | reasons |\n| --- | --- | --- |\n"
         for one in sorted((one for one in results if one.family == family), key=lambda one: one.name):
             verdict = f"**{one.verdict}**" if one.verdict in FAILURES else one.verdict
-            text += f"| `{one.name}` | {verdict} | {_cell(one)} |\n"
+            text += f"| `{one.name}` | {verdict} | {cell(one)} |\n"
     return text
 
 
@@ -68,7 +68,7 @@ def write_page(results: Sequence[Result], path: Path) -> None:
     path.write_text(page(results), "utf-8")
 
 
-def _cell(result: Result) -> str:
+def cell(result: Result) -> str:
     """Which checks say what; checks that say the same stand together."""
     said: dict[str, list[str]] = {}
     for one in result.findings:

@@ -15,7 +15,7 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -33,6 +33,9 @@ from .exam import examine
 from .findings import Result
 
 __all__ = ["Limits", "examined", "folder_of_results", "stored", "unexamined"]
+
+
+Exam = Callable[[Subject], Result]
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,14 @@ def unexamined(subject: Subject) -> Result:
 
 
 def examined(
-    subjects: Sequence[Subject], folder: Path, *, workers: int = 2, limits: Limits = Limits()
+    subjects: Sequence[Subject],
+    folder: Path,
+    *,
+    workers: int = 2,
+    limits: Limits = Limits(),
+    exam: Exam | None = None,
 ) -> Iterator[Result]:
-    """The results of all classes, those that lie in the folder first."""
+    """The results of all classes, those that lie in the folder first; of another exam, if one is given."""
     folder.mkdir(parents=True, exist_ok=True)
     left = []
     for subject in subjects:
@@ -93,7 +101,7 @@ def examined(
     try:
         while left or running:
             while left and len(running) < workers:
-                running.append(_started(left.pop(0), limits))
+                running.append(_started(left.pop(0), limits, exam or examine))
             wait([one.results for one in running], timeout=1.0)
             for one in list(running):
                 result = _result(one, limits)
@@ -116,10 +124,10 @@ def _prepare() -> None:
     gc.freeze()  # else each process copies what the collector touches
 
 
-def _started(subject: Subject, limits: Limits) -> _Running:
+def _started(subject: Subject, limits: Limits, exam: Exam) -> _Running:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(subject, theirs, limits), daemon=True)
+    process = context.Process(target=_run, args=(subject, theirs, limits, exam), daemon=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; torch's are idle
         process.start()
@@ -127,14 +135,14 @@ def _started(subject: Subject, limits: Limits) -> _Running:
     return _Running(subject, process, ours, time.monotonic() + limits.seconds)
 
 
-def _run(subject: Subject, results: Connection, limits: Limits) -> None:
+def _run(subject: Subject, results: Connection, limits: Limits, exam: Exam) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu))
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     try:
-        result = examine(subject)
+        result = exam(subject)
     except MemoryError:
         result = Result(subject.family, subject.name, "gave up", f"over {limits.memory >> 30} GiB")
     except Exception as error:
