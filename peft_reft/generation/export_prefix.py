@@ -140,14 +140,18 @@ def _compare(state: ModelState, ids: Tensor, prefix: ExportedPrefix) -> None:
     base: Any = state.model
     vocabulary = base.get_input_embeddings().num_embeddings
     probe = (torch.arange(PROBE, device=ids.device)[None] * 7919 + 3) % vocabulary
-    wanted = base(input_ids=torch.cat([ids, probe], 1)).logits[:, ids.shape[1] :]
+    whole = torch.cat([ids, probe], 1)
+    wanted = base(input_ids=whole).logits[:, ids.shape[1] :]
+    known = inspect.signature(base.forward).parameters
+    if "position_ids" in known:
+        _check_counting(base, whole, wanted)
     cache = DynamicCache(tuple(part.to(ids.device, wanted.dtype) for part in prefix._layers()))
     given: dict[str, Any] = {"input_ids": probe, "past_key_values": cache}
-    if "attention_mask" in inspect.signature(base.forward).parameters:
+    if "attention_mask" in known:
         given["attention_mask"] = torch.ones(1, ids.shape[1] + PROBE, dtype=torch.long, device=ids.device)
     with _without_edits(state):
         found = base(**given).logits
-    off = float((found - wanted).abs().max() / wanted.abs().max())
+    off = _off(found, wanted)
     if not off <= TOLERANCE.get(wanted.dtype, 0.1):
         raise ConfigError(
             f"{type(base).__name__}: behind the exported prefix logits are off by {off:.1e} of the largest",
@@ -156,6 +160,25 @@ def _compare(state: ModelState, ids: Tensor, prefix: ExportedPrefix) -> None:
             rule="a prefix is exported where it stands for the edits exactly, but for rounding",
             fix="save the adapter itself",
         )
+
+
+def _check_counting(base: Any, ids: Tensor, wanted: Tensor) -> None:
+    """Refuse a base whose forward counts positions otherwise than `generate`, which states them from 0 on (RoBERTa's
+    start behind the padding's id): a prefix is exact for one of the two."""
+    stated = torch.arange(ids.shape[1], device=ids.device)[None]
+    off = _off(base(input_ids=ids, position_ids=stated).logits[:, -wanted.shape[1] :], wanted)
+    if not off <= TOLERANCE.get(wanted.dtype, 0.1):
+        raise ConfigError(
+            f"{type(base).__name__}: its forward counts positions otherwise than generate, which states them from 0",
+            code="export.inexact",
+            value=off,
+            rule="a prefix holds keys of certain positions, and would be exact for one of the two alone",
+            fix="save the adapter itself",
+        )
+
+
+def _off(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.positions import Last, PromptWindow
 from peft_reft.runtime.inputs import Explicit
 from peft_reft.runtime.past import cache_of
@@ -26,6 +27,9 @@ def recorded_prefill(state: ModelState, call: dict[str, Any]) -> Any:
     Args:
         state: of the model.
         call: keywords of its forward: `input_ids` `[batch, seq]`, `attention_mask` or None, …
+
+    Raises:
+        ConfigError: a cache that takes no note.
     """
     ids, mask = call["input_ids"], call["attention_mask"]
     batch, width = ids.shape
@@ -41,6 +45,13 @@ def recorded_prefill(state: ModelState, call: dict[str, Any]) -> Any:
     finally:
         running.session = outer
     cache = cache_of(output)
+    if isinstance(cache, (list, tuple)):  # of Rwkv and XLNet
+        raise ConfigError(
+            f"{type(state.model).__name__} returned a {type(cache).__name__} of tensors",
+            value=type(cache).__name__,
+            rule="a prompt cache carries a note of what was edited, which no list takes",
+            fix="call generate without a prompt cache",
+        )
     if cache is not None:
         note_record(cache, CacheRecord(ids.clone(), recording, edit_state(state)))
     return output

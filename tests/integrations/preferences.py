@@ -1,4 +1,4 @@
-"""Pairs of answers, policies of one part and of two, and DPO trainers, on the tiny Llama of `tiny_sft`."""
+"""Pairs of answers, policies of one part and of two, objectives, and DPO trainers, on the tiny Llama of `tiny_sft`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from trl import DPOConfig, DPOTrainer
 
 from contract.recording import Tokens, differing, inputs_of, raw_outputs_of
 from peft_reft import MixedReftModel
+from peft_reft.integrations import RepsObjective, SplitObjective
+from peft_reft.layer import reft_layers
 
 from .tiny_sft import BRIEF, PAIRS, base_model, encoded, reft, tokenizer
 
@@ -102,3 +104,25 @@ def ends_of_prompts(batch: Mapping[str, Any], *, first: int, last: int) -> Token
         prompt = range(known[tuple(ids[: sum(mask)])])
         found |= {(row, column) for column in [*prompt[:first], *prompt[-last:]]}
     return found
+
+
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(5)) * 0.3
+SPLIT = {"positive_weight": 0.8, "negative_weight": 0.4, "gap_weight": 3.0, "gap": 0.6}
+
+
+def vector_policy(component: str = "block_output", blocks: Any = (1,)) -> Any:
+    """One vector, added at the first and the last two tokens of the prompt after the second block."""
+    where = {"component": component, "layers_to_transform": list(blocks)}
+    model = get_peft_model(base_model(), reft(intervention="bias", positions="f1+l2", init_weights=True, **where))
+    with torch.no_grad():
+        for layer in reft_layers(model):
+            layer.unit(("default", 0)).shift.copy_(VECTOR)
+    return model
+
+
+OBJECTIVES = {
+    "split": SplitObjective(**SPLIT),
+    "split both ways": SplitObjective(**SPLIT, factors=(2.0,), opposite=True),
+    "reps negated": RepsObjective(factors=(2.0,)),
+    "reps nulled": RepsObjective(factors=(2.0,), suppression="nulled"),
+}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -21,21 +20,18 @@ from peft_reft.integrations.trl.objectives import reps_loss, split_loss
 from peft_reft.integrations.trl.objectives.steering import draws_of_step, null_delta
 from peft_reft.layer import reft_layers
 
-from .preferences import dpo_trainer, edit_policy, history, mixed_policy, sequences
+from .preferences import (
+    OBJECTIVES,
+    SPLIT,
+    VECTOR,
+    dpo_trainer,
+    edit_policy,
+    history,
+    mixed_policy,
+    sequences,
+    vector_policy,
+)
 from .tiny_sft import base_model, first_batch, reft, trainer_for
-
-VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(5)) * 0.3
-SPLIT = {"positive_weight": 0.8, "negative_weight": 0.4, "gap_weight": 3.0, "gap": 0.6}
-
-
-def vector_policy(component: str = "block_output", blocks: Any = (1,)) -> Any:
-    """One vector, added at the first and the last two tokens of the prompt after the second block."""
-    where = {"component": component, "layers_to_transform": list(blocks)}
-    model = get_peft_model(base_model(), reft(intervention="bias", positions="f1+l2", init_weights=True, **where))
-    with torch.no_grad():
-        for layer in reft_layers(model):
-            layer.unit(("default", 0)).shift.copy_(VECTOR)
-    return model
 
 
 def trainer_of(folder: Path, objective: Any, model: Any = None, **fields: Any) -> Any:
@@ -100,14 +96,6 @@ def expected(name: str) -> float:
         "reps negated": lambda: reps_by_hand(by_hand(2.0)) + reps_by_hand(by_hand(-2.0), swapped=True),
         "reps nulled": lambda: reps_by_hand(by_hand(2.0)) + reps_by_hand(by_hand(nulled=True), swapped=True),
     }[name]()
-
-
-OBJECTIVES = {
-    "split": SplitObjective(**SPLIT),
-    "split both ways": SplitObjective(**SPLIT, factors=(2.0,), opposite=True),
-    "reps negated": RepsObjective(factors=(2.0,)),
-    "reps nulled": RepsObjective(factors=(2.0,), suppression="nulled"),
-}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

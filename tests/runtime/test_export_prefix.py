@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+import transformers as hf
+from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 
 from contract.tiny import base_model, reft_model, token_ids
@@ -144,6 +145,29 @@ def test_edits_beyond_the_prefix_are_refused_by_name(fields: dict[str, Any], tex
 def test_other_caches_are_refused_by_name(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         export_prefix(reft_model(name, positions="f3"), whole()[0])
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+OTHERS = {
+    "XLNetLMHeadModel returned a tuple": lambda: hf.XLNetLMHeadModel(
+        hf.XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=48, vocab_size=64, mem_len=20)
+    ),
+    "RobertaForCausalLM: its forward counts positions otherwise than generate": lambda: hf.RobertaForCausalLM(
+        hf.RobertaConfig(is_decoder=True, intermediate_size=48, max_position_embeddings=64, **SMALL)
+    ),
+}
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_a_base_whose_cache_takes_no_note_or_whose_positions_are_two_is_refused_by_name(text: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = OTHERS[text]().eval()
+        for parameter in base.parameters():
+            parameter.data.normal_(std=0.3)
+        model = get_peft_model(base, ReftConfig(positions="f3", init_weights=False)).eval()
+    with pytest.raises(ConfigError, match=text):
+        export_prefix(model, whole()[0])
 
 
 def test_what_acts_beside_the_edits_is_refused() -> None:
