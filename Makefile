@@ -8,7 +8,7 @@ MODEL ?=
 # one thread for each of two workers: tiny models gain nothing from more
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo notebooks test test-next test-slow test-gpu test-evals test-peft test-architectures test-oldest test-serving test-serving-pins lint types format clean build/types \
+.PHONY: demo notebooks test test-next test-slow test-gpu test-evals test-peft test-architectures test-prefixes test-oldest test-serving test-serving-pins lint types format clean build/types \
 	bench bench-quick bench-gpu bench-growth bench-compiled bench-serving bench-environments \
 	study study-small study-tables docs docs-serve dist release-check extras api-types
 
@@ -39,6 +39,10 @@ test-peft: $(VENV)/dev.stamp
 # every text model class of transformers, made tiny; writes docs/architectures.md. Goes on where it was stopped
 test-architectures: $(VENV)/dev.stamp
 	cd tests && OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ../$(BIN)/python -m architectures --workers 2
+
+# which causal classes' edited prefixes can be exported; writes docs/prefixes.md. Goes on where it was stopped
+test-prefixes: $(VENV)/dev.stamp
+	cd tests && OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ../$(BIN)/python -m architectures.prefixes --workers 2
 
 # the lower bounds of pyproject.toml, and what vLLM pins: each in a venv of its own, with the tests that apply there
 test-oldest: .venv-oldest/stamp

@@ -1,4 +1,4 @@
-"""`python -m architectures.prefixes`, in `tests/`: which classes' edited prefixes can be exported; docs/prefixes.md.
+"""`make test-prefixes`: which classes' edited prefixes can be exported; writes docs/prefixes.md.
 
 Each causal class is made tiny with LoReFT inside of a prefix of nine tokens. `export_prefix` gives a prefix, by which
 the base has the edited model's logits and tokens, in transformers' cache and in stock PEFT, or says why not.
@@ -40,8 +40,7 @@ WORDS = {"right": "exact", "right where the base is": "exact"}
 
 _TEXT = """# Prefixes that stand for edits
 
-Written by `python -m architectures.prefixes`, in `tests/`, with transformers {transformers} and torch {torch}; do not
-edit.
+Written by `make test-prefixes` with transformers {transformers} and torch {torch}; do not edit.
 
 [`export_prefix`](serving.md#without-peft-reft) turns edits of a fixed prefix into keys and values that need no
 `peft_reft`. Every causal language model class that transformers' auto classes name is made tiny, with LoReFT at

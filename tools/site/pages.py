@@ -81,6 +81,7 @@ NAV = (
         *REFERENCE,
         Page("docs/compatibility.md", "compatibility.md", "What works with what"),
         Page("docs/architectures.md", "architectures.md", "Model classes"),
+        Page("docs/prefixes.md", "prefixes.md", "Prefixes that stand for edits"),
         Page("docs/architecture.md", "architecture.md", "How the code is built"),
     )),
     Section("Measured", (
