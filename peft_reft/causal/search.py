@@ -57,7 +57,7 @@ class AlignmentSearch(Found):
         example: a row to see the sites' widths on; needed where rows are not inputs of the causal model, or these may
             have any value.
         directions: None: R is learned. `"neurons"`, or orthonormal rows `[directions, hidden]` such as principal
-            components (`Pca.fit(hidden, width).rotation.rows`): these stay, and which of them are a variable's is
+            components (`Pca.fit(hidden, width).rotation.matrix`): these stay, and which of them are a variable's is
             learned by a mask.
 
     Attributes:

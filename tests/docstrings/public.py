@@ -19,6 +19,7 @@ from peft_reft.hub_format import errors
 PACKAGES = (
     "peft_reft",
     "peft_reft.causal",
+    "peft_reft.causal.tasks",
     "peft_reft.continual",
     "peft_reft.hub_format",
     "peft_reft.integrations",

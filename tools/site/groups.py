@@ -82,6 +82,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         ],
         "From an alignment to an adapter": ["to_adapter"],
     },
+    "peft_reft.causal.tasks": {"Tasks": ["Task", "TaskReader", "TASKS"]},
     "peft_reft.integrations": {
         "Data and positions": [
             "ReftDataCollator",

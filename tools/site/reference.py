@@ -19,6 +19,7 @@ _BARE = dict.fromkeys(
 def modules_of(package: str) -> list[str]:
     """The public modules that a page of the reference tells of: a package, and those below it that are public too."""
     below = {
+        "peft_reft.causal": ["tasks"],
         "peft_reft.hub_format": ["errors"],
         "peft_reft.integrations": ["cli", "data", "evals", "lm_eval", "trl", "vllm"],
     }
