@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from peft_reft.hub_format.bundle import check_name
 from peft_reft.hub_format.errors import ConfigError
+from peft_reft.hub_format.groups import SiteGroup
 
 from .adapters.calls import rows_in_use
 from .adapters.heads import refuse_head_count
@@ -31,6 +33,7 @@ from .adapters.weighted import weighted_sum
 from .adapters.weights import cast_adapter, freeze_base
 from .config import ReftConfig
 from .generation import ContinuousBatching, Generations
+from .interventions.starts import LOADED
 from .layer import CHILD, ReftLayer, parameters_of, units_at
 from .runtime import Runtime, runtime_of, state_of
 from .runtime.boundary import register_boundary
@@ -66,12 +69,13 @@ class ReftModel(SavingTuner):
     prefix = "reft_"
     _told_by: Mapping[str, Tensor] | None = None
     _former: Former = NOTHING
+    _groups: tuple[SiteGroup, ...] = ()
     tuner_layer_cls: type[BaseTunerLayer] = ReftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's declaration
 
     def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict[str, Any]) -> ReftConfig:
         """Resolve the config's layers and components to the sites of this model."""
-        groups = peft_config.groups()
+        groups = self._groups = peft_config.groups()
         refuse_unbound(peft_config.special_tokens, groups)
         if peft_config.recorded_base is not None:
             check_base(peft_config.recorded_base, self.model)
@@ -143,7 +147,8 @@ class ReftModel(SavingTuner):
         state.changed()
         runtime.mode_changed()
         if config.recorded_tensors is not None:
-            check_wrappers(self.model, adapter_name, config.recorded_tensors)
+            if config.modules_to_save or config.trainable_token_indices:
+                check_wrappers(self.model, adapter_name, config.recorded_tensors)
             state.unverified[adapter_name] = loaded_check(self.model, adapter_name, config.recorded_tensors)
 
     def _check_trainer(self, adapter_name: str, config: ReftConfig) -> str | None:
@@ -179,19 +184,20 @@ class ReftModel(SavingTuner):
             raise ConfigError("the model carries no ReFT runtime")
         if any(tap.on_input for tap in site.taps):
             check_whole_input(self.model, current_key)
-        if not all(config.inference_mode for config in self.peft_config.values()):  # something may be saved
-            check_names_apart((adapter_name, *runtime.state.views), current_key)
+        saves = not all(config.inference_mode for config in self.peft_config.values())
+        if saves and current_key == next(iter(self._sites)):  # once for all of them, before the first is touched
+            check_names_apart((adapter_name, *runtime.state.views), self._sites)
         layer = getattr(target, CHILD, None)
         if layer is None:
             runtime.add_stack(site.stack)
             layer = ReftLayer(current_key, site.stack.path, runtime)
             layer.attach(target)
             carry_frames(runtime, current_key, site.stack.path)
-        units = units_at(site, peft_config.groups(), self._hidden_size)
+        units = units_at(site, self._groups, self._hidden_size)
         layer.update_layer(
             adapter_name,
             units,
-            init_weights=peft_config.init_weights,
+            init_weights=peft_config.init_weights if peft_config.recorded_tensors is None else LOADED,
             device=site_device(target),
             complements=self._former.at(layer, units),
         )
@@ -205,7 +211,7 @@ class ReftModel(SavingTuner):
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         state = state_of(self.model)
-        if state is None or model is not self.model or not freeze_base(model, state):
+        if state is None or model is not self.model or not freeze_base(state):
             super()._mark_only_adapters_as_trainable(model)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -213,7 +219,13 @@ class ReftModel(SavingTuner):
         several = isinstance(adapter_name, (list, tuple, set))
         check_known(adapter_name if several else [adapter_name], self.peft_config)
         bring_root(self)
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        state = state_of(self.model)
+        if state is None or any(isinstance(module, AuxiliaryTrainingWrapper) for module in state.base_modules()):
+            super().set_adapter(adapter_name, inference_mode=inference_mode)
+            return
+        for layer in state.layers.values():  # PEFT looks for them in every module of the model, twice
+            layer.set_adapter(adapter_name, inference_mode=inference_mode)
+        self.active_adapter = adapter_name
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; the model keeps its hooks, which do nothing without an active one.

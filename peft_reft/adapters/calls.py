@@ -15,7 +15,6 @@ from peft_reft.runtime.frames import Running
 from peft_reft.runtime.row_choice import BASE, RowAdapters
 from peft_reft.runtime.state import ModelState
 
-from .hiding import base_modules
 from .stacking import stacks_of
 
 __all__ = ["rows_in_use"]
@@ -46,7 +45,7 @@ def rows_in_use(
     handles: list[RemovableHandle] = []
     around, running.handles = running.handles, handles
     try:
-        for module in base_modules(model, state):
+        for module in state.base_modules():
             if isinstance(module, AuxiliaryTrainingWrapper):
                 handles.append(module.register_forward_pre_hook(_naming(running, said), with_kwargs=True))
         handles.append(model.register_forward_pre_hook(_showing(running, said), prepend=True, with_kwargs=True))

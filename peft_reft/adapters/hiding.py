@@ -10,7 +10,7 @@ from torch import nn
 
 from peft_reft.runtime.state import ModelState
 
-__all__ = ["base_modules", "others_hidden"]
+__all__ = ["others_hidden"]
 
 
 @contextmanager
@@ -36,16 +36,3 @@ def others_hidden(state: ModelState, adapter_name: str) -> Iterator[None]:
             units._modules = {**modules, **units._modules}
         state.changes_held = held
         state.changed()
-
-
-def base_modules(model: nn.Module, state: ModelState) -> Iterator[nn.Module]:
-    """Every module of a model but its adapters' units, however many these are."""
-    layers = set(map(id, state.layers.values()))
-
-    def walk(module: nn.Module) -> Iterator[nn.Module]:
-        yield module
-        for child in module.children():
-            if id(child) not in layers:
-                yield from walk(child)
-
-    return walk(model)

@@ -14,7 +14,7 @@ __all__ = ["check_free", "check_known", "check_names_apart"]
 _OURS = re.compile(r"reft_\d+|\d+|base_model|model|modules_to_save|original_module")
 
 
-def check_names_apart(names: Iterable[str], site: str) -> None:
+def check_names_apart(names: Iterable[str], sites: Collection[str]) -> None:
     """Refuse an adapter's name that stands elsewhere in the names of its parameters.
 
     PEFT takes the name out of `….layers.0.reft.reft_0.<adapter>.bias` when it saves (peft/utils/save_and_load.py,
@@ -22,13 +22,14 @@ def check_names_apart(names: Iterable[str], site: str) -> None:
 
     Args:
         names: of all adapters of the model.
-        site: dotted name of a module that one of them edits.
+        sites: dotted names of the modules that one of them edits.
 
     Raises:
         ConfigError: names the adapter.
     """
     tensors = {tensor for kind in known_kinds() for tensor in kind_signature(kind).tensors}
-    taken = tensors | set(site.split("."))
+    parts = {part: site for site in sites for part in site.split(".")}
+    taken = tensors | set(parts)
     for name in names:
         if name == BASE:
             raise ConfigError(
@@ -43,7 +44,8 @@ def check_names_apart(names: Iterable[str], site: str) -> None:
                 f"the adapter name {name!r} is part of the names of the model's own parameters",
                 code="name",
                 value=name,
-                rule=f"a name is none of the parts of {site!r}, no number, and no tensor of an intervention",
+                rule=f"a name is none of the parts of {parts.get(name, next(iter(sites)))!r}, no number, and no "
+                "tensor of an intervention",
                 fix=f"choose another name, e.g. {name + '_edit'!r}",
             )
 

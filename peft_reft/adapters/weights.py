@@ -16,19 +16,21 @@ from torch import nn
 from peft_reft.layer import CHILD
 from peft_reft.runtime.state import ModelState
 
-from .hiding import base_modules, others_hidden
+from .hiding import others_hidden
 
 __all__ = ["cast_adapter", "freeze_base"]
 
+WIDE = (torch.float32, torch.float64)
 
-def freeze_base(model: nn.Module, state: ModelState) -> bool:
+
+def freeze_base(state: ModelState) -> bool:
     """Let no parameter of the base be trained.
 
     Returns:
         False, with nothing done, where something else decides about parameters too: another method's layers, modules
         that are saved in full, trained tokens.
     """
-    base = list(base_modules(model, state))
+    base = list(state.base_modules())
     if any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in base):
         return False
     for module in base:
@@ -41,6 +43,8 @@ def freeze_base(model: nn.Module, state: ModelState) -> bool:
 def cast_adapter(model: nn.Module, state: ModelState, adapter_name: str, autocast_adapter_dtype: bool) -> None:
     """Adapters are float32; without autocasting they take the base's dtype, as PEFT's other methods do."""
     if autocast_adapter_dtype:
+        if all(held.dtype in WIDE for unit in _units(state, adapter_name) for held in unit.parameters()):
+            return
         with others_hidden(state, adapter_name):
             for layer in state.layers.values():
                 cast_adapter_dtype(layer, adapter_name=adapter_name)

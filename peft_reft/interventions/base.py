@@ -133,7 +133,7 @@ class Intervention(Starting, Reserving):
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every saved tensor by name, trained or brought."""
-        return {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}
+        return {name: held for name, held in (*self._parameters.items(), *self._buffers.items()) if held is not None}
 
     def edit_delta(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the edit adds to h; every kind defines it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from .activations import starts_at_zero
 from .complement import COMPLEMENT
 from .rotation import orthonormal_rows
 
-__all__ = ["Init", "Starting"]
+__all__ = ["LOADED", "Init", "Starting"]
 
-Init = Literal["paper"] | bool | None
+LOADED: Final = "loaded"
+"""In place of a start where a file's tensors come next: valid, the cheapest there is, and the same each time."""
+Init = Literal["paper", "loaded"] | bool | None
 
 
 class Starting(nn.Module):
@@ -50,7 +52,9 @@ class Starting(nn.Module):
             return
         self.check_start(init_weights, self.act_fn)
         with torch.no_grad():
-            if init_weights is False:
+            if init_weights == LOADED:
+                self.placeholder()
+            elif init_weights is False:
                 self.random_start()
             elif init_weights == "paper" or not self.starts_as_identity(self.act_fn):
                 self.paper_start()
@@ -90,6 +94,14 @@ class Starting(nn.Module):
         has_identity = cls.identity is not Starting.identity
         name = canonical_activation(act_fn)
         return has_identity and (name is None or (cls.act_keeps_identity and starts_at_zero(name)))
+
+    def placeholder(self) -> None:
+        """Zeros, and rows of the unit matrix for a rotation: no random number is drawn."""
+        for name, tensor in self.named_tensors().items():
+            if name in self.orthonormal:
+                nn.init.eye_(tensor)
+            elif name != COMPLEMENT:
+                tensor.zero_()
 
     def random_start(self) -> None:
         """Random and non-trivial."""

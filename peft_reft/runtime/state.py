@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -57,6 +57,17 @@ class ModelState:
         self._activity: Activity | None = None
         self._named: dict[tuple[str, ...], Activity] = {}
 
+    def base_modules(self) -> Iterator[nn.Module]:
+        """Every module of the model but its adapters', however many these are; once each, in the order of the tree."""
+        seen = set(map(id, self.layers.values()))
+        waiting: list[nn.Module | None] = [self.model]
+        while waiting:
+            module = waiting.pop()
+            if module is not None and id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                waiting.extend(reversed(module._modules.values()))
+
     def activity(self) -> Activity:
         """What edits now: the running call's rows, or the active adapters."""
         rows = self.running.rows
@@ -105,11 +116,16 @@ class ModelState:
             table.pop(name, None)
         self.changed()
 
-    def verify(self) -> None:
-        """Run the checks that wait, once each."""
-        for name, check in list(self.unverified.items()):
-            check()
-            self.unverified.pop(name, None)
+    def verify(self, *names: str) -> None:
+        """Run the checks that wait, of these adapters or of all; once each, if they pass."""
+        for name in names or list(self.unverified):
+            check = self.unverified.pop(name, None)  # before: it asks for the tensors as a saving does
+            try:
+                if check is not None:
+                    check()
+            except BaseException:
+                self.unverified[name] = check
+                raise
 
     def _activity_of(self, names: tuple[str, ...] | None = None) -> Activity:
         return activity_of(self.stacks, self.layers, self.views, self.has_completion, names)

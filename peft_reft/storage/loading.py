@@ -20,10 +20,19 @@ from peft_reft.hub_format.kinds import COMPLEMENT
 from peft_reft.hub_format.rank import freed, has_full_rank, is_orthonormal
 from peft_reft.interventions import Intervention
 from peft_reft.layer import CHILD, UNIT, ReftLayer
+from peft_reft.runtime.state import state_of
 
 from .beside import belongs_beside, embedding_paths
 
-__all__ = ["AdapterTensor", "adapter_tensors", "check_sites", "check_state_dict", "check_wrappers", "loaded_check"]
+__all__ = [
+    "AdapterTensor",
+    "adapter_tensors",
+    "check_sites",
+    "check_state_dict",
+    "check_wrappers",
+    "loaded_check",
+    "verify",
+]
 
 Value = TypeVar("Value")
 
@@ -133,6 +142,12 @@ def _check_directions(name: str, place: AdapterTensor, cast: Mapping[str, Tensor
             code="load.rank",
             rule="its rows must be linearly independent, or they have no orthonormal counterpart",
         )
+
+
+def verify(model: nn.Module, adapter_name: str) -> None:
+    """Run an adapter's check of its tensors where it waits: see `loaded_check`."""
+    for _, layer in _layers(model)[:1]:
+        layer.state.verify(adapter_name)
 
 
 def check_sites(names: Iterable[str], sites: Collection[str]) -> None:
@@ -275,7 +290,23 @@ def _freed(raw: Tensor, taken: Tensor | None) -> NDArray[np.float64]:
 
 
 def _layers(model: nn.Module) -> list[tuple[str, ReftLayer]]:
+    """The sites of a model with their names in it: looked up where they are known to lie, else looked for."""
+    for prefix in (MODEL_PREFIX, ""):
+        base = _child(model, prefix)
+        state = None if base is None else state_of(base)
+        if base is not None and state is not None:
+            known = [(f"{path}.{CHILD}", layer) for path, layer in state.layers.items()]
+            if all(_child(base, path) is layer for path, layer in known):
+                return [(prefix + path, layer) for path, layer in known]
     return [(path, module) for path, module in model.named_modules() if isinstance(module, ReftLayer)]
+
+
+def _child(model: nn.Module, path: str) -> nn.Module | None:
+    """What lies at a path by the names of modules alone: wrappers, which answer for what they wrap, lie between."""
+    found: nn.Module | None = model
+    for part in filter(None, path.split(".")):
+        found = None if found is None else found._modules.get(part)
+    return found
 
 
 def _unfit(message: str) -> AdapterLoadError:

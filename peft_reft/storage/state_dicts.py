@@ -11,7 +11,7 @@ from peft_reft.config import ReftConfig
 from peft_reft.hub_format.envelope import MODEL_PREFIX
 
 from .beside import saved_name, without_copies
-from .loading import adapter_tensors, check_state_dict
+from .loading import adapter_tensors, check_state_dict, verify
 from .outgoing import outgoing_of
 
 __all__ = ["SavingTuner"]
@@ -22,7 +22,12 @@ class SavingTuner(BaseTuner):  # type: ignore[misc]  # peft's types are not foll
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: ReftConfig, **kwargs: Any) -> dict[str, Tensor]:
-        """An adapter's tensors; where transformers asks, its config is told, which is saved before them."""
+        """An adapter's tensors; where transformers asks, its config is told, which is saved before them.
+
+        Raises:
+            IntegrityError: the adapter was made for the tensors of a file, and they did not come.
+        """
+        verify(model, kwargs["adapter_name"])
         tensors: dict[str, Tensor] = super()._get_adapter_state_dict(model=model, config=config, **kwargs)
         name = kwargs["adapter_name"]
         config.outgoing = outgoing_of(model, tensors, lambda key: cls._remove_adapter_name_from_key(key, name))

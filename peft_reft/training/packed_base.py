@@ -39,7 +39,9 @@ class PackedBase(BoundaryProvider):
 
     def attach(self) -> None:
         """Find the layers that may."""
-        self.layers = {path: part for path, part in self.state.model.named_modules() if part.__dict__.get(_PACKS)}
+        any_packs = any(part.__dict__.get(_PACKS) for part in self.state.base_modules())
+        named = self.state.model.named_modules() if any_packs else ()
+        self.layers = {path: part for path, part in named if part.__dict__.get(_PACKS)}
         self.prepares: bool = bool(self.layers)
 
     def detach(self) -> None:

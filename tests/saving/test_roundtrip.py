@@ -437,3 +437,24 @@ def test_weights_that_are_no_numbers_are_not_loaded(tmp_path: Path, value: float
     model.save_pretrained(str(tmp_path))
     with pytest.raises(ReftError, match="NaN or infinity"):
         PeftModel.from_pretrained(base_model("llama"), str(tmp_path))
+
+
+def test_loading_draws_no_random_number(tmp_path: Path) -> None:
+    """What a start would draw is overwritten by the file: a seeded run goes on as without the adapter."""
+    reft_model("llama", positions="l1", r=2, init_weights=False).save_pretrained(tmp_path)
+    base = base_model("llama")
+    before = torch.get_rng_state()
+    PeftModel.from_pretrained(base, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "act", [lambda model, folder: model(token_ids(1, 4)), lambda model, folder: model.save_pretrained(folder)]
+)
+def test_an_adapter_whose_file_never_came_neither_runs_nor_is_saved(tmp_path: Path, act: Callable[..., Any]) -> None:
+    """A config that was read records the tensors that belong to it; a model made from it alone has others."""
+    reft_model("llama", positions="l1", r=2, init_weights=False).save_pretrained(tmp_path / "trained")
+    model = get_peft_model(base_model("llama"), ReftConfig.from_pretrained(str(tmp_path / "trained")))
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="other bytes"):
+            act(model, tmp_path / "again")
