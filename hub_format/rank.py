@@ -14,7 +14,7 @@ from .reader import edit_of
 from .schema import SiteGroup
 from .tensors import TensorInfo, read_values
 
-__all__ = ["check_ranks", "freed", "has_full_rank", "is_orthonormal"]
+__all__ = ["check_ranks", "freed", "has_full_rank", "have_clear_rank", "is_orthonormal"]
 
 MAX_CONDITION = 1e6
 CLEAR_CONDITION = 1e3
@@ -34,12 +34,21 @@ def has_full_rank(raw: NDArray[np.floating]) -> bool:
     rows = raw.astype(np.float64)
     if not rows.size or not np.isfinite(rows).all():
         return False
-    squares = np.linalg.eigvalsh(rows @ rows.T)  # of few rows: cheaper, and right where it is clear
-    if squares[0] > 1e-12 and squares[-1] < 1e12 and squares[-1] < CLEAR_CONDITION**2 * squares[0]:
+    if have_clear_rank(rows[None]):
         return True
     values = np.linalg.svd(rows, compute_uv=False)
     largest, smallest = float(values[0]), float(values[-1])
     return smallest > 1 / MAX_SCALE and largest < MAX_SCALE and smallest * MAX_CONDITION > largest
+
+
+def have_clear_rank(raw: NDArray[np.floating]) -> bool:
+    """Whether each of `[n, rank, hidden]` is far from the bounds of `has_full_rank`: from the squares of few rows."""
+    rows = raw.astype(np.float64)
+    if not rows.size or not np.isfinite(rows).all():
+        return False
+    squares = np.linalg.eigvalsh(rows @ rows.swapaxes(1, 2))
+    smallest, largest = squares[:, 0], squares[:, -1]
+    return bool(((smallest > 1e-12) & (largest < 1e12) & (largest < CLEAR_CONDITION**2 * smallest)).all())
 
 
 def check_ranks(weights: Path, tensors: Mapping[str, TensorInfo], groups: tuple[SiteGroup, ...]) -> None:

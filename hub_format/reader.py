@@ -166,6 +166,7 @@ def check_tensor_names(
     units, widths = unit_signatures(groups), _widths(tensors)
     siblings = [range(first, first + group.units) for first, group in _firsts(groups) for _ in range(group.units)]
     sites: dict[tuple[str, int], set[str]] = {}
+    shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}  # by unit and width
     for name, info in tensors.items():
         site, _, rest = name.rpartition(f".{UNIT_PREFIX}")
         number, _, tensor = rest.partition(".")
@@ -189,7 +190,8 @@ def check_tensor_names(
                 value=group.r,
                 fix="choose r ≤ it",
             )
-        expected = group.shapes(hidden=size)
+        if (expected := shapes.get((int(number), size))) is None:
+            expected = shapes[int(number), size] = group.shapes(hidden=size)
         if tensor == COMPLEMENT and group.orthogonal:
             room = size - (group.r if group.signature.has_rank else 1)
             if len(info.shape) != 2 or info.shape[1] != size or not 0 < info.shape[0] <= room:
@@ -199,10 +201,11 @@ def check_tensor_names(
         sites.setdefault((site, int(number)), set()).add(tensor)
     if not sites:
         raise _unfit(f"….{UNIT_PREFIX}0", "the file holds no tensor of any edit")
+    required = [set(group.shapes(hidden=1)) for group in units]
     for (place, unit), present in sites.items():
         if (other := next((n for n in siblings[unit] if (place, n) not in sites), None)) is not None:
             raise _unfit(f"{place}.{UNIT_PREFIX}{other}", "its site has other terms of its group")
-        if lacking := set(units[unit].shapes(hidden=1)) - present:
+        if lacking := required[unit] - present:
             raise _unfit(f"{place}.{UNIT_PREFIX}{unit}.{sorted(lacking)[0]}", "it is missing")
 
 

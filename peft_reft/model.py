@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from peft_reft.hub_format.bundle import check_name
@@ -30,7 +29,7 @@ from .adapters.refusals import (
 )
 from .adapters.stacking import stacks_of
 from .adapters.weighted import weighted_sum
-from .adapters.weights import cast_adapter, freeze_base
+from .adapters.weights import activate, cast_adapter, freeze_base
 from .config import ReftConfig
 from .generation import ContinuousBatching, Generations
 from .interventions.starts import LOADED
@@ -220,11 +219,8 @@ class ReftModel(SavingTuner):
         check_known(adapter_name if several else [adapter_name], self.peft_config)
         bring_root(self)
         state = state_of(self.model)
-        if state is None or any(isinstance(module, AuxiliaryTrainingWrapper) for module in state.base_modules()):
+        if state is None or not activate(state, adapter_name, inference_mode):
             super().set_adapter(adapter_name, inference_mode=inference_mode)
-            return
-        for layer in state.layers.values():  # PEFT looks for them in every module of the model, twice
-            layer.set_adapter(adapter_name, inference_mode=inference_mode)
         self.active_adapter = adapter_name
 
     def delete_adapter(self, adapter_name: str) -> None:

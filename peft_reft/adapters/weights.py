@@ -1,6 +1,6 @@
-"""What PEFT does to every weight of a model when an adapter comes: freeze the base, widen the adapter.
+"""What PEFT does to every weight of a model when an adapter comes: freeze the base, widen the adapter, switch to it.
 
-PEFT walks over every module and name of the model for each of the two, several times; an adapter's own tensors are all
+PEFT walks over every module and name of the model for each of them, several times; an adapter's own tensors are all
 in our layers, and everything else is the base's.
 """
 
@@ -18,7 +18,7 @@ from peft_reft.runtime.state import ModelState
 
 from .hiding import others_hidden
 
-__all__ = ["cast_adapter", "freeze_base"]
+__all__ = ["activate", "cast_adapter", "freeze_base"]
 
 WIDE = (torch.float32, torch.float64)
 
@@ -37,6 +37,19 @@ def freeze_base(state: ModelState) -> bool:
         for parameter in module._parameters.values():
             if parameter is not None:
                 parameter.requires_grad = False
+    return True
+
+
+def activate(state: ModelState, adapter_name: str | list[str], inference_mode: bool) -> bool:
+    """Make adapters the active ones at every site.
+
+    Returns:
+        False, with nothing done, where modules that are saved in full, or trained tokens, have to be switched too.
+    """
+    if any(isinstance(module, AuxiliaryTrainingWrapper) for module in state.base_modules()):
+        return False
+    for layer in state.layers.values():
+        layer.set_adapter(adapter_name, inference_mode=inference_mode)
     return True
 
 

@@ -91,9 +91,12 @@ def form_of(shape: torch.Size, batch: int, length: int, *, padded: bool) -> Form
 
 def pads_inside(model: nn.Module, path: str) -> bool:
     """Whether a module around a path pads the rows to a multiple of its window, as transformers' models name it."""
-    parts = path.split(".")
-    around: list[Any] = [type(model.get_submodule(".".join(parts[:end]))) for end in range(len(parts))]
-    return any(map(_pads, around))
+    module: Any = model
+    for part in path.split("."):
+        if _pads(type(module)):
+            return True
+        module = getattr(module, part)
+    return False
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,22 +17,13 @@ from peft_reft.hub_format.digests import check_recorded, dtype_name, tensor_info
 from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.errors import AdapterLoadError, shown
 from peft_reft.hub_format.kinds import COMPLEMENT
-from peft_reft.hub_format.rank import freed, has_full_rank, is_orthonormal
-from peft_reft.interventions import Intervention
-from peft_reft.layer import CHILD, UNIT, ReftLayer
-from peft_reft.runtime.state import state_of
+from peft_reft.hub_format.rank import freed, has_full_rank, have_clear_rank, is_orthonormal
+from peft_reft.layer import CHILD, UNIT
 
 from .beside import belongs_beside, embedding_paths
+from .places import AdapterTensor, adapter_tensors, layers_in
 
-__all__ = [
-    "AdapterTensor",
-    "adapter_tensors",
-    "check_sites",
-    "check_state_dict",
-    "check_wrappers",
-    "loaded_check",
-    "verify",
-]
+__all__ = ["check_sites", "check_state_dict", "check_wrappers", "loaded_check"]
 
 Value = TypeVar("Value")
 
@@ -64,7 +55,7 @@ def check_state_dict(
     if config.recorded_tensors is not None:
         check_recorded(_of_edits(config.recorded_tensors), _of_edits(stored).items())
         config.recorded_tensors = None  # of this load; the adapter may be trained from here on
-        for _, layer in _layers(model):
+        for _, layer in layers_in(model):
             layer.state.unverified.pop(adapter_name, None)
     expected, given = adapter_tensors(model, adapter_name), _of_edits(remapped)
     if len(given) < len(remapped):
@@ -78,8 +69,10 @@ def check_state_dict(
             raise _unfit(f"the parameter {name[:120]!r} finds no tensor in the file")
         cast[name] = _fitting(name, given[name], place, None if ranks is None else ranks[place.number])
     _check_finite(cast)
+    clear = _have_clear_rank([cast[name] for name, place in expected.items() if place.name in place.unit.orthonormal])
     for name, place in expected.items():
-        _check_directions(name, place, cast)
+        if place.unit.taken is not None or (place.name in place.unit.orthonormal and not clear):
+            _check_directions(name, place, cast)
 
 
 def _check_tensors(given: Mapping[Any, Any]) -> None:
@@ -88,27 +81,6 @@ def _check_tensors(given: Mapping[Any, Any]) -> None:
         whole = isinstance(tensor, Tensor) and tensor.layout is torch.strided
         if not isinstance(name, str) or not whole or tensor.is_meta or tensor.is_quantized:
             raise _unfit(f"{str(name)[:120]!r} stands for {shown(tensor)}, which is no dense tensor with values")
-
-
-class AdapterTensor(NamedTuple):
-    """Where a tensor of an adapter is: its unit and the unit's number, its name there, and the tensor."""
-
-    unit: Intervention
-    number: int
-    name: str
-    held: Tensor
-
-
-def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, AdapterTensor]:
-    """The model's name of each tensor of an adapter's interventions → where it is."""
-    found = {}
-    for path, layer in _layers(model):
-        path = path.removeprefix("_fsdp_wrapped_module.")  # FSDP's own, which its state dicts leave out
-        for number in layer.units.get(adapter_name, ()):
-            unit = layer.unit((adapter_name, number))
-            for name, held in unit.named_tensors().items():
-                found[f"{path}.{UNIT}{number}.{adapter_name}.{name}"] = AdapterTensor(unit, number, name, held)
-    return found
 
 
 def _fitting(name: str, tensor: Tensor, place: AdapterTensor, rank: int | None) -> Tensor:
@@ -142,12 +114,6 @@ def _check_directions(name: str, place: AdapterTensor, cast: Mapping[str, Tensor
             code="load.rank",
             rule="its rows must be linearly independent, or they have no orthonormal counterpart",
         )
-
-
-def verify(model: nn.Module, adapter_name: str) -> None:
-    """Run an adapter's check of its tensors where it waits: see `loaded_check`."""
-    for _, layer in _layers(model)[:1]:
-        layer.state.verify(adapter_name)
 
 
 def check_sites(names: Iterable[str], sites: Collection[str]) -> None:
@@ -278,6 +244,11 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
+def _have_clear_rank(raws: Sequence[Tensor]) -> bool:
+    """Whether a look at all raw rotations together is enough: they have one shape, and ranks beyond doubt."""
+    return len({raw.shape for raw in raws}) == 1 and have_clear_rank(np.stack([_plain(raw) for raw in raws]))
+
+
 def _plain(tensor: Tensor) -> NDArray[np.float64]:
     values: NDArray[np.float64] = tensor.detach().to("cpu", torch.float64).numpy()
     return values
@@ -287,26 +258,6 @@ def _freed(raw: Tensor, taken: Tensor | None) -> NDArray[np.float64]:
     """What R is made of: the raw matrix, without the directions that R keeps out of."""
     values: NDArray[np.float64] = _plain(raw) if taken is None else freed(_plain(raw), _plain(taken))
     return values
-
-
-def _layers(model: nn.Module) -> list[tuple[str, ReftLayer]]:
-    """The sites of a model with their names in it: looked up where they are known to lie, else looked for."""
-    for prefix in (MODEL_PREFIX, ""):
-        base = _child(model, prefix)
-        state = None if base is None else state_of(base)
-        if base is not None and state is not None:
-            known = [(f"{path}.{CHILD}", layer) for path, layer in state.layers.items()]
-            if all(_child(base, path) is layer for path, layer in known):
-                return [(prefix + path, layer) for path, layer in known]
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, ReftLayer)]
-
-
-def _child(model: nn.Module, path: str) -> nn.Module | None:
-    """What lies at a path by the names of modules alone: wrappers, which answer for what they wrap, lie between."""
-    found: nn.Module | None = model
-    for part in filter(None, path.split(".")):
-        found = None if found is None else found._modules.get(part)
-    return found
 
 
 def _unfit(message: str) -> AdapterLoadError:

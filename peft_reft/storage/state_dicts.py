@@ -11,8 +11,9 @@ from peft_reft.config import ReftConfig
 from peft_reft.hub_format.envelope import MODEL_PREFIX
 
 from .beside import saved_name, without_copies
-from .loading import adapter_tensors, check_state_dict, verify
+from .loading import check_state_dict
 from .outgoing import outgoing_of
+from .places import adapter_tensors, verify
 
 __all__ = ["SavingTuner"]
 
