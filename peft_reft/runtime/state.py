@@ -120,9 +120,10 @@ class ModelState:
         """Run the checks that wait, of these adapters or of all; once each, if they pass."""
         for name in names or list(self.unverified):
             check = self.unverified.pop(name, None)  # before: it asks for the tensors as a saving does
+            if check is None:
+                continue
             try:
-                if check is not None:
-                    check()
+                check()
             except BaseException:
                 self.unverified[name] = check
                 raise

@@ -93,7 +93,8 @@ def pads_inside(model: nn.Module, path: str) -> bool:
     """Whether a module around a path pads the rows to a multiple of its window, as transformers' models name it."""
     module: Any = model
     for part in path.split("."):
-        if _pads(type(module)):
+        kind: Any = type(module)
+        if _pads(kind):
             return True
         module = getattr(module, part)
     return False
