@@ -15,7 +15,8 @@ from .bundle import INDEX_NAME, REFT_FOLDER, read_index
 from .errors import FileFormatError, ManifestError, ReftError
 from .folder_lock import folder_lock, hold, is_held
 from .journal import FILES_NAME, STAGE_PREFIX, Step, check_target, commit, finish, sync
-from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME
+from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, ROUTER_NAME, WEIGHTS_NAME
+from .router_file import NO_ADAPTER, read_router
 from .strict_json import load_json
 
 __all__ = ["is_vacant", "staged_file", "staged_folder"]
@@ -29,7 +30,7 @@ def staged_folder(root: Path, *, install: bool = True) -> Iterator[Path]:
     """A new folder; what the block leaves in it takes the place of `root`'s adapters, unless the block raises.
 
     Killed at any moment, the old adapters are there, or the new ones: see `journal`. Adapters that the new ones do not
-    hold are removed, other files of `root` stay.
+    hold are removed, and a router that sends to them; other files of `root` stay.
 
     Args:
         root: of the adapters; made if it does not exist.
@@ -170,10 +171,22 @@ def _stale(staged: set[str], files: Path, root: Path) -> set[str]:
     found = {folder / name for folder in folders for name in OWN} | {root / INDEX_NAME}
     if (root / CONFIG_NAME).is_file() and root in folders and CONFIG_NAME not in staged:
         found.add(root / CARD_NAME)  # the card of an adapter that goes
+    if ROUTER_NAME not in staged and _sends_elsewhere(root / ROUTER_NAME, staged):
+        found.add(root / ROUTER_NAME)
     paths = {path.relative_to(root).as_posix() for path in found if os.path.lexists(path)} - staged
     for path in paths:
         check_target(root, path)
     return paths
+
+
+def _sends_elsewhere(router: Path, staged: set[str]) -> bool:
+    """Whether a router of skills knows adapters that what is staged does not hold; one that is none is not ours."""
+    try:
+        known = set(read_router(router).adapters) if router.is_file() else set()
+    except ReftError:
+        return False
+    coming = {Path(path).parent.name or "default" for path in staged if Path(path).name == CONFIG_NAME}
+    return not known <= {*coming, NO_ADAPTER}
 
 
 def _former_siblings(root: Path) -> list[Path]:

@@ -33,9 +33,9 @@ __all__ = [
     "ReftLayer",
     "UnitSpec",
     "layers_of",
-    "parameters_of",
     "reft_layers",
     "units_at",
+    "units_of",
     "unknown_adapter",
 ]
 
@@ -295,8 +295,8 @@ def unknown_adapter(model: nn.Module, adapter: object, *, code: str | None = Non
     )
 
 
-def parameters_of(state: ModelState, adapter_name: str) -> Iterator[nn.Parameter]:
-    """The parameters of an adapter's interventions, at all sites."""
+def units_of(state: ModelState, adapter_name: str) -> Iterator[Intervention]:
+    """An adapter's interventions, at all sites."""
     for layer in state.layers.values():
         for number in layer.units.get(adapter_name, ()):
-            yield from layer.unit((adapter_name, number)).parameters()
+            yield layer.unit((adapter_name, number))

@@ -33,7 +33,7 @@ from .adapters.weights import activate, cast_adapter, freeze_base
 from .config import ReftConfig
 from .generation import ContinuousBatching, Generations
 from .interventions.starts import LOADED
-from .layer import CHILD, ReftLayer, parameters_of, units_at
+from .layer import CHILD, ReftLayer, units_at, units_of
 from .runtime import Runtime, runtime_of, state_of
 from .runtime.boundary import register_boundary
 from .runtime.devices import site_device
@@ -136,7 +136,7 @@ class ReftModel(SavingTuner):
             self._told_by, self._former = None, NOTHING
             if not state.layers:
                 runtime.remove()
-        share_start(self.model, parameters_of(state, adapter_name))
+        share_start(self.model, (held for unit in units_of(state, adapter_name) for held in unit.parameters()))
         state.views[adapter_name] = AdapterView(
             adapter_name, config.groups(), (config.special_tokens or {}).get("ids", {})
         )

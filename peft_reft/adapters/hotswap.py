@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.interventions import Intervention
-from peft_reft.layer import ReftLayer, layers_of
+from peft_reft.layer import ReftLayer, layers_of, units_of
 from peft_reft.runtime.views import AdapterView
 from peft_reft.storage.identity import check_base
 from peft_reft.storage.loading import check_state_dict
@@ -48,7 +48,7 @@ def prepare_for_hotswap(model: nn.Module, *, target_rank: int, adapter_name: str
             "it replaces parameters, which a graph has taken",
             "call it before torch.compile",
         )
-    units = list(_units(layers_of(model, adapter_name, code="hotswap"), adapter_name))
+    units = list(units_of(layers_of(model, adapter_name, code="hotswap")[0].state, adapter_name))
     for unit in units:
         _check_pads(unit, target_rank, "target_rank")
     for unit in units:
@@ -124,12 +124,6 @@ def _write(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], r
                     held[: len(value)] = value.to(held.device, held.dtype)
                 else:
                     held.copy_(value)
-
-
-def _units(layers: list[ReftLayer], adapter_name: str) -> Iterator[Intervention]:
-    for layer in layers:
-        for number in layer.units[adapter_name]:
-            yield layer.unit((adapter_name, number))
 
 
 def _set_dropout(layers: list[ReftLayer], adapter_name: str, first: int, group: SiteGroup) -> None:

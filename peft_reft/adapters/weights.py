@@ -6,14 +6,12 @@ in our layers, and everything else is the base's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from peft_reft.layer import CHILD
+from peft_reft.layer import CHILD, units_of
 from peft_reft.runtime.state import ModelState
 
 from .hiding import others_hidden
@@ -56,18 +54,12 @@ def activate(state: ModelState, adapter_name: str | list[str], inference_mode: b
 def cast_adapter(model: nn.Module, state: ModelState, adapter_name: str, autocast_adapter_dtype: bool) -> None:
     """Adapters are float32; without autocasting they take the base's dtype, as PEFT's other methods do."""
     if autocast_adapter_dtype:
-        if all(held.dtype in WIDE for unit in _units(state, adapter_name) for held in unit.parameters()):
+        if all(held.dtype in WIDE for unit in units_of(state, adapter_name) for held in unit.parameters()):
             return
         with others_hidden(state, adapter_name):
             for layer in state.layers.values():
                 cast_adapter_dtype(layer, adapter_name=adapter_name)
         return
     dtype = next((p.dtype for n, p in model.named_parameters() if f".{CHILD}." not in n), torch.float32)
-    for unit in _units(state, adapter_name) if dtype.is_floating_point else ():
+    for unit in units_of(state, adapter_name) if dtype.is_floating_point else ():
         unit.to(dtype)
-
-
-def _units(state: ModelState, adapter_name: str) -> Iterator[nn.Module]:
-    for layer in state.layers.values():
-        for number in layer.units.get(adapter_name, ()):
-            yield layer.unit((adapter_name, number))

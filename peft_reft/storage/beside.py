@@ -38,7 +38,7 @@ def without_copies(remapped: Mapping[str, Tensor], adapter_name: str) -> dict[st
     """
     kept = dict(remapped)
     for name, tensor in remapped.items():
-        module, _, parameter = name.rpartition(".")
+        module, _, parameter = str(name).rpartition(".")  # one that is no text is refused by name, with the others
         if module.rpartition(".")[2] != SAVED:
             continue
         twin = remapped.get(f"{module}.{adapter_name}.{parameter}")

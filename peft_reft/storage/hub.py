@@ -72,7 +72,8 @@ def pull(repo_id: str, folder: str | Path, *, revision: str | None = None, token
 
     Args:
         repo_id: e.g. `"me/my-reft"`.
-        folder: made if it does not exist; adapters that it holds already are replaced.
+        folder: made if it does not exist; adapters that it holds already are replaced, with a router that sends to
+            some which do not come.
         revision: branch, tag, commit or `refs/pr/<number>`.
         token: as in huggingface_hub.
 

@@ -286,6 +286,21 @@ def test_a_router_goes_with_the_adapters_and_comes_back_with_them(hub: LoopbackH
     assert "skill_router.safetensors" not in stored(hub, "me/x")  # the adapters that it knew have been replaced
 
 
+def test_a_router_goes_from_a_folder_whose_adapters_another_repository_replaces(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    push_to_hub(mixed(dates=1, names=1), "me/x", router=router("dates", "names", "__base__"))
+    push_to_hub(mixed(dates=1, names=1, third=1), "me/wider")
+    push_to_hub(reft_model("llama"), "me/other")
+    pull("me/x", tmp_path)
+    pull("me/wider", tmp_path)
+    assert SkillRouter.from_pretrained(tmp_path).adapters == ("dates", "names", "__base__")  # they are all there
+    (tmp_path / "notes.txt").write_text("mine")
+    pull("me/other", tmp_path)
+    assert not (tmp_path / "skill_router.safetensors").exists()
+    assert (tmp_path / "notes.txt").exists()
+
+
 def test_a_router_to_what_is_not_pushed_under_its_name_is_refused(hub: LoopbackHub) -> None:
     for names, options in ((("edit", "other"), {}), (("default", "edit"), {"add": True}), (("edit",), {"add": "new"})):
         with pytest.raises(ConfigError, match="router sends to"):
