@@ -116,17 +116,11 @@ class ModelState:
             table.pop(name, None)
         self.changed()
 
-    def verify(self, *names: str) -> None:
-        """Run the checks that wait, of these adapters or of all; once each, if they pass."""
-        for name in names or list(self.unverified):
-            check = self.unverified.pop(name, None)  # before: it asks for the tensors as a saving does
-            if check is None:
-                continue
-            try:
-                check()
-            except BaseException:
-                self.unverified[name] = check
-                raise
+    def verify(self) -> None:
+        """Run the checks that wait, once each."""
+        for name, check in list(self.unverified.items()):
+            check()
+            self.unverified.pop(name, None)
 
     def _activity_of(self, names: tuple[str, ...] | None = None) -> Activity:
         return activity_of(self.stacks, self.layers, self.views, self.has_completion, names)

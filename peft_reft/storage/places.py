@@ -11,7 +11,7 @@ from peft_reft.interventions import Intervention
 from peft_reft.layer import CHILD, UNIT, ReftLayer
 from peft_reft.runtime.state import state_of
 
-__all__ = ["AdapterTensor", "adapter_tensors", "layers_in", "verify"]
+__all__ = ["AdapterTensor", "adapter_tensors", "layers_in"]
 
 
 class AdapterTensor(NamedTuple):
@@ -33,12 +33,6 @@ def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, AdapterTen
             for name, held in unit.named_tensors().items():
                 found[f"{path}.{UNIT}{number}.{adapter_name}.{name}"] = AdapterTensor(unit, number, name, held)
     return found
-
-
-def verify(model: nn.Module, adapter_name: str) -> None:
-    """Run an adapter's check of its tensors where it waits: see `loaded_check`."""
-    for _, layer in layers_in(model)[:1]:
-        layer.state.verify(adapter_name)
 
 
 def layers_in(model: nn.Module) -> list[tuple[str, ReftLayer]]:

@@ -13,7 +13,7 @@ from peft_reft.hub_format.envelope import MODEL_PREFIX
 from .beside import saved_name, without_copies
 from .loading import check_state_dict
 from .outgoing import outgoing_of
-from .places import adapter_tensors, verify
+from .places import adapter_tensors
 
 __all__ = ["SavingTuner"]
 
@@ -23,12 +23,7 @@ class SavingTuner(BaseTuner):  # type: ignore[misc]  # peft's types are not foll
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: ReftConfig, **kwargs: Any) -> dict[str, Tensor]:
-        """An adapter's tensors; where transformers asks, its config is told, which is saved before them.
-
-        Raises:
-            IntegrityError: the adapter was made for the tensors of a file, and they did not come.
-        """
-        verify(model, kwargs["adapter_name"])
+        """An adapter's tensors; where transformers asks, its config is told, which is saved before them."""
         tensors: dict[str, Tensor] = super()._get_adapter_state_dict(model=model, config=config, **kwargs)
         name = kwargs["adapter_name"]
         config.outgoing = outgoing_of(model, tensors, lambda key: cls._remove_adapter_name_from_key(key, name))
