@@ -32,19 +32,17 @@ class Pool:
         device: of the model.
 
     Attributes:
+        packed: what a slot holds, of every layer in one piece, `[layers, slots, numbers]`; see `parts`.
         unsound: how many rows were left as they are since their edit is no number, long `[]`.
     """
 
     def __init__(self, *, layers: int, slots: int, rank: int, hidden_size: int, device: torch.device) -> None:
-        def empty(*shape: int) -> Tensor:
-            return torch.zeros(layers, slots, *shape, dtype=torch.float32, device=device)
-
         self.rank: int = rank
         self.slots: int = slots
         self.device: torch.device = device
-        self.source: Tensor = empty(rank, hidden_size)
-        self.projection: Tensor = empty(rank, hidden_size)
-        self.bias: Tensor = empty(rank)
+        size = 2 * rank * hidden_size + rank
+        self.packed: Tensor = torch.zeros(layers, slots, size, dtype=torch.float32, device=device)
+        self.source, self.projection, self.bias = self.parts(self.packed)
         self.held: OrderedDict[SlotKey, int] = OrderedDict()
         self.free: list[int] = list(range(slots))[::-1]
         self.copies: int = 0
@@ -53,8 +51,14 @@ class Pool:
     @property
     def bytes(self) -> int:
         """Memory that the slots take on the device."""
-        tensors = (self.source, self.projection, self.bias)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return self.packed.numel() * self.packed.element_size()
+
+    def parts(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """M `[..., rank, hidden]`, P `[..., rank, hidden]` and c `[..., rank]` of slots as they lie, views of them."""
+        matrix = (packed.shape[-1] - self.rank) // 2
+        source, projection, bias = packed.split((matrix, matrix, self.rank), -1)
+        shape = (self.rank, matrix // self.rank)
+        return source.unflatten(-1, shape), projection.unflatten(-1, shape), bias
 
     def slots_of(self, units: Sequence[tuple[SlotKey, PackedUnit]]) -> dict[SlotKey, int] | None:
         """The slot of each unit, brought in where it is not there; None where they do not fit together."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Segments", "cut"]
+__all__ = ["Even", "Segments", "cut", "even_width"]
 
 WIDEST = 64
 """Rows of a piece at most: beyond it the copy of the matrices is small beside the product."""
@@ -38,6 +38,36 @@ class Segments:
     targets: Tensor
 
 
+@dataclass(frozen=True)
+class Even:
+    """Pieces without filler, of rows that lie one piece after the other: nothing has to be gathered or put back.
+
+    Attributes:
+        slots: long `[pieces]`, the slot whose parameters edit the piece.
+        width: rows of a piece.
+    """
+
+    slots: Tensor
+    width: int
+
+
+def even_width(lengths: Longs, *, widest: int = WIDEST) -> int:
+    """The width of pieces that cut every run without filler; 0 where that takes many more pieces than `cut` makes.
+
+    Args:
+        lengths: long `[runs]`, rows of each.
+        widest: rows of a piece at most.
+    """
+    common = int(np.gcd.reduce(lengths))
+    width = max(size for size in range(1, min(widest, common) + 1) if common % size == 0)
+    few = int((-(-lengths // _width(lengths, widest))).sum())
+    return width if int(lengths.sum()) // width <= 2 * few else 0
+
+
+def _width(lengths: Longs, widest: int) -> int:
+    return min(widest, 1 << (int(lengths.max()) - 1).bit_length())
+
+
 def cut(places: Longs, slots: Longs, device: torch.device, *, widest: int = WIDEST) -> Segments:
     """Cut runs of equal slots into pieces.
 
@@ -51,7 +81,7 @@ def cut(places: Longs, slots: Longs, device: torch.device, *, widest: int = WIDE
     places, slots = places[order], slots[order]
     starts = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
     lengths = np.diff(np.append(starts, len(slots)))
-    width = min(widest, 1 << (int(lengths.max()) - 1).bit_length())
+    width = _width(lengths, widest)
     within = np.arange(len(slots)) - np.repeat(starts, lengths)
     pieces = -(-lengths // width)
     first = np.cumsum(pieces) - pieces

@@ -17,7 +17,7 @@ from peft_reft.runtime.views import AdapterView
 from .op import LayerEdit
 from .packed import Packed, PackedModule
 from .pool import Pool, SlotKey
-from .segments import Segments, cut
+from .segments import Even, Segments, cut, even_width
 from .tracking import Part
 
 __all__ = ["Edited", "edited_rows", "layer_edits"]
@@ -109,7 +109,7 @@ def layer_edits(
             shared[here] = _rows_of([edited[place] for place in here], slots, pool.device)
         rows = shared[here]
         modules = [(adapters[key[0]].modules[key[1]][layer], places) for key, places in rows.others]
-        found[layer] = _Edit(rows.rows, rows.segments, pool, layer, modules)
+        found[layer] = _Edit(rows.rows, rows.pieces, pool, layer, modules)
     return found
 
 
@@ -122,24 +122,40 @@ class _Rows:
     """Rows of the layers where the same units edit, and the places among them of each unit's."""
 
     rows: Tensor
-    segments: Segments | None
+    pieces: Even | Segments | None
     others: tuple[tuple[SlotKey, Tensor], ...]
 
 
 def _rows_of(edited: Sequence[Edited], slots: Mapping[SlotKey, int], device: torch.device) -> _Rows:
+    return _even_rows(edited, slots, device) or _any_rows(edited, slots, device)
+
+
+def _even_rows(edited: Sequence[Edited], slots: Mapping[SlotKey, int], device: torch.device) -> _Rows | None:
+    """The rows in the order of their units, where each is of one affine unit and all units have about as many."""
+    if not all(one.key in slots for one in edited):
+        return None
+    rows, lengths = np.concatenate([one.rows for one in edited]), np.array([len(one.rows) for one in edited])
+    width = even_width(lengths)
+    if not width or len(np.unique(rows)) < len(rows):
+        return None
+    numbers = np.repeat(np.array([slots[one.key] for one in edited]), lengths // width)
+    return _Rows(torch.from_numpy(rows).to(device), Even(torch.from_numpy(numbers).to(device), width), ())
+
+
+def _any_rows(edited: Sequence[Edited], slots: Mapping[SlotKey, int], device: torch.device) -> _Rows:
     rows = np.unique(np.concatenate([one.rows for one in edited]))
     places = [np.searchsorted(rows, one.rows) for one in edited]
     affine = [(place, slots[one.key]) for one, place in zip(edited, places, strict=True) if one.key in slots]
-    segments = None
+    pieces = None
     if affine:
         numbers = np.concatenate([np.full(len(place), slot, dtype=np.int64) for place, slot in affine])
-        segments = cut(np.concatenate([place for place, _ in affine]), numbers, device)
+        pieces = cut(np.concatenate([place for place, _ in affine]), numbers, device)
     others = tuple(
         (one.key, torch.from_numpy(place).to(device))
         for one, place in zip(edited, places, strict=True)
         if one.key not in slots
     )
-    return _Rows(torch.from_numpy(rows).to(device), segments, others)
+    return _Rows(torch.from_numpy(rows).to(device), pieces, others)
 
 
 @dataclass(frozen=True)
@@ -154,7 +170,7 @@ class _Edit:
     """
 
     rows: Tensor
-    segments: Segments | None
+    pieces: Even | Segments | None
     pool: Pool
     layer: int
     modules: Sequence[tuple[PackedModule, Tensor]]
@@ -162,25 +178,31 @@ class _Edit:
     def edited(self, hidden: Tensor) -> Tensor:
         """h′ `[n, hidden]` for h `[n, hidden]` at `rows`."""
         states = hidden.to(torch.float64 if hidden.device.type == "cpu" else torch.float32)
-        total = states
-        if self.segments is not None:
-            total = total.index_add(0, self.segments.targets, self._products(states, self.segments))
+        pieces, total = self.pieces, states
+        if isinstance(pieces, Even):
+            total = self._products(states.unflatten(0, (-1, pieces.width)), pieces.slots, add=True).flatten(0, 1)
+        elif pieces is not None:
+            picked = states.index_select(0, pieces.places.reshape(-1)).unflatten(0, pieces.places.shape)
+            delta = self._products(picked, pieces.slots, add=False).flatten(0, 1)
+            total = total.index_add(0, pieces.targets, delta.index_select(0, pieces.filled))
         for module, places in self.modules:
             total = total.index_add(0, places, module.delta(states.index_select(0, places)))
-        made = total.to(hidden.dtype)
-        sound = made.abs().amax(1, keepdim=True) <= torch.finfo(made.dtype).max / ROOM  # no number is not either
+        return self._sound(total.to(hidden.dtype), hidden)
+
+    def _products(self, picked: Tensor, slots: Tensor, *, add: bool) -> Tensor:
+        """The deltas `[pieces, width, hidden]` of h of the same shape, or h′: one gather, two batched products."""
+        held = self.pool.packed[self.layer].index_select(0, slots).to(picked.dtype)
+        source, projection, bias = self.pool.parts(held)
+        inner = torch.baddbmm(bias[:, None], picked, source.mT)
+        return torch.baddbmm(picked, inner, projection) if add else torch.bmm(inner, projection)
+
+    def _sound(self, made: Tensor, hidden: Tensor) -> Tensor:
+        """h′ where it is a number with room above, else h."""
+        largest = torch.finfo(made.dtype).max / ROOM
+        if made.device.type == "cpu":  # which has not to be waited for
+            low, high = torch.aminmax(made)
+            if -largest <= float(low) and float(high) <= largest:
+                return made
+        sound = made.abs().amax(1, keepdim=True) <= largest  # no number is not either
         self.pool.unsound += (~sound).sum()
         return torch.where(sound, made, hidden)
-
-    def _products(self, states: Tensor, pieces: Segments) -> Tensor:
-        """The deltas `[m, hidden]` at the pieces' targets: one gather and one batched product for all slots."""
-
-        def gathered(stack: Tensor) -> Tensor:
-            return stack[self.layer].index_select(0, pieces.slots).to(states.dtype)
-
-        width = pieces.places.shape[1]
-        picked = states.index_select(0, pieces.places.reshape(-1)).reshape(-1, width, states.shape[1])
-        source, bias = gathered(self.pool.source), gathered(self.pool.bias)
-        inner = torch.baddbmm(bias[:, None], picked, source.mT)
-        delta = torch.bmm(inner, gathered(self.pool.projection))
-        return delta.reshape(-1, states.shape[1]).index_select(0, pieces.filled)
