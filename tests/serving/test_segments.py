@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_reft.integrations.vllm.segments import cut
+from peft_reft.integrations.vllm.segments import cut, even_width
 
 CPU = torch.device("cpu")
 
@@ -30,3 +30,11 @@ def test_filler_is_less_than_a_piece_for_each_slot() -> None:
     slots = np.repeat(np.arange(4), [1, 9, 4, 64])
     made = cut(np.arange(len(slots)), slots, CPU, widest=8)
     assert made.places.numel() - len(slots) < 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("lengths", "width"),
+    [([14], 14), ([14, 14, 28], 14), ([1, 1], 1), ([128, 64], 64), ([90, 90], 45), ([2, 3], 0), ([67, 67], 0)],
+)
+def test_even_pieces_cut_every_run_whole_or_there_are_none(lengths: list[int], width: int) -> None:
+    assert even_width(np.array(lengths)) == width

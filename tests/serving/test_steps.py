@@ -10,11 +10,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-import peft_reft.integrations.vllm.op  # noqa: F401  # registers the operators
 from peft_reft.hub_format.errors import ReftError
 from peft_reft.integrations.vllm.editor import Editor
+from peft_reft.integrations.vllm.op import ACTIVE  # which registers the operators
 from peft_reft.integrations.vllm.packed import read_packed
 from peft_reft.integrations.vllm.pool import Pool
+from peft_reft.integrations.vllm.segments import Even
 
 from . import bases
 from .test_tracking import new, step
@@ -100,6 +101,37 @@ def test_a_step_edits_each_request_as_the_tuner_does(
                 row += length
             assert torch.equal(after[tokens:], before[tokens:])  # padding
             assert pair or torch.equal(residual, plain)
+
+
+@pytest.mark.parametrize("spec", ["f3+l2", "f2+l3"], ids=["one unit", "two units"])
+def test_requests_of_even_lengths_are_edited_as_each_alone_bit_for_bit(tmp_path: Path, spec: str) -> None:
+    """Their rows lie in the order of their slots, and nothing is gathered; two requests may name one adapter."""
+    base = bases.saved_base(tmp_path / "base")
+    own = {
+        name: bases.saved_adapter(tmp_path / name, base, spec, seed=seed, r=rank, share_weights=spec == "f3+l2")
+        for seed, (name, rank) in enumerate({"a": 2, "b": 4, "c": 1}.items())
+    }
+    names, length = ["b", "a", "c", "b"], 9
+    made, tokens = editor(own), length * len(names)
+    fresh = [new(f"r{n}", length, adapter=name) for n, name in enumerate(names)]
+    requests = [one.req_id for one in fresh]
+    hidden = torch.randn(tokens, bases.HIDDEN, generator=torch.Generator().manual_seed(5))
+    together = hidden.clone()
+    made.begin(step(dict.fromkeys(requests, length), fresh=fresh))
+    with made.forward(requests, [length] * len(names), None):
+        pieces = ACTIVE.layers[1].pieces
+        assert isinstance(pieces, Even) == (spec == "f3+l2")  # 2 rows of one unit and 3 of the other are not even
+        torch.ops.peft_reft.edit_plain(together, 1)
+    for n, name in enumerate(names):
+        rows, alone = slice(n * length, (n + 1) * length), editor(own)
+        single = hidden[rows].clone()
+        alone.begin(step({"x": length}, fresh=[new("x", length, adapter=name)]))
+        with alone.forward(["x"], [length], None):
+            torch.ops.peft_reft.edit_plain(single, 1)
+        assert torch.equal(together[rows], single)
+        torch.testing.assert_close(
+            single, edited_alone(base, own[name], 1, hidden[rows], length), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_chunk_edits_what_the_whole_prompt_would(saved: tuple[Path, dict[str, Path]]) -> None:
