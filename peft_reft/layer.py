@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.schema import SiteGroup
 
 from .interventions import Intervention, intervention_class
@@ -32,11 +31,7 @@ __all__ = [
     "Place",
     "ReftLayer",
     "UnitSpec",
-    "layers_of",
-    "reft_layers",
     "units_at",
-    "units_of",
-    "unknown_adapter",
 ]
 
 UNIT = "reft_"
@@ -248,55 +243,3 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"active={list(self.active_adapters)}"
-
-
-def reft_layers(model: nn.Module) -> list[ReftLayer]:
-    """The sites of a model, in the order of its modules.
-
-    Raises:
-        ConfigError: what was passed is no module.
-    """
-    if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        raise ConfigError(
-            f"model is a {kind}",
-            value=kind,
-            rule="it is a model with ReFT adapters, a torch.nn.Module",
-            fix="pass what get_peft_model or PeftModel.from_pretrained returned",
-        )
-    return [module for module in model.modules() if isinstance(module, ReftLayer)]
-
-
-def layers_of(model: nn.Module, adapter: str, *, code: str | None = None) -> list[ReftLayer]:
-    """The sites of one adapter, one or more.
-
-    Args:
-        model: a model with ReFT adapters, wrapped by PEFT or not.
-        adapter: its name.
-        code: of the error, if not that of its class.
-
-    Raises:
-        ConfigError: no ReFT adapter has that name, or what was passed is no module.
-    """
-    layers = [layer for layer in reft_layers(model) if isinstance(adapter, str) and adapter in layer.units]
-    if not layers:
-        raise unknown_adapter(model, adapter, code=code)
-    return layers
-
-
-def unknown_adapter(model: nn.Module, adapter: object, *, code: str | None = None) -> ConfigError:
-    """The refusal of a name that no ReFT adapter of a model has."""
-    known = sorted({name for layer in reft_layers(model) for name in layer.units})
-    return ConfigError(
-        f"there is no ReFT adapter {adapter!r}",
-        code=code,
-        value=adapter,
-        rule=f"known are: {', '.join(known) or 'none'}",
-    )
-
-
-def units_of(state: ModelState, adapter_name: str) -> Iterator[Intervention]:
-    """An adapter's interventions, at all sites."""
-    for layer in state.layers.values():
-        for number in layer.units.get(adapter_name, ()):
-            yield layer.unit((adapter_name, number))

@@ -33,7 +33,8 @@ from .adapters.weights import activate, cast_adapter, freeze_base
 from .config import ReftConfig
 from .generation import ContinuousBatching, Generations
 from .interventions.starts import LOADED
-from .layer import CHILD, ReftLayer, units_at, units_of
+from .layer import CHILD, ReftLayer, units_at
+from .lookup import units_of
 from .runtime import Runtime, runtime_of, state_of
 from .runtime.boundary import register_boundary
 from .runtime.devices import site_device

@@ -13,7 +13,7 @@ from peft_reft import MixedReftModel, ReftConfig, convert, list_adapters, push_t
 from peft_reft.hub_format import check_folder
 from peft_reft.hub_format.errors import ConfigError, LocationError
 from peft_reft.integrations import add_intervention_locations
-from peft_reft.layer import reft_layers
+from peft_reft.lookup import reft_layers
 
 NO_PATH = [3, None, b"folder", [], "", "a\0b", "x" * 300]
 

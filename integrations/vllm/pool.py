@@ -56,9 +56,9 @@ class Pool:
     def parts(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """M `[..., rank, hidden]`, P `[..., rank, hidden]` and c `[..., rank]` of slots as they lie, views of them."""
         matrix = (packed.shape[-1] - self.rank) // 2
-        source, projection, bias = packed.split((matrix, matrix, self.rank), -1)
-        shape = (self.rank, matrix // self.rank)
-        return source.unflatten(-1, shape), projection.unflatten(-1, shape), bias
+        shape = (*packed.shape[:-1], self.rank, matrix // self.rank)
+        source, projection = packed[..., :matrix], packed[..., matrix : 2 * matrix]
+        return source.view(shape), projection.view(shape), packed[..., 2 * matrix :]
 
     def slots_of(self, units: Sequence[tuple[SlotKey, PackedUnit]]) -> dict[SlotKey, int] | None:
         """The slot of each unit, brought in where it is not there; None where they do not fit together."""

@@ -180,9 +180,11 @@ class _Edit:
         states = hidden.to(torch.float64 if hidden.device.type == "cpu" else torch.float32)
         pieces, total = self.pieces, states
         if isinstance(pieces, Even):
-            total = self._products(states.unflatten(0, (-1, pieces.width)), pieces.slots, add=True).flatten(0, 1)
+            total = self._products(states.view(-1, pieces.width, states.shape[1]), pieces.slots, add=True).flatten(
+                0, 1
+            )
         elif pieces is not None:
-            picked = states.index_select(0, pieces.places.reshape(-1)).unflatten(0, pieces.places.shape)
+            picked = states.index_select(0, pieces.places.reshape(-1)).view(*pieces.places.shape, -1)
             delta = self._products(picked, pieces.slots, add=False).flatten(0, 1)
             total = total.index_add(0, pieces.targets, delta.index_select(0, pieces.filled))
         for module, places in self.modules:

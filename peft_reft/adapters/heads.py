@@ -13,7 +13,8 @@ from peft_reft.config import ReftConfig
 from peft_reft.hub_format.errors import ConfigError, SiteError
 from peft_reft.hub_format.groups import ALL_HEADS, MAX_GROUPS, SiteGroup
 from peft_reft.interventions.heads import Heads
-from peft_reft.layer import ReftLayer, layers_of
+from peft_reft.layer import ReftLayer
+from peft_reft.lookup import layers_of
 from peft_reft.sites import Site, head_count_of
 
 __all__ = ["drop_closed_heads", "refuse_head_count", "select_heads"]

@@ -16,7 +16,8 @@ from peft_reft.hub_format.envelope import MODEL_PREFIX
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.interventions import Intervention
-from peft_reft.layer import ReftLayer, layers_of, units_of
+from peft_reft.layer import ReftLayer
+from peft_reft.lookup import layers_of, units_of
 from peft_reft.runtime.views import AdapterView
 from peft_reft.storage.identity import check_base
 from peft_reft.storage.loading import check_state_dict

@@ -7,7 +7,7 @@ import sys
 from torch import nn
 
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.layer import layers_of
+from peft_reft.lookup import layers_of
 
 __all__ = ["scale_adapter"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.layer import layers_of, unknown_adapter
+from peft_reft.lookup import layers_of, unknown_adapter
 
 __all__ = ["set_subspaces"]
 

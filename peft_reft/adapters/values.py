@@ -11,7 +11,7 @@ from peft_reft.config import ReftConfig
 from peft_reft.hub_format.errors import ConfigError
 from peft_reft.hub_format.kinds import kind_signature
 from peft_reft.interventions.rotated_interchange import RotatedInterchange
-from peft_reft.layer import layers_of, unknown_adapter
+from peft_reft.lookup import layers_of, unknown_adapter
 
 __all__ = ["set_value"]
 

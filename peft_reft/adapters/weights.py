@@ -11,7 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from peft_reft.layer import CHILD, units_of
+from peft_reft.layer import CHILD
+from peft_reft.lookup import units_of
 from peft_reft.runtime.state import ModelState
 
 from .hiding import others_hidden

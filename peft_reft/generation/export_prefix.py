@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.layer import reft_layers
+from peft_reft.lookup import reft_layers
 from peft_reft.runtime.state import ModelState, state_of
 
 from .fixed_prefix import check_alone, check_positions, full_attention

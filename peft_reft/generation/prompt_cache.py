@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_reft.hub_format.errors import ConfigError, LocationError
-from peft_reft.layer import reft_layers
+from peft_reft.lookup import reft_layers
 from peft_reft.runtime.past import cache_of, past_length
 from peft_reft.runtime.state import state_of
 

@@ -18,7 +18,7 @@ from peft_reft.hub_format.errors import ConfigError
 from peft_reft.integrations import RepsObjective, SplitObjective, use_objective
 from peft_reft.integrations.trl.objectives import reps_loss, split_loss
 from peft_reft.integrations.trl.objectives.steering import draws_of_step, null_delta
-from peft_reft.layer import reft_layers
+from peft_reft.lookup import reft_layers
 
 from .preferences import (
     OBJECTIVES,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from peft_reft.interventions.bias import Bias
-from peft_reft.layer import ReftLayer, layers_of
+from peft_reft.layer import ReftLayer
+from peft_reft.lookup import layers_of
 
 from .objective import Draw, Pass
 
