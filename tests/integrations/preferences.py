@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from contract.recording import Tokens, differing, inputs_of, raw_outputs_of
 from peft_reft import MixedReftModel
 from peft_reft.integrations import RepsObjective, SplitObjective
-from peft_reft.layer import reft_layers
+from peft_reft.lookup import reft_layers
 
 from .tiny_sft import BRIEF, PAIRS, base_model, encoded, reft, tokenizer
 
