@@ -53,12 +53,18 @@ class _Remote:
     repo_id: str
     commit: str
     files: Mapping[str, RepoFile]
-    listing: Path
+    listing: Path | None
     members: Sequence[Member]
     token: str | bool | None
 
     def fetch(self, path: str) -> Path:
         return Path(hf_hub_download(self.repo_id, path, revision=self.commit, token=self.token))
+
+    def told(self, path: str) -> Path:
+        """Where a config or the index lies, which say what adapters there are; of a repository that has some."""
+        if self.listing is None:
+            raise ManifestError(f"{self.repo_id} holds no adapter", code="adapter.missing")
+        return self.listing / path
 
     def state(self, folders: Sequence[str] | None = None) -> dict[str, str]:
         """Path → blob of every adapter file, or of those directly in `folders`."""
@@ -169,9 +175,10 @@ def _look(api: HfApi, repo_id: str, options: PushOptions, *, repair: bool) -> _R
     commit = str(api.model_info(repo_id, revision=options.revision).sha)
     tree = api.list_repo_tree(repo_id, recursive=True, revision=commit)
     files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    listing = fetch_listing(repo_id, revision=commit, token=options.token)
+    listing: Path | None = None
     members: Sequence[Member] = []
     if any(Path(path).name in (CONFIG_NAME, INDEX_NAME) for path in files):
+        listing = fetch_listing(repo_id, revision=commit, token=options.token)
         try:
             members = list_members(listing)
         except ReftError:
@@ -249,7 +256,7 @@ def _extended(facts: CardFacts, remote: _Remote) -> CardFacts:
             )
     others = [member for member in remote.members if member.name not in names]
     kept = [
-        describe(m.name, check_fields(from_object(load_json(remote.listing / m.folder / CONFIG_NAME).get("reft"))))
+        describe(m.name, check_fields(from_object(load_json(remote.told(m.folder) / CONFIG_NAME).get("reft"))))
         for m in others
         if m.kind == "reft"
     ]
@@ -257,7 +264,7 @@ def _extended(facts: CardFacts, remote: _Remote) -> CardFacts:
 
 
 def _merged_index(folder: Path, facts: CardFacts, remote: _Remote) -> bytes:
-    stored = read_index_entries(remote.listing) if INDEX_NAME in remote.files else {}
+    stored = read_index_entries(remote.told("")) if INDEX_NAME in remote.files else {}
     entries: list[dict[str, Any]] = []
     for member in facts.members:
         if (folder / member.folder / CONFIG_NAME).is_file() and member.kind == "reft":

@@ -6,6 +6,7 @@ import functools
 import os
 from pathlib import Path
 
+import huggingface_hub._snapshot_download as snapshots
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -64,6 +65,18 @@ def lora_repo(hub: LoopbackHub, bundle: Path, tmp_path: Path) -> dict[str, bytes
         (folder / name).write_bytes(content)
     upload(hub, folder)
     return lora_files(bundle)
+
+
+def test_the_first_push_looks_for_no_adapters_where_no_file_is(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's client would tell its user that no file matched."""
+    said: list[str] = []
+    monkeypatch.setattr(snapshots.logger, "warning", said.append)
+    push_to_hub(reft_model("llama"), "me/new")
+    assert said == []
+    push_to_hub(reft_model("llama"), "me/new")
+    assert said == []
 
 
 def test_a_reft_is_added_to_a_lora_whose_bytes_stay(hub: LoopbackHub, bundle: Path, tmp_path: Path) -> None:
