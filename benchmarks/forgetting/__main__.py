@@ -21,11 +21,14 @@ from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import RESULTS, read
 from benchmarks.study.statistics import bootstrap
 
+from .agree import agreement
 from .compare import OUTCOMES
 from .plan import REGIMES, REMEDIES, arms_of, plan
 from .report import markdown
+from .routes import routes
 from .run import run
 from .scores import scores
+from .small import small
 
 __all__ = ["main"]
 
@@ -87,12 +90,20 @@ def write(file: Path) -> None:
     runs = list(read(file).values())
     if not runs:
         raise SystemExit(f"{file} holds no runs; leave --table out to make some, or name their file with --output")
+    bases = {}
     for identity in dict.fromkeys(one["settings"]["identity"] for one in runs):
         base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
-        found = scores(runs, identity=identity)
+        bases[base] = found = scores(runs, identity=identity)
         own = [one for one in runs if one["settings"]["identity"] == identity]
-        text = f"# Forgetting, base {base} ({identity})\n\n{markdown(found)}\n\n## Runs\n\n{provenance(own)}\n"
-        target = file.with_name(f"{file.stem}-{base}")
+        asked, fewer = routes(runs, identity=identity), small(found)
+        parts = [
+            f"# Forgetting, base {base} ({identity})",
+            markdown(found),
+            *(["## An adapter each", asked] if asked else []),
+            *(["## Fewer blocks", fewer] if fewer else []),
+            f"## Runs\n\n{provenance(own)}\n",
+        ]
+        target, text = file.with_name(f"{file.stem}-{base}"), "\n\n".join(parts)
         target.with_suffix(".md").write_text(text, encoding="utf-8")
         for name, label, outcome in FIGURES:
             points = []
@@ -112,6 +123,9 @@ def write(file: Path) -> None:
                 log_x=name == "kl",
             )
         print(text)
+    agreed = agreement(bases)
+    if agreed:
+        file.with_name(f"{file.stem}-scales.md").write_text(f"# Do bases agree?\n\n{agreed}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

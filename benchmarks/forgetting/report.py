@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from benchmarks.study.statistics import bootstrap, coverage, seen_effect, spearman
+from benchmarks.study.statistics import bootstrap, coverage, seen_effect
 
 from .compare import OUTCOMES, REFERENCE, Comparison, adjusted, compare, comparisons
+from .kl import mean_of, of_kl
 from .plan import Arm
 from .scores import Block, Scores
 
-__all__ = ["equal_accuracy", "left_out", "markdown", "predictions"]
+__all__ = ["markdown"]
 
-EQUAL = 0.05
-"""Arms whose skills are learnt as well as the best but for so much are compared at equal accuracy."""
 LEAST = 0.05
 FLOOR = (
     f"**No arm learns a skill to more than {LEAST:.0%} of exact answers: what is not known cannot be forgotten, so "
@@ -51,11 +50,11 @@ def markdown(found: Found) -> str:
         f"| arm | {' | '.join(COLUMNS.values())} | blocks |",
         f"| --- | {' | '.join('--:' for _ in COLUMNS)} | --: |",
     ]
-    for arm in sorted(found, key=lambda arm: _mean(found[arm], "loss_rise")):
+    for arm in sorted(found, key=lambda arm: mean_of(found[arm], "loss_rise")):
         told = [_ranged(bootstrap([getattr(one, name) for one in found[arm].values()])) for name in COLUMNS]
         rows.append(f"| {arm} | {' | '.join(told)} | {len(found[arm])} |")
-    floor = [FLOOR, ""] if max((_mean(found[arm], "learnt") for arm in found), default=1.0) < LEAST else []
-    return "\n".join([*floor, *rows, "", EXPLAINED, "", *_compared(found), "", "## KL", "", _of_kl(found)])
+    floor = [FLOOR, ""] if max((mean_of(found[arm], "learnt") for arm in found), default=1.0) < LEAST else []
+    return "\n".join([*floor, *rows, "", EXPLAINED, "", *_compared(found), "", "## KL", "", of_kl(found)])
 
 
 def _compared(found: Found) -> list[str]:
@@ -85,61 +84,6 @@ def _difference(one: Comparison, p: float) -> str:
     return f"{mean:+.3f}{interval}, p {p:.3f}"
 
 
-def equal_accuracy(found: Found) -> list[Arm]:
-    """Arms whose skills are learnt nearly as well as the best arm's, by rising forgetting."""
-    best = max(_mean(found[arm], "learnt") for arm in found)
-    kept = [arm for arm in found if _mean(found[arm], "learnt") >= best - EQUAL]
-    return sorted(kept, key=lambda arm: _mean(found[arm], "forgetting"))
-
-
-def left_out(found: Found, outcome: str = "forgetting") -> dict[Arm, tuple[float, float]]:
-    """Arm → (its outcome, what a line in log KL, fitted to arms of other methods, says that it is).
-
-    Only arms that are trained on without a remedy: a switch or a stack forgets by another mechanism.
-    """
-    plain = {arm: found[arm] for arm in found if arm.regime == "continue" and arm.remedy == "none"}
-    told = {}
-    for arm in plain:
-        others = [other for other in plain if other.method != arm.method]
-        points = [(_log_kl(plain[other]), _mean(plain[other], outcome)) for other in others]
-        if len({x for x, _ in points}) >= 2:
-            slope, start = _line(points)
-            told[arm] = (_mean(plain[arm], outcome), start + slope * _log_kl(plain[arm]))
-    return told
-
-
-def predictions(found: Found, outcome: str = "forgetting") -> tuple[float, float]:
-    """Mean absolute error of `left_out`, and that of saying the mean of the others; NaN where there are too few."""
-    told = left_out(found, outcome)
-    if len(told) < 3:
-        return math.nan, math.nan
-    by_line, by_mean = [], []
-    for arm, (seen, said) in told.items():
-        others = [told[other][0] for other in told if other != arm]
-        by_line.append(abs(seen - said))
-        by_mean.append(abs(seen - sum(others) / len(others)))
-    return sum(by_line) / len(by_line), sum(by_mean) / len(by_mean)
-
-
-def _of_kl(found: Found) -> str:
-    plain = [arm for arm in found if arm.regime == "continue" and arm.remedy == "none"]
-    kl, learnt = ([_mean(found[arm], name) for arm in plain] for name in ("kl", "learnt"))
-    rows = [
-        f"Over the {len(plain)} arms trained on without a remedy: rank correlation with KL(tuned ‖ base) on the new "
-        "skill's questions and with how well skills were learnt; and how far a line in log KL, fitted without a "
-        "method, misses that method, against how far the mean of the other methods does.",
-        "",
-        "| outcome | rank correlation with KL | with learnt | line misses by | mean misses by |",
-        "| --- | --: | --: | --: | --: |",
-    ]
-    for outcome in ("forgetting", "loss_rise", "text"):
-        values = [_mean(found[arm], outcome) for arm in plain]
-        shown = [spearman(kl, values), spearman(learnt, values), *predictions(found, outcome)]
-        rows.append(f"| {OUTCOMES[outcome]} | {' | '.join(map(_shown, shown))} |")
-    equal = "; ".join(map(str, equal_accuracy(found)))
-    return "\n".join([*rows, "", f"At equal accuracy (learnt within {EQUAL} of the best): {equal}."])
-
-
 def _limits(blocks: list[int]) -> str:
     told = (
         "Differences are arm minus the other, over the blocks that both have: with "
@@ -156,21 +100,6 @@ def _limits(blocks: list[int]) -> str:
         "smaller ones cannot be seen here; and bootstrap intervals hold the mean in about "
         f"{coverage(pairs):.0%} of cases, not in 95 %. Of fewer pairs all this is worse."
     )
-
-
-def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
-    x, y = (sum(side) / len(points) for side in zip(*points, strict=True))
-    slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-    return slope, y - slope * x
-
-
-def _log_kl(blocks: Mapping[Block, Scores]) -> float:
-    return math.log(max(_mean(blocks, "kl"), 1e-9))
-
-
-def _mean(blocks: Mapping[Block, Scores], name: str) -> float:
-    values = [getattr(one, name) for one in blocks.values()]
-    return float(sum(values) / len(values))
 
 
 def _ranged(found: tuple[float, float, float]) -> str:

@@ -37,6 +37,7 @@ class Scores:
         kl: mean over skills of KL(tuned ‖ base) on the skill's questions, just after it was learnt.
         text: rise in loss on general text at the end; NaN with a router, which sends no text anywhere.
         seconds: of learning, in all.
+        parameters: that learn a skill.
     """
 
     learnt: float
@@ -50,6 +51,7 @@ class Scores:
     kl: float
     text: float
     seconds: float
+    parameters: float
 
 
 def scores_of(result: Mapping[str, Any]) -> Scores:
@@ -77,6 +79,7 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
         kl=_mean(result["kl"]),
         text=result["text loss rise"][-1],
         seconds=sum(result["seconds"]),
+        parameters=float(result["parameters"][0]),
     )
 
 

@@ -14,6 +14,7 @@ from benchmarks.study.options import add_common, listed
 from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import RESULTS, read
 
+from .ablation import ablation
 from .plan import Grid, figures_plan
 from .report import front, lines, markdown
 from .run import run
@@ -65,7 +66,14 @@ def write(file: Path) -> None:
         own = [
             one for one in runs if one["settings"]["identity"] == identity and one["settings"]["study"] == "quality"
         ]
-        text = f"# Quality, base {base} ({identity})\n\n{markdown(made)}\n\n## Runs\n\n{provenance(own)}\n"
+        changed = ablation(runs, identity=identity)
+        parts = [
+            f"# Quality, base {base} ({identity})",
+            markdown(made),
+            *(["## One thing changed at a time", changed] if changed else []),
+            f"## Runs\n\n{provenance(own)}\n",
+        ]
+        text = "\n\n".join(parts)
         target = file.with_name(f"{file.stem}-{base}")
         target.with_suffix(".md").write_text(text, encoding="utf-8")
         draw(

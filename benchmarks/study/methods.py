@@ -164,7 +164,10 @@ def attach(name: str, make: Callable[[torch.dtype], Any], seed: int) -> Any:
         return MixedReftModel.from_configs(base, config, orthogonal=method.orthogonal)
     from peft import get_peft_model
 
-    return get_peft_model(base, config)
+    model = get_peft_model(base, config)
+    if getattr(model, "word_embeddings", base) is None:  # PEFT looks for a matrix of the vocabulary's height
+        model.word_embeddings = base.get_input_embeddings()
+    return model
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.forgetting import __main__ as forgetting_command
 from benchmarks.forgetting.compare import Comparison, adjusted, compare, comparisons
+from benchmarks.forgetting.kl import equal_accuracy, left_out, predictions
 from benchmarks.forgetting.plan import Arm
-from benchmarks.forgetting.report import equal_accuracy, left_out, predictions
 from benchmarks.forgetting.report import markdown as forgetting_table
 from benchmarks.forgetting.scores import scores, scores_of
 from benchmarks.quality import __main__ as quality_command
@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_papers() -> None:
         "loss": [[1, 1], [1, 1]],
         "start": {"accuracy": [0, 0], "loss": [2, 2]},
     }
-    rest = {"kl": [1, 1], "text loss rise": [0, 0], "seconds": [1, 1]}
+    rest = {"kl": [1, 1], "text loss rise": [0, 0], "seconds": [1, 1], "parameters": [1, 1]}
     told = scores_of({**better_later, **rest})
     assert told.forgetting == told.share == 0
     half = scores_of(sequence(Arm("full"), 0, kept=0.5, kl=2.0, learnt=0.5)["result"])
