@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from benchmarks.study import predict
 from benchmarks.study.statistics import spearman
 
 from .compare import OUTCOMES
@@ -48,28 +49,14 @@ def plain(found: Found) -> dict[Arm, Mapping[Block, Scores]]:
 
 def left_out(found: Found, outcome: str = "forgetting", by: str = "KL") -> dict[Arm, tuple[float, float]]:
     """Plain arm → (its outcome, what a line in one of `PREDICTORS`, fitted to arms of other methods, says it is)."""
-    held, at = plain(found), PREDICTORS[by]
-    told = {}
-    for arm in held:
-        others = [other for other in held if other.method != arm.method]
-        points = [(at(held[other]), mean_of(held[other], outcome)) for other in others]
-        if len({x for x, _ in points}) >= 2:
-            slope, start = _line(points)
-            told[arm] = (mean_of(held[arm], outcome), start + slope * at(held[arm]))
-    return told
+    at = PREDICTORS[by]
+    points = {arm: (at(blocks), mean_of(blocks, outcome)) for arm, blocks in plain(found).items()}
+    return predict.left_out(points, lambda arm: arm.method)
 
 
 def predictions(found: Found, outcome: str = "forgetting", by: str = "KL") -> tuple[float, float]:
     """Mean absolute error of `left_out`, and that of saying the mean of the others; NaN where there are too few."""
-    told = left_out(found, outcome, by)
-    if len(told) < 3:
-        return math.nan, math.nan
-    by_line, by_mean = [], []
-    for arm, (seen, said) in told.items():
-        others = [told[other][0] for other in told if other != arm]
-        by_line.append(abs(seen - said))
-        by_mean.append(abs(seen - sum(others) / len(others)))
-    return sum(by_line) / len(by_line), sum(by_mean) / len(by_mean)
+    return predict.errors(left_out(found, outcome, by))
 
 
 def of_kl(found: Found) -> str:
@@ -95,12 +82,6 @@ def of_kl(found: Found) -> str:
     equal = "; ".join(f"{arm.method} {mean_of(held[arm], 'forgetting'):.3f}" for arm in equal_accuracy(held))
     told = f"Learnt within {EQUAL} of the best of these, by accuracy forgotten: {equal}." if held else ""
     return "\n".join([*rows, "", told])
-
-
-def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
-    x, y = (sum(side) / len(points) for side in zip(*points, strict=True))
-    slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-    return slope, y - slope * x
 
 
 def _shown(value: float) -> str:

@@ -15,8 +15,9 @@ from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import RESULTS, read
 
 from .ablation import ablation
+from .moved import moved
 from .plan import Grid, figures_plan
-from .report import front, lines, markdown
+from .report import Line, front, lines, markdown
 from .run import run
 from .search import search
 
@@ -66,29 +67,43 @@ def write(file: Path) -> None:
         own = [
             one for one in runs if one["settings"]["identity"] == identity and one["settings"]["study"] == "quality"
         ]
-        changed = ablation(runs, identity=identity)
+        changed, told = ablation(runs, identity=identity), moved(made)
         parts = [
             f"# Quality, base {base} ({identity})",
             markdown(made),
             *(["## One thing changed at a time", changed] if changed else []),
+            *(["## General text", told] if told else []),
             f"## Runs\n\n{provenance(own)}\n",
         ]
         text = "\n\n".join(parts)
         target = file.with_name(f"{file.stem}-{base}")
         target.with_suffix(".md").write_text(text, encoding="utf-8")
-        draw(
-            [
-                Point(line.method, line.parameters, line.accuracy[0], METHODS[line.method].family, *line.accuracy[1:])
-                for line in made
-            ],
-            target.with_suffix(".svg"),
-            x="parameters trained",
-            y="accuracy on held-out questions",
-            title="Skills learnt one at a time",
-            log_x=True,
-            line=[(line.parameters, line.accuracy[0]) for line in front(made)],
-        )
+        _draw(made, target)
         print(text)
+
+
+def _draw(made: list[Line], target: Path) -> None:
+    """Accuracy against parameters, with the front; and what general text loses against KL and against accuracy."""
+    families = {line.method: METHODS[line.method].family for line in made}
+    draw(
+        [Point(one.method, one.parameters, one.accuracy[0], families[one.method], *one.accuracy[1:]) for one in made],
+        target.with_suffix(".svg"),
+        x="parameters trained",
+        y="accuracy on held-out questions",
+        title="Skills learnt one at a time",
+        log_x=True,
+        line=[(one.parameters, one.accuracy[0]) for one in front(made)],
+    )
+    for name, label in (("kl", "KL(tuned ‖ base) on the skill's questions"), ("accuracy", "accuracy when learnt")):
+        at = {one.method: one.kl if name == "kl" else one.accuracy[0] for one in made}
+        draw(
+            [Point(one.method, at[one.method], one.text[0], families[one.method], *one.text[1:]) for one in made],
+            target.with_name(f"{target.name}-text-{name}.svg"),
+            x=label,
+            y="text loss rise",
+            title="Skills learnt one at a time",
+            log_x=name == "kl",
+        )
 
 
 if __name__ == "__main__":

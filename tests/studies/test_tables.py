@@ -14,6 +14,8 @@ from benchmarks.forgetting.routes import routes
 from benchmarks.forgetting.scores import scores
 from benchmarks.forgetting.small import small
 from benchmarks.quality.ablation import CHANGES, ablation, effects
+from benchmarks.quality.moved import moved
+from benchmarks.quality.report import lines
 from benchmarks.study.methods import METHODS
 from studies.test_report import LAWFUL, quality, sequence
 
@@ -109,3 +111,17 @@ def test_the_small_study_is_held_against_the_whole_one() -> None:
     contrary = small(scores([*reference, *forgets(Arm("full"), {0: 0.4, 1: 0.9, 2: 0.9})]))
     assert "| -0.288, less (6) | +0.095, more (2) |" in contrary
     assert small(scores([run for run in reference if run["settings"]["seed"] == 0])) == ""
+
+
+def test_what_tells_how_far_text_moves_is_told_of_enough_methods() -> None:
+    names = ["loreft r4", "loreft r1", "red", "lora r8 linear", "full"]
+    made = []
+    for place, (name, accuracy) in enumerate(zip(names, (0.5, 0.1, 0.3, 0.2, 0.4), strict=True)):
+        run = quality(name, "a", 0, accuracy, 10 ** (place + 1))
+        run["result"]["text loss rise"], run["result"]["kl"] = math.log(10.0) * place, 1.0
+        made.append(run)
+    rows = {row.split(" | ")[0]: row for row in moved(lines(made)).splitlines() if row.startswith("| ")}
+    assert rows["| parameters"] == "| parameters | 1.00 | 0.00 | 3.45 |"
+    assert rows["| KL"].startswith("| KL | unknown | unknown |")
+    assert "| accuracy | -0.10 |" in rows["| accuracy"]
+    assert moved(lines(made[:4])) == ""
