@@ -121,13 +121,16 @@ JOBS ?= 2
 study: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.quality --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --base slim
+	$(BIN)/python -m benchmarks.quality --jobs $(JOBS) --base slim --skills date,polite,camel,prefix,clock
 
-# about 15 minutes on 2 idle cores: the same skills, steps and statistics with three methods and fewer blocks, by the
-# learning rates that the kept search chose on these weights (on others it searches first); into build/study/
+# no run begins after 13 minutes: the same skills, steps and statistics with three methods and the five orders of one
+# seed (30 runs of about a minute of processor time each), by the learning rates that the kept search chose on these
+# weights (on others it searches first); into build/study/
 study-small: $(VENV)/study.stamp
 	mkdir -p build/study && cp -n benchmarks/results/quality.jsonl build/study/ || true
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) --regimes continue --remedies none,replay \
-		--orders 7 --seeds 1 --minutes $(SMALL_MINUTES) --rates build/study/quality.jsonl --output build/study/forgetting
+		--orders 5 --seeds 1 --minutes $(SMALL_MINUTES) --rates build/study/quality.jsonl --output build/study/forgetting
 
 SMALL = "loreft r4 all,lora r8 linear,full"
 SMALL_MINUTES ?= 13
