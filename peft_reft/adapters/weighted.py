@@ -24,7 +24,7 @@ from peft_reft.runtime.state import ModelState
 __all__ = ["WeightedSum", "weighted_sum"]
 
 COMBINATIONS = ("cat", "linear")
-SHARED = ("task_type", "base_model_name_or_path", "revision")
+BASE = ("base_model_name_or_path", "revision")
 
 Unit = tuple[str, int]
 """A site's path, and the number of a group's unit there, counted within the group."""
@@ -80,7 +80,7 @@ def weighted_sum(
         MergeError: an edit times its factor is no edit.
     """
     _check_arguments(configs, adapters, weights, combination_type)
-    shared = {field: _same(configs, adapters, field) for field in SHARED}
+    shared = {"task_type": _same(configs, adapters, "task_type"), **_base(configs, adapters)}
     _check_beside(configs, adapters)
     tokens = _special_tokens(configs, adapters)
     parts: list[Part] = []
@@ -166,6 +166,12 @@ def _fields(group: SiteGroup) -> dict[str, Any]:
     fields = {**asdict(group), "positions": str(group.positions)}
     del fields["orthogonal"]  # no field of a group
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _base(configs: Mapping[str, Any], adapters: Sequence[str]) -> dict[str, Any]:
+    """What the adapters name as their base; PEFT notes it on the first of a model, and on none that is added later."""
+    telling = [name for name in adapters if configs[name].base_model_name_or_path is not None]
+    return {field: _same(configs, telling or adapters, field) for field in BASE}
 
 
 def _same(configs: Mapping[str, Any], adapters: Sequence[str], field: str) -> Any:

@@ -12,6 +12,7 @@ from mixed.tiny import lora, mixed_model, reft
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
 from contract.tiny import base_model, reft_model, token_ids
 from peft_reft import ReftConfig, scale_adapter, set_subspaces
@@ -267,3 +268,17 @@ def test_a_mixed_model_adds_adapters_of_one_part() -> None:
     for arguments in ((["default", "edit"], [1.0, 1.0], "new"), (["edit"], [1.0], "default")):
         with pytest.raises(ConfigError):
             model.add_weighted_adapter(*arguments)
+
+
+def test_adapters_that_were_added_to_a_base_with_a_name_are_summed_and_the_sum_names_it(tmp_path: Path) -> None:
+    base_model("llama").save_pretrained(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = get_peft_model(base, ReftConfig(task_type="CAUSAL_LM", r=2), revision="main")
+    model.add_adapter("later", ReftConfig(task_type="CAUSAL_LM", r=2))
+    assert model.peft_config["later"].base_model_name_or_path is None  # PEFT leaves it open
+    model.add_weighted_adapter(["later", "default"], [0.5, 0.5], "both")
+    assert model.peft_config["both"].base_model_name_or_path == str(tmp_path)
+    assert model.peft_config["both"].revision == "main"
+    model.peft_config["later"].base_model_name_or_path = "another"
+    with pytest.raises(ConfigError, match="base_model_name_or_path is 'another' of 'later'"):
+        model.add_weighted_adapter(["later", "default"], [0.5, 0.5], "neither")
