@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft_reft.causal import Sweep
 
+from . import tasks_table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -148,11 +150,12 @@ def main() -> None:
     """Write the figures, and the table into the page."""
     for name, draw in FIGURES.items():
         save(draw(FOLDER), FOLDER / f"{name}.svg")
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), _results(FOLDER)), encoding="utf-8")
+    text = page(PAGE.read_text(encoding="utf-8"), _results(FOLDER))
+    PAGE.write_text(tasks_table.page(text, _results(FOLDER, tasks_table.RESULTS)), encoding="utf-8")
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+def _results(folder: Path, name: str = RESULTS) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
     return loaded
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import calibration
-from examples.causal import conjunction, render
+from examples.causal import conjunction, render, tasks_table
 from peft_reft.causal import AlignmentSearch, Site, Sweep
+from peft_reft.causal.tasks import TASKS
 
 PAGE = render.PAGE.read_text(encoding="utf-8")
 CALIBRATION = "search.calibrate("
@@ -51,6 +52,17 @@ def test_the_table_of_the_page_is_that_of_the_numbers() -> None:
     other = json.loads(json.dumps(RESULTS))
     other["equality"]["searched"]["0"]["correct"] -= 500
     assert render.page(PAGE, other) != PAGE
+
+
+def test_the_table_of_the_tasks_is_that_of_their_numbers() -> None:
+    found = json.loads((render.FOLDER / tasks_table.RESULTS).read_text(encoding="utf-8"))
+    assert tasks_table.page(PAGE, found) == PAGE
+    assert set(found) == set(TASKS)
+    other = json.loads(json.dumps(found))
+    other["ioi"]["right"] -= 1
+    assert tasks_table.page(PAGE, other) != PAGE
+    for name, told in found.items():
+        assert list(told["variables"]) == list(TASKS[name].variables)
 
 
 def test_the_numbers_are_those_of_the_example() -> None:

@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from peft_reft.causal import Answers, CausalModel, Pair
 from peft_reft.causal.tasks import TASKS, Task, TaskReader
 from peft_reft.hub_format.errors import CausalModelError
+from tools.base_model import ensure_base_model, package_gaps
 
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 
@@ -193,3 +200,21 @@ def test_a_reader_takes_answers_as_they_are_and_a_task_of_ones_own() -> None:
     reader = TaskReader(own, network, tokenizer_of(own))
     assert reader.network is network
     assert reader.row({"P": 1})["at"] == 1
+
+
+@pytest.mark.slow
+def test_smollm_names_the_indirect_object_and_a_search_finds_it_at_the_last_token() -> None:
+    tasks = pytest.importorskip("examples.causal.tasks")
+    if package_gaps():
+        pytest.skip(f"the small base model is not here: {package_gaps()}")
+    source = ensure_base_model()
+    whole, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
+    upper = tasks.Upper(whole, TASKS["ioi"], tokenizer, 28)
+    inputs = TASKS["ioi"].inputs(24, seed=12)
+    right = upper.reader.right(inputs)
+    assert right == TaskReader(TASKS["ioi"], whole, tokenizer).right(inputs)  # the blocks below are the same
+    assert sum(right) >= 20
+    bases = [values for values, good in zip(inputs, right, strict=True) if good]
+    found = tasks.by_ways(upper, 28, "token", tasks.split(upper, "token", bases))
+    assert found["nothing"] < 0.5
+    assert found["whole vector"] > 0.8
