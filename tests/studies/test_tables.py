@@ -81,6 +81,12 @@ def test_bases_that_rank_arms_alike_agree_and_reversed_ones_do_not() -> None:
     arms = list(one)
     reversed_ = dict(zip(reversed(arms), [one[arm] for arm in arms], strict=True))
     assert "| accuracy forgotten | -1.00 (4 arms)" in agreement({"upper": one, "slim": reversed_})
+    assert "both bases: 3." in agreement({"upper": one, "slim": other})
+    fewer = {
+        arm: {block: blocks[block] for block in list(blocks)[: 1 + (place > 0)]}
+        for place, (arm, blocks) in enumerate(one.items())
+    }
+    assert "both bases: 1." in agreement({"upper": one, "slim": fewer})
     assert agreement({"upper": one}) == agreement({"upper": one, "slim": {arms[0]: one[arms[0]]}}) == ""
 
 
