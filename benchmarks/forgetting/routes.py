@@ -38,7 +38,7 @@ def routes(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> str:
             "",
             "*parameters kept*: of all adapters together. *Seconds*: the router's own forward, a median over runs on "
             "a machine that had other work to do. *Weights*: mean over blocks of what `merge_skills` chose for the "
-            "first to the last skill, of 0, 0.5 and 1.",
+            "first to the last skill, of equal shares, 0, 0.5 and 1.",
         ]
     )
 
