@@ -75,6 +75,16 @@ def test_adapters_stand_on_upper_blocks_alone() -> None:
     assert sum(p.numel() for p in trained(model)) == UPPER * (2 * 4 * 64 + 4)
 
 
+def test_virtual_tokens_stand_before_the_states_that_enter_upper_blocks() -> None:
+    model = attach("prompt tuning 8", upper, 0)
+    (virtual,) = trained(model)
+    assert virtual.shape == (8, 64)
+    before = answers(model, ROWS, PAD).loss
+    with torch.no_grad():
+        virtual.add_(3 * torch.randn(virtual.shape, generator=torch.Generator().manual_seed(1)))
+    assert answers(model, ROWS, PAD).loss != before
+
+
 def test_states_are_computed_once_whatever_the_padding_and_kept_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
