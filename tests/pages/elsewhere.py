@@ -37,10 +37,6 @@ def served(page: str, start: str) -> Elsewhere:
     return Elsewhere(why, "tests/serving/test_lines.py", f'("{page}", "{start}')
 
 
-def studied(test: str, holds: str) -> Elsewhere:
-    return Elsewhere("minutes to hours on a model of its own; the parts are tested on tiny ones", test, holds)
-
-
 MADE = "Makefile"
 ELSEWHERE = {
     # installing
@@ -68,9 +64,6 @@ ELSEWHERE = {
         "tests/pages/test_demo.py",
         'command("README.md", "make demo")',
     ),
-    "make study-small": studied("tests/studies/test_engine.py", "learn("),
-    "make study": studied("tests/studies/test_runs.py", "do_missing("),
-    "make study-tables": studied("tests/studies/test_report.py", "test_tables_and_figures_are_made_of"),
     # servers on vLLM
     "peft-reft serve HuggingFaceTB/SmolLM2-135M-Instruct --adapter dates=./dates --max-model-len 2048": served(
         "docs/first_adapter.md", "peft-reft serve"
