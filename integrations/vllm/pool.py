@@ -42,7 +42,10 @@ class Pool:
         self.device: torch.device = device
         size = 2 * rank * hidden_size + rank
         self.packed: Tensor = torch.zeros(layers, slots, size, dtype=torch.float32, device=device)
-        self.source, self.projection, self.bias = self.parts(self.packed)
+        parts = self.parts(self.packed)
+        self.source: Tensor = parts[0]
+        self.projection: Tensor = parts[1]
+        self.bias: Tensor = parts[2]
         self.held: OrderedDict[SlotKey, int] = OrderedDict()
         self.free: list[int] = list(range(slots))[::-1]
         self.copies: int = 0
