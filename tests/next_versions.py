@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 OURS = tuple(str(ROOT / name) for name in ("peft_reft", "hub_format", "integrations"))
@@ -30,7 +31,14 @@ LIBRARIES = (
     "safetensors",
     "numpy",
 )
-BETWEEN = ("contextlib.py", "functools.py", "warnings.py", "torch/nn/modules/module.py", "torch/utils/_contextlib.py")
+BETWEEN = (
+    "contextlib.py",
+    "functools.py",
+    "warnings.py",
+    "torch/nn/modules/module.py",
+    "torch/utils/_contextlib.py",
+    "peft_reft/runtime/way_in.py",
+)
 """Files that only pass a call on."""
 
 listed: set[tuple[str, str]] = set()
@@ -64,6 +72,8 @@ def caller(frame: FrameType | None) -> tuple[str | None, str]:
 
 def watched(message: Any, category: Any = None, *args: Any, **kwargs: Any) -> None:
     """In the place of `warnings.warn`."""
+    if torch.compiler.is_compiling():
+        return  # as Dynamo does with `warnings.warn` itself: no graph holds one
     kind = type(message) if isinstance(message, Warning) else category
     if isinstance(kind, type) and issubclass(kind, KINDS):
         warner, path = caller(sys._getframe(1))
