@@ -23,6 +23,7 @@ from .versions import SPEC_VERSION
 from .writer import write_atomic
 
 __all__ = [
+    "BASE",
     "INDEX_NAME",
     "REFT_FOLDER",
     "Member",
@@ -33,6 +34,8 @@ __all__ = [
     "write_index",
 ]
 
+BASE = "__base__"
+"""In the place of an adapter's name: the base alone, PEFT's word for a row without an adapter."""
 INDEX_NAME = "reft_index.json"
 REFT_FOLDER = "reft"
 MAX_MEMBERS = 256

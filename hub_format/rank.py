@@ -32,10 +32,10 @@ def has_full_rank(raw: NDArray[np.floating]) -> bool:
     1e-15 and 1e15.
     """
     rows = raw.astype(np.float64)
-    if not rows.size or not np.isfinite(rows).all():
-        return False
     if have_clear_rank(rows[None]):
         return True
+    if not rows.size or not np.isfinite(rows).all():
+        return False
     values = np.linalg.svd(rows, compute_uv=False)
     largest, smallest = float(values[0]), float(values[-1])
     return smallest > 1 / MAX_SCALE and largest < MAX_SCALE and smallest * MAX_CONDITION > largest

@@ -15,12 +15,10 @@ from .reader import FLOATS, check_link, check_regular
 from .strict_json import parse_json
 from .tensors import read_notes, read_tensor_table, read_values
 
-__all__ = ["NOTE", "NO_ADAPTER", "VERSION", "WAYS", "RouterFile", "read_router"]
+__all__ = ["NOTE", "VERSION", "WAYS", "RouterFile", "read_router"]
 
 NOTE = "skill_router"
 """The file's one entry of metadata."""
-NO_ADAPTER = "__base__"
-"""In the place of an adapter's name: the base alone, as PEFT says it of a row."""
 VERSION = 1
 WAYS = ("representation", "divergence")
 FIELDS = {"version", "adapters", "by", "layer"}

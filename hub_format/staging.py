@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .bundle import INDEX_NAME, REFT_FOLDER, read_index
+from .bundle import BASE, INDEX_NAME, REFT_FOLDER, read_index
 from .errors import FileFormatError, ManifestError, ReftError
 from .folder_lock import folder_lock, hold, is_held
 from .journal import FILES_NAME, STAGE_PREFIX, Step, check_target, commit, finish, sync
 from .manifest import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, ROUTER_NAME, WEIGHTS_NAME
-from .router_file import NO_ADAPTER, read_router
+from .router_file import read_router
 from .strict_json import load_json
 
 __all__ = ["is_vacant", "staged_file", "staged_folder"]
@@ -186,7 +186,7 @@ def _sends_elsewhere(router: Path, staged: set[str]) -> bool:
     except ReftError:
         return False
     coming = {Path(path).parent.name or "default" for path in staged if Path(path).name == CONFIG_NAME}
-    return not known <= {*coming, NO_ADAPTER}
+    return not known <= {*coming, BASE}
 
 
 def _former_siblings(root: Path) -> list[Path]:

@@ -25,14 +25,7 @@ from .runtime.state import ModelState
 from .runtime.views import AdapterView
 from .sites import Site, Tap
 
-__all__ = [
-    "CHILD",
-    "UNIT",
-    "Place",
-    "ReftLayer",
-    "UnitSpec",
-    "units_at",
-]
+__all__ = ["CHILD", "UNIT", "Place", "ReftLayer", "UnitSpec", "units_at"]
 
 UNIT = "reft_"
 Place = tuple[str, int]

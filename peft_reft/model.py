@@ -70,6 +70,7 @@ class ReftModel(SavingTuner):
     _told_by: Mapping[str, Tensor] | None = None
     _former: Former = NOTHING
     _groups: tuple[SiteGroup, ...] = ()
+    _adding: str = ""
     tuner_layer_cls: type[BaseTunerLayer] = ReftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's declaration
 
@@ -88,6 +89,9 @@ class ReftModel(SavingTuner):
         refuse_first_meaning(peft_config.recorded_version, peft_config.moved)
         if self._told_by is not None:
             check_sites(self._told_by, self._sites)
+        state = state_of(self.model)
+        if state is not None and not all(config.inference_mode for config in self.peft_config.values()):
+            check_names_apart((self._adding, *state.views), self._sites)  # something may be saved
         refuse_saved_sites(peft_config.modules_to_save, self._sites)
         refuse_absent(peft_config.modules_to_save, self.model)
         refuse_tokens(peft_config.trainable_token_indices, self.model)
@@ -116,7 +120,7 @@ class ReftModel(SavingTuner):
         tensors at the same ones.
         """
         check_name(adapter_name)
-        self._told_by = state_dict
+        self._told_by, self._adding = state_dict, adapter_name
         config = self.peft_config[adapter_name]
         if not isinstance(config, ReftConfig):
             raise ConfigError(
@@ -184,9 +188,6 @@ class ReftModel(SavingTuner):
             raise ConfigError("the model carries no ReFT runtime")
         if any(tap.on_input for tap in site.taps):
             check_whole_input(self.model, current_key)
-        saves = not all(config.inference_mode for config in self.peft_config.values())
-        if saves and current_key == next(iter(self._sites)):  # once for all of them, before the first is touched
-            check_names_apart((adapter_name, *runtime.state.views), self._sites)
         layer = getattr(target, CHILD, None)
         if layer is None:
             runtime.add_stack(site.stack)

@@ -21,6 +21,7 @@ from peft_reft.lookup import layers_of, units_of
 from peft_reft.runtime.views import AdapterView
 from peft_reft.storage.identity import check_base
 from peft_reft.storage.loading import check_state_dict
+from peft_reft.storage.places import layers_in
 
 from .refusals import refuse_first_meaning
 from .stacking import stacks_of
@@ -112,8 +113,8 @@ def hotswap_adapter(
 
 @torch.no_grad()
 def _write(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], ranks: list[int]) -> None:
-    for path, layer in model.named_modules():
-        for number in layer.units.get(adapter_name, ()) if isinstance(layer, ReftLayer) else ():
+    for path, layer in layers_in(model):
+        for number in layer.units.get(adapter_name, ()):
             unit = layer.unit((adapter_name, number))
             if unit.ranked and ranks[number] != unit.rank:
                 unit.capacity = unit.capacity or unit.rank

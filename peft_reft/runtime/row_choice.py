@@ -9,14 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from peft_reft.hub_format.bundle import BASE
 from peft_reft.hub_format.errors import ConfigError
 
 from .activity import Activity
 
 __all__ = ["BASE", "ROWS_RULE", "RowAdapters", "RowUnits"]
 
-BASE = "__base__"
-"""PEFT's word for a row without an adapter."""
 ROWS_RULE = f"it is a list with one adapter name per row of the batch, {BASE!r} for none, or a tuple of names that add"
 
 
