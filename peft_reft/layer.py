@@ -19,6 +19,7 @@ from .runtime.activity import LiveUnit
 from .runtime.devices import site_device
 from .runtime.frames import Running
 from .runtime.operands import Operands
+from .runtime.ready import ReadyEdits
 from .runtime.scales import Scales
 from .runtime.site_edit import CHILD, edit_input, edit_output
 from .runtime.state import ModelState
@@ -74,6 +75,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
         self.state: ModelState = runtime.state
         self.running: Running = runtime.state.running
         self.operands: Operands = runtime.operands
+        self.ready: ReadyEdits = runtime.ready
         self.runtime = runtime
         self.adapter_layer_names: tuple[str, ...] = ()
         self.units: dict[str, tuple[int, ...]] = {}

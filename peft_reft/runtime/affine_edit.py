@@ -24,8 +24,8 @@ def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tens
     Returns:
         h′, a new tensor of the same shape and dtype, or `hidden`; rows outside the plan keep their bits.
     """
-    device = hidden.device.type
-    if is_autocast(device):
+    # autocast leaves float64 alone
+    if ready.products.down.dtype is not torch.float64 and is_autocast(device := hidden.device.type):
         with torch.autocast(device, enabled=False):
             return _edited(hidden, ready, in_place)
     return _edited(hidden, ready, in_place)
@@ -49,11 +49,14 @@ def _rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The edited rows of h `[batch · seq, hidden]`, the rows that were gathered of it, and their h A + c."""
     picked = flat.index_select(0, rows)
-    work = picked.to(down.dtype)
+    work = picked.to(dtype=down.dtype)  # as a keyword: torch tries a device first
     inner = torch.addmm(bias, work, down)
-    total = torch.addmm(work, inner, up)
-    total = total if used is None else torch.where(used, total, work)
-    return total.to(flat.dtype), picked, inner
+    if used is None and work is not picked:
+        total = work.addmm_(inner, up)
+    else:
+        total = torch.addmm(work, inner, up)
+        total = total if used is None else torch.where(used, total, work)
+    return total.to(dtype=flat.dtype), picked, inner
 
 
 class _AffineRows(torch.autograd.Function):

@@ -50,7 +50,7 @@ class Ready(NamedTuple):
     """The one edit of a site, where it is affine and falls on the whole output.
 
     Attributes:
-        shape: `[batch, seq]` of the output.
+        shape: `[batch, seq, hidden]` of the output.
         dtype: of the output.
         rows: long `[n]`, distinct rows of the flattened output.
         used: bool `[n, 1]`, which of them are edited; None if all are.
@@ -65,7 +65,7 @@ class Ready(NamedTuple):
 
     def fits(self, hidden: Tensor) -> bool:
         """Whether an output is what the edit was made ready for: OPT's feed-forward part gives `[batch · seq, …]`."""
-        return hidden.dim() == 3 and hidden.shape[:2] == self.shape and hidden.dtype is self.dtype
+        return hidden.shape == self.shape and hidden.dtype is self.dtype
 
 
 @dataclass(slots=True)

@@ -43,8 +43,8 @@ def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
         return False
     storage, in_cpp = hidden.untyped_storage(), hidden._use_count()  # type: ignore[attr-defined]  # stubs leave it out
     count = (_holders(output), _holders(hidden), in_cpp, _sharers(storage._cdata))
-    # memory of numpy, or of a file, is not resizable
-    return count == _count_of_new(type(output)) and storage.resizable()
+    known = _counts_of_new.get(type(output)) or _count_of_new(type(output))
+    return count == known and storage.resizable()  # memory of numpy, or of a file, is not resizable
 
 
 def _counted(hidden: Tensor, output: Any) -> Count:
@@ -61,10 +61,10 @@ def _count_of_new(kind: type) -> Count | None:
 
     None for other outputs, and while hooks on all modules may keep what the module gives; a mode does not see it.
     """
-    known = _counts_of_new.get(kind)
-    if known is None and kind in (Tensor, tuple) and not _has_any_global_hook():  # type: ignore[no-untyped-call]
-        with DisableTorchFunction(), _disable_current_modes():
-            known = _counts_of_new[kind] = _count(in_tuple=kind is tuple)
+    if kind not in (Tensor, tuple) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
+    with DisableTorchFunction(), _disable_current_modes():
+        known = _counts_of_new[kind] = _count(in_tuple=kind is tuple)
     return known
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -146,8 +146,12 @@ def call_inputs(
         if call.get("encoder_outputs") is not None:
             return None
         tokens = _first(call, "input_ids", "inputs_embeds", "input_features", "inputs")
-        view = _view(tokens, call.get("attention_mask"))
-        return view if view is None else replace(view, input_ids=_ids(tokens))
+        if not _runs(tokens):
+            return None
+        batch, length, *_ = tokens.shape
+        return CallInputs(
+            batch, length, tokens.device, attention_mask=call.get("attention_mask"), input_ids=_ids(tokens)
+        )
     if role == "decoder" and not alone:
         labels = call.get("labels") if labels_are_tokens else None
         tokens = _first(call, "decoder_input_ids", "decoder_inputs_embeds")
@@ -165,14 +169,17 @@ def call_inputs(
         ids = _ids(tokens)
         if tokens is None:
             tokens = next((value for value in call.values() if isinstance(value, Tensor) and value.dim() > 1), None)
-    view = _view(tokens, mask)
-    if view is None:
+    if not _runs(tokens):
         return None
     cache = cache_of(call)
     told = past_length(cache, seen=seen)
     past = seen if told is None else told
-    return replace(
-        view,
+    batch, length, *_ = tokens.shape
+    return CallInputs(
+        batch,
+        length,
+        tokens.device,
+        attention_mask=mask,
         past=past or 0,
         past_known=past is not None,
         past_told=told is not None or is_known(call),
@@ -199,10 +206,9 @@ def _shifted(mask: Any) -> Any:
     return shifted_right(mask) if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
-def _view(tokens: Any, mask: Any) -> CallInputs | None:
-    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
-        return None
-    return CallInputs(tokens.shape[0], tokens.shape[1], tokens.device, attention_mask=mask)
+def _runs(tokens: Any) -> TypeGuard[Tensor]:
+    """Whether these are tokens, `[batch, seq, …]`."""
+    return isinstance(tokens, Tensor) and tokens.dim() >= 2
 
 
 def _ids(tokens: Any) -> Tensor | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ class _Group:
         places: path of the site and unit, of each.
         layers, units: the same.
         names: of their parameters.
+        alike_names: the same, those together whose tensors have one shape: one call stacks them.
     """
 
     alike: Any
@@ -40,6 +40,7 @@ class _Group:
     layers: list[Any]
     units: list[Any]
     names: tuple[str, ...]
+    alike_names: list[list[str]]
 
 
 class Operands:
@@ -53,10 +54,11 @@ class Operands:
         self.state = state
         self.kept: dict[Any, tuple[list[Tensor], Any]] = {}
         self.grouped: tuple[Any, list[_Group]] = (None, [])
+        self.last: tuple[list[tuple[_Group, list[Products]]], Prepared] = ([], {})
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a model keeps nothing."""
-        return {"state": self.state, "kept": {}, "grouped": (None, [])}
+        return {"state": self.state, "kept": {}, "grouped": (None, []), "last": ([], {})}
 
     def of(self, frame: Frame, hidden: Tensor) -> Prepared:
         """By (path of a site, unit): `Products` where the edit is affine, or else R for kinds that have one.
@@ -79,11 +81,24 @@ class Operands:
             return {}
         if torch.compiler.is_compiling() or is_transformed():
             return self._rotations(frame, {})
+        made = [
+            (group, self._affine(group, hidden.dtype))
+            for group in self._groups(frame.units)
+            if (frame.keeper is not None or any(map(frame.plans.get, group.stacks))) and self._may_fold(group)
+        ]
+        known, prepared = self.last
+        if 0 < len(made) == len(known) and all(
+            group is before and products is same for (group, products), (before, same) in zip(made, known, strict=True)
+        ):
+            return prepared
         found: Prepared = {}
-        for group in self._groups(frame.units):
-            if (frame.keeper is not None or any(map(frame.plans.get, group.stacks))) and self._may_fold(group):
-                found.update(zip(group.places, self._affine(group, hidden.dtype), strict=True))
-        return found | self._rotations(frame, found)
+        for group, products in made:
+            found.update(zip(group.places, products, strict=True))
+        if len(found) < sum(map(len, frame.units.values())):
+            return found | self._rotations(frame, found)
+        if all(any(products is kept for _, kept in self.kept.values()) for _, products in made):
+            self.last = (made, found)
+        return found
 
     def _groups(self, units: Mapping[str, Sequence[LiveUnit]]) -> list[_Group]:
         """The units whose kind can be affine; worked out anew when others become active."""
@@ -100,7 +115,7 @@ class Operands:
                         continue  # its training looks at the rows that are edited
                     shapes = [(name, held.shape, held.dtype, held.device) for name, held in unit._parameters.items()]
                     alike = (type(unit), repr(unit.options), unit.capacity, *shapes)
-                    group = made.setdefault(alike, _Group(alike, set(), [], [], [], tuple(unit._parameters)))
+                    group = made.setdefault(alike, _Group(alike, set(), [], [], [], *_names_of(unit)))
                     group.stacks.add(layer.stack)
                     group.places.append((path, one.key))
                     group.layers.append(layer)
@@ -116,14 +131,16 @@ class Operands:
             if (
                 layer.training is not training
                 or unit.rows is not None
-                or (unit.training and unit.dropout.p)
                 or unit._forward_hooks
                 or unit._forward_pre_hooks
                 or unit._backward_hooks
                 or unit._backward_pre_hooks
-                or any(map(is_placeholder, unit._parameters.values()))
+                or (unit.training and unit.dropout.p)
             ):
                 return False
+            for held in unit._parameters.values():
+                if is_placeholder(held):
+                    return False
         return not _is_distributed() or not any(
             is_gathered_alone(self.state.model, layer.path, held)
             for layer, unit in zip(group.layers, group.units, strict=True)
@@ -132,12 +149,19 @@ class Operands:
 
     def _affine(self, group: _Group, model_dtype: torch.dtype) -> list[Products]:
         """The thin products of each unit."""
-        raw = [_stacked([unit._parameters[name] for unit in group.units]) for name in group.names]
-        like = group.units[0]
-        wide = like.broadcasts and not group.layers[0].training and raw[0].device.type != "mps"  # which has no float64
+        like, held = group.units[0], [unit._parameters for unit in group.units]
+        device = held[0][group.names[0]].device
+        wide = like.broadcasts and not group.layers[0].training and device.type != "mps"  # which has no float64
         dtype = torch.float64 if wide or model_dtype == torch.float64 else torch.float32
-        make = partial(_folded, like, group.names, dtype=dtype)
-        made: list[Products] = self._made((group.places[0], group.alike, dtype), raw, make)
+        if torch.is_grad_enabled() and any(one.requires_grad for tensors in held for one in tensors.values()):
+            stacked = {name: _stacked(tensors[name] for tensors in held) for name in group.names}
+            return _folded(like, stacked, dtype)
+        joined = [torch.stack([tensors[name] for name in names for tensors in held]) for names in group.alike_names]
+        made: list[Products] = self._made(
+            (group.places[0], group.alike, dtype),
+            joined,
+            lambda stacks: _folded(like, _apart(group.alike_names, stacks), dtype),
+        )
         return made
 
     def _made(self, key: Any, raw: list[Tensor], make: Callable[[list[Tensor]], Any]) -> Any:
@@ -187,9 +211,7 @@ class Operands:
         return rows
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
-    if not torch.is_grad_enabled():
-        return torch.stack(parts)
+def _stacked(parts: Iterable[Tensor]) -> Tensor:
     stacked: Tensor = _Stacked.apply(*parts)  # type: ignore[no-untyped-call]
     return stacked
 
@@ -210,9 +232,25 @@ def _same(known: Tensor, raw: Tensor) -> bool:
     return known.dtype == raw.dtype and known.shape == raw.shape and torch.equal(known, raw)
 
 
-def _folded(like: Any, names: Sequence[str], raw: Sequence[Tensor], dtype: torch.dtype) -> list[Products]:
-    """The thin products of units that are alike."""
-    tensors = dict(zip(names, raw, strict=True))
+def _names_of(unit: Any) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Names of a unit's parameters, and those together that are alike."""
+    alike: dict[Any, list[str]] = {}
+    for name, held in unit._parameters.items():
+        alike.setdefault((held.shape, held.dtype, held.device), []).append(name)
+    return tuple(unit._parameters), list(alike.values())
+
+
+def _apart(alike_names: Sequence[Sequence[str]], joined: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name → the stacked tensors `[units, …]` of all units, of tensors that were stacked with others."""
+    found: dict[str, Tensor] = {}
+    for names, stacked in zip(alike_names, joined, strict=True):
+        parts = [stacked] if len(names) == 1 else stacked.chunk(len(names))
+        found.update(zip(names, parts, strict=True))
+    return found
+
+
+def _folded(like: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> list[Products]:
+    """The thin products of units that are alike, of their stacked tensors `[units, …]` by name."""
     rotation = [orthonormal_rows(tensors.pop(name), padded=like.capacity is not None) for name in like.orthonormal]
     cast = {name: held.to(dtype) for name, held in tensors.items()}
     source, bias, projection = like.affine(cast, *(rows.to(dtype) for rows in rotation))

@@ -15,6 +15,7 @@ from peft_reft.sites import Stack
 from .boundary import BoundaryProvider, providers_for
 from .operands import Operands
 from .planning import Planner
+from .ready import ReadyEdits
 from .state import ATTRIBUTE, ModelState
 from .way_in import make_entry, remove_entry
 
@@ -36,6 +37,7 @@ class Runtime:
         providers: who is asked where a prompt ends.
         planner: a call → its frame.
         operands: what the edits of a frame need beside h.
+        ready: the edits of a frame that are made in one step.
         entries: the modules through which calls come in.
         handles: of the hooks on the model.
     """
@@ -45,6 +47,7 @@ class Runtime:
         self.providers: list[BoundaryProvider] = providers_for(self.state)
         self.planner: Planner = Planner(self.state, self.providers)
         self.operands: Operands = Operands(self.state)
+        self.ready: ReadyEdits = ReadyEdits(self.state, self.operands)
         self.entries: list[nn.Module] = []
         self.handles: list[RemovableHandle] = []
         self._open(model)

@@ -18,7 +18,6 @@ from .edit import Edit, apply_edits
 from .frames import CHILD, Frame, Products
 from .holders import is_seen_here_only
 from .plan import StackPlan
-from .ready import ready_edits
 from .situation import UnitKey
 
 __all__ = ["CHILD", "edit_input", "edit_output"]
@@ -37,8 +36,7 @@ def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
     if frame.ready is None:
         if not _on_output(frame, layer):
             return None
-        hidden = hidden_of(output)
-        frame.ready = ready_edits(layer.state, frame, layer.operands.of(frame, hidden), hidden.dtype)
+        frame.ready = layer.ready.of(frame, hidden_of(output))
     ready = frame.ready.get(layer.path)
     if ready is not None:
         hidden = hidden_of(output)
