@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from benchmarks.study.statistics import bootstrap, coverage, seen_effect
+from benchmarks.study.statistics import bootstrap, coverage, seen_effect, shown_p
 
 from .compare import OUTCOMES, REFERENCE, Comparison, adjusted, compare, comparisons
 from .kl import mean_of, of_kl
@@ -81,7 +81,7 @@ def _compared(found: Found) -> list[str]:
 def _difference(one: Comparison, p: float) -> str:
     mean, low, high = one.difference
     interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
-    return f"{mean:+.3f}{interval}, p {p:.3f}"
+    return f"{mean:+.3f}{interval}, {shown_p(p)}"
 
 
 def _limits(blocks: list[int]) -> str:

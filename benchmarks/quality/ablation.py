@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.study.runs import results_of
-from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect
+from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect, shown_p
 
 __all__ = ["CHANGES", "OUTCOMES", "Change", "Effect", "ablation", "effects"]
 
@@ -111,4 +111,4 @@ def ablation(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> str:
 
 def _shown(one: Effect) -> str:
     mean, low, high = one.difference
-    return f"{mean:+.3f}" if math.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], p {one.p:.3f}"
+    return f"{mean:+.3f}" if math.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {shown_p(one.p)}"

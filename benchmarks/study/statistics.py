@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["bootstrap", "coverage", "holm", "paired_p", "seen_effect", "spearman"]
+__all__ = ["bootstrap", "coverage", "holm", "paired_p", "seen_effect", "shown_p", "spearman"]
 
 DRAWS = 4_000
-EXACT_UP_TO = 14
+EXACT_UP_TO = 16
 """Pairs of which all flips of signs are counted; of more a sample."""
 
 
@@ -55,6 +55,11 @@ def paired_p(differences: Sequence[float], *, seed: int = 0) -> float:
         signs[0] = 1.0  # what was seen is one of the flips
     sums = np.abs(signs @ held)
     return float((sums >= abs(held.sum()) - 1e-12).mean())
+
+
+def shown_p(p: float) -> str:
+    """`p 0.031`; `p < 0.001` where three digits would say that it is nothing."""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

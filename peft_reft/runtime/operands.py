@@ -70,19 +70,37 @@ class Operands:
             frame: of the forward that runs.
             hidden: what is edited first; it says whether the model computes in float64.
         """
-        if frame.prepared is None:
-            frame.prepared = self._prepared(frame, hidden)
-            if frame.keeper is not None:
-                frame.keeper.prepared = frame.prepared
-        return frame.prepared
+        return self._put(frame, hidden.dtype) if frame.prepared is None else frame.prepared
 
-    def _prepared(self, frame: Frame, hidden: Tensor) -> Prepared:
+    def ahead(self, frame: Frame) -> None:
+        """Prepare a frame before its forward runs, where all that it needs hangs on parameters alone.
+
+        The forward may be compiled: its graph is then given thin products in place of making R anew at every call.
+
+        Args:
+            frame: of the forward that starts, beside a graph if there is one.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or frame.rows is not None:
+            return
+        groups = self._groups(frame.units)
+        if frame.prepared is not None or not any(frame.plans.values()) or not all(map(_is_wide, groups)):
+            return
+        if sum(len(group.units) for group in groups) == sum(map(len, frame.units.values())):
+            self._put(frame, torch.float32)
+
+    def _put(self, frame: Frame, dtype: torch.dtype) -> Prepared:
+        prepared = frame.prepared = self._prepared(frame, dtype)
+        if frame.keeper is not None:
+            frame.keeper.prepared = prepared
+        return prepared
+
+    def _prepared(self, frame: Frame, dtype: torch.dtype) -> Prepared:
         if frame.rows is not None and frame.rows.stack is not None:
             return {}
         if torch.compiler.is_compiling() or is_transformed():
             return self._rotations(frame, {})
         made = [
-            (group, self._affine(group, hidden.dtype))
+            (group, self._affine(group, dtype))
             for group in self._groups(frame.units)
             if (frame.keeper is not None or any(map(frame.plans.get, group.stacks))) and self._may_fold(group)
         ]
@@ -150,9 +168,7 @@ class Operands:
     def _affine(self, group: _Group, model_dtype: torch.dtype) -> list[Products]:
         """The thin products of each unit."""
         like, held = group.units[0], [unit._parameters for unit in group.units]
-        device = held[0][group.names[0]].device
-        wide = like.broadcasts and not group.layers[0].training and device.type != "mps"  # which has no float64
-        dtype = torch.float64 if wide or model_dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if _is_wide(group) or model_dtype == torch.float64 else torch.float32
         if torch.is_grad_enabled() and any(one.requires_grad for tensors in held for one in tensors.values()):
             stacked = {name: _stacked(tensors[name] for tensors in held) for name in group.names}
             return _folded(like, stacked, dtype)
@@ -230,6 +246,12 @@ class _Stacked(torch.autograd.Function):
 
 def _same(known: Tensor, raw: Tensor) -> bool:
     return known.dtype == raw.dtype and known.shape == raw.shape and torch.equal(known, raw)
+
+
+def _is_wide(group: _Group) -> bool:
+    """Whether edits are computed in float64, whatever the model computes in; MPS has none."""
+    first, like = group.layers[0], group.units[0]
+    return like.broadcasts and not first.training and like._parameters[group.names[0]].device.type != "mps"
 
 
 def _names_of(unit: Any) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,12 @@ class StackPlan:
             with torch.inference_mode(False) if self.outlives else nullcontext():
                 self.plans[wanted] = plan_rows(masks, total, exact=exact)
         return self.plans[wanted]
+
+    def make_rows(self, sites: Iterable[Sequence[Any]]) -> None:
+        """Make the rows for the units at work at some sites now, and not where the first of them is edited."""
+        for units in sites:
+            for tap in dict.fromkeys(one.tap for one in units):
+                self.rows([one.key for one in units if one.tap == tap])
 
     def _width(self, keys: Sequence[UnitKey]) -> int | None:
         """How many tokens of a row the units can edit together at most; None if only the values say."""

@@ -18,6 +18,7 @@ from .compiling import beside_graphs
 from .frames import Frame
 from .inputs import CallInputs, Explicit, call_inputs, rows_of_choices
 from .noise import noise_for
+from .operands import Operands
 from .past import unknown_length
 from .penalties import penalties_of
 from .plan import StackPlan
@@ -41,11 +42,13 @@ class Planner:
     Args:
         state: of the model.
         providers: asked in this order what they know of a forward.
+        operands: prepares what the edits of a frame need.
     """
 
-    def __init__(self, state: ModelState, providers: Sequence[BoundaryProvider]) -> None:
+    def __init__(self, state: ModelState, providers: Sequence[BoundaryProvider], operands: Operands) -> None:
         self.state = state
         self.providers = providers
+        self.operands = operands
         self.labels_are_tokens: bool = can_generate(state.model) is not False
         kept = getattr(getattr(state.model, "config", None), "mem_len", None)
         self.window: int | None = kept - _RECOMPUTED if isinstance(kept, int) and kept > 0 else None
@@ -98,6 +101,7 @@ class Planner:
         if getattr(module, "_is_replica", False):
             frame.prepared, frame.ready = {}, {}  # of DataParallel: a unit computes with its own copy
         frame.guarded = named is not None
+        self.operands.ahead(frame)
         frame.counts_from_end = activity.from_end and not explicit and (known is None or known.from_end)
         return frame
 
@@ -152,6 +156,10 @@ class Planner:
         if known is None and rows is None:
             whole = whole_prompt_plan(inputs, active, situation)
             if whole is not None:
+                if not whole.plans:  # a graph that found none would be made again once it has them
+                    whole.make_rows(
+                        members for at, members in activity.units.items() if self.state.layers[at].stack == path
+                    )
                 return whole
         masks = slot_masks(inputs, active.views, situation)
         if known is not None:

@@ -45,8 +45,8 @@ class Runtime:
     def __init__(self, model: nn.Module) -> None:
         self.state: ModelState = ModelState(model)
         self.providers: list[BoundaryProvider] = providers_for(self.state)
-        self.planner: Planner = Planner(self.state, self.providers)
         self.operands: Operands = Operands(self.state)
+        self.planner: Planner = Planner(self.state, self.providers, self.operands)
         self.ready: ReadyEdits = ReadyEdits(self.state, self.operands)
         self.entries: list[nn.Module] = []
         self.handles: list[RemovableHandle] = []

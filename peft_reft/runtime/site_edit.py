@@ -146,15 +146,14 @@ def _at_work(
 ) -> Edit:
     """One unit with what it needs in this call; a compiled graph reads no name and no factor as a number."""
     compiling = torch.compiler.is_compiling()
+    factor = one.factor if compiling else layer.scaling[one.name]
     if isinstance(given, Products):
-        return Edit(
-            _product_of(given), None, layer.scaling[one.name], None, wide=one.module.broadcasts and not layer.training
-        )
+        return Edit(_product_of(given), None, factor, None, wide=one.module.broadcasts and not layer.training)
     unit = one.module if compiling else layer.unit((one.name, one.key[1]))
     return Edit(
         unit,
         given,
-        one.factor if compiling else layer.scaling[one.name],
+        factor,
         plan.sequences(chosen) if unit.across_tokens else None,
         wide=unit.broadcasts and not layer.training,
     )
