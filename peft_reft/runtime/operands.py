@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from peft_reft.interventions import has_penalty, orthonormal_rows
 from peft_reft.positions import is_transformed
 
 from .activity import LiveUnit
+from .alike import Group, apart, is_wide, names_of, stacked
 from .frames import Frame, Prepared, Products
+from .shards import is_distributed, is_gathered_alone, is_placeholder
 from .situation import UnitKey
 from .state import ModelState
 
-__all__ = ["Operands", "is_gathered_alone", "is_placeholder"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Units that differ in their values only.
-
-    Attributes:
-        alike: what they share; units of another kind may have the same tensors.
-        stacks: paths of those that they edit.
-        places: path of the site and unit, of each.
-        layers, units: the same.
-        names: of their parameters.
-        alike_names: the same, those together whose tensors have one shape: one call stacks them.
-    """
-
-    alike: Any
-    stacks: set[str]
-    places: list[tuple[str, UnitKey]]
-    layers: list[Any]
-    units: list[Any]
-    names: tuple[str, ...]
-    alike_names: list[list[str]]
+__all__ = ["Operands"]
 
 
 class Operands:
@@ -53,8 +31,8 @@ class Operands:
     def __init__(self, state: ModelState) -> None:
         self.state = state
         self.kept: dict[Any, tuple[list[Tensor], Any]] = {}
-        self.grouped: tuple[Any, list[_Group]] = (None, [])
-        self.last: tuple[list[tuple[_Group, list[Products]]], Prepared] = ([], {})
+        self.grouped: tuple[Any, list[Group]] = (None, [])
+        self.last: tuple[list[tuple[Group, list[Products]]], Prepared] = ([], {})
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a model keeps nothing."""
@@ -83,7 +61,7 @@ class Operands:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or frame.rows is not None:
             return
         groups = self._groups(frame.units)
-        if frame.prepared is not None or not any(frame.plans.values()) or not all(map(_is_wide, groups)):
+        if frame.prepared is not None or not any(frame.plans.values()) or not all(map(is_wide, groups)):
             return
         if sum(len(group.units) for group in groups) == sum(map(len, frame.units.values())):
             self._put(frame, torch.float32)
@@ -118,11 +96,11 @@ class Operands:
             self.last = (made, found)
         return found
 
-    def _groups(self, units: Mapping[str, Sequence[LiveUnit]]) -> list[_Group]:
+    def _groups(self, units: Mapping[str, Sequence[LiveUnit]]) -> list[Group]:
         """The units whose kind can be affine; worked out anew when others become active."""
         known, groups = self.grouped
         if known is not units:
-            made: dict[Any, _Group] = {}
+            made: dict[Any, Group] = {}
             for path, members in units.items():
                 layer = self.state.layers[path]
                 for one in members:
@@ -133,7 +111,7 @@ class Operands:
                         continue  # its training looks at the rows that are edited
                     shapes = [(name, held.shape, held.dtype, held.device) for name, held in unit._parameters.items()]
                     alike = (type(unit), repr(unit.options), unit.capacity, *shapes)
-                    group = made.setdefault(alike, _Group(alike, set(), [], [], [], *_names_of(unit)))
+                    group = made.setdefault(alike, Group(alike, set(), [], [], [], *names_of(unit)))
                     group.stacks.add(layer.stack)
                     group.places.append((path, one.key))
                     group.layers.append(layer)
@@ -142,7 +120,7 @@ class Operands:
             self.grouped = (units, groups)
         return groups
 
-    def _may_fold(self, group: _Group) -> bool:
+    def _may_fold(self, group: Group) -> bool:
         """Whether nothing at the units changes what their formula says, and all their parameters are at hand."""
         training = group.layers[0].training
         for layer, unit in zip(group.layers, group.units, strict=True):
@@ -159,24 +137,24 @@ class Operands:
             for held in unit._parameters.values():
                 if is_placeholder(held):
                     return False
-        return not _is_distributed() or not any(
+        return not is_distributed() or not any(
             is_gathered_alone(self.state.model, layer.path, held)
             for layer, unit in zip(group.layers, group.units, strict=True)
             for held in unit._parameters.values()
         )
 
-    def _affine(self, group: _Group, model_dtype: torch.dtype) -> list[Products]:
+    def _affine(self, group: Group, model_dtype: torch.dtype) -> list[Products]:
         """The thin products of each unit."""
         like, held = group.units[0], [unit._parameters for unit in group.units]
-        dtype = torch.float64 if _is_wide(group) or model_dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if is_wide(group) or model_dtype == torch.float64 else torch.float32
         if torch.is_grad_enabled() and any(one.requires_grad for tensors in held for one in tensors.values()):
-            stacked = {name: _stacked(tensors[name] for tensors in held) for name in group.names}
-            return _folded(like, stacked, dtype)
+            raw = {name: stacked(tensors[name] for tensors in held) for name in group.names}
+            return _folded(like, raw, dtype)
         joined = [torch.stack([tensors[name] for name in names for tensors in held]) for names in group.alike_names]
         made: list[Products] = self._made(
             (group.places[0], group.alike, dtype),
             joined,
-            lambda stacks: _folded(like, _apart(group.alike_names, stacks), dtype),
+            lambda stacks: _folded(like, apart(group.alike_names, stacks), dtype),
         )
         return made
 
@@ -209,8 +187,7 @@ class Operands:
                 for name in unit.orthonormal:
                     raw = getattr(unit, name)
                     if not is_gathered_alone(self.state.model, path, raw):
-                        apart = unit.taken is not None
-                        alike = (raw.shape, raw.dtype, raw.device, apart, unit.capacity is not None)
+                        alike = (raw.shape, raw.dtype, raw.device, unit.taken is not None, unit.capacity is not None)
                         groups.setdefault(alike, []).append(((path, one.key), unit.raw_rotation()))
         found: Prepared = {}
         for alike, members in groups.items():
@@ -227,48 +204,8 @@ class Operands:
         return rows
 
 
-def _stacked(parts: Iterable[Tensor]) -> Tensor:
-    stacked: Tensor = _Stacked.apply(*parts)  # type: ignore[no-untyped-call]
-    return stacked
-
-
-class _Stacked(torch.autograd.Function):
-    """`torch.stack`, whose backward pass takes one call for all of them in place of one for each."""
-
-    @staticmethod
-    def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return grad.unbind(0)
-
-
 def _same(known: Tensor, raw: Tensor) -> bool:
     return known.dtype == raw.dtype and known.shape == raw.shape and torch.equal(known, raw)
-
-
-def _is_wide(group: _Group) -> bool:
-    """Whether edits are computed in float64, whatever the model computes in; MPS has none."""
-    first, like = group.layers[0], group.units[0]
-    return like.broadcasts and not first.training and like._parameters[group.names[0]].device.type != "mps"
-
-
-def _names_of(unit: Any) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Names of a unit's parameters, and those together that are alike."""
-    alike: dict[Any, list[str]] = {}
-    for name, held in unit._parameters.items():
-        alike.setdefault((held.shape, held.dtype, held.device), []).append(name)
-    return tuple(unit._parameters), list(alike.values())
-
-
-def _apart(alike_names: Sequence[Sequence[str]], joined: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Name → the stacked tensors `[units, …]` of all units, of tensors that were stacked with others."""
-    found: dict[str, Tensor] = {}
-    for names, stacked in zip(alike_names, joined, strict=True):
-        parts = [stacked] if len(names) == 1 else stacked.chunk(len(names))
-        found.update(zip(names, parts, strict=True))
-    return found
 
 
 def _folded(like: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> list[Products]:
@@ -282,31 +219,3 @@ def _folded(like: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> list[P
         down, trained = source.mT, [None] * len(source)
     columns = (down.unbind(0), bias.unbind(0), projection.unbind(0), trained)
     return [Products(*parts) for parts in zip(*columns, strict=True)]
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def is_placeholder(parameter: nn.Parameter) -> bool:
-    """Whether an engine holds a parameter's values elsewhere until its module runs."""
-    return type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id") or parameter.is_meta
-
-
-def is_gathered_alone(model: nn.Module, path: str, parameter: nn.Parameter) -> bool:
-    """Whether an engine, or accelerate's offloading, brings a site's parameters around the site's block only.
-
-    The type alone does not say it: FSDP2 leaves a plain parameter where it does not free it after a forward.
-    """
-    if is_placeholder(parameter):
-        return True
-    if not _is_distributed():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    module = model
-    for part in path.split("."):
-        if isinstance(module, FSDPModule):
-            return True
-        module = module.get_submodule(part)
-    return isinstance(module, FSDPModule)

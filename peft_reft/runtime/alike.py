@@ -1,0 +1,77 @@
+"""Units that are alike: which they are, and their parameters stacked, so that one call does for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .situation import UnitKey
+
+__all__ = ["Group", "apart", "is_wide", "names_of", "stacked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units that differ in their values only.
+
+    Attributes:
+        alike: what they share; units of another kind may have the same tensors.
+        stacks: paths of those that they edit.
+        places: path of the site and unit, of each.
+        layers, units: the same.
+        names: of their parameters.
+        alike_names: the same, those together whose tensors have one shape: one call stacks them.
+    """
+
+    alike: Any
+    stacks: set[str]
+    places: list[tuple[str, UnitKey]]
+    layers: list[Any]
+    units: list[Any]
+    names: tuple[str, ...]
+    alike_names: list[list[str]]
+
+
+def is_wide(group: Group) -> bool:
+    """Whether edits are computed in float64, whatever the model computes in; MPS has none."""
+    first, like = group.layers[0], group.units[0]
+    return like.broadcasts and not first.training and like._parameters[group.names[0]].device.type != "mps"
+
+
+def names_of(unit: Any) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Names of a unit's parameters, and those together that are alike."""
+    alike: dict[Any, list[str]] = {}
+    for name, held in unit._parameters.items():
+        alike.setdefault((held.shape, held.dtype, held.device), []).append(name)
+    return tuple(unit._parameters), list(alike.values())
+
+
+def apart(alike_names: Sequence[Sequence[str]], joined: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name → the stacked tensors `[units, …]` of all units, of tensors that were stacked with others."""
+    found: dict[str, Tensor] = {}
+    for names, held in zip(alike_names, joined, strict=True):
+        parts = [held] if len(names) == 1 else held.chunk(len(names))
+        found.update(zip(names, parts, strict=True))
+    return found
+
+
+def stacked(parts: Iterable[Tensor]) -> Tensor:
+    """`torch.stack` of tensors that learn."""
+    found: Tensor = _Stacked.apply(*parts)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Stacked(torch.autograd.Function):
+    """`torch.stack`, whose backward pass takes one call for all of them in place of one for each."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return grad.unbind(0)
