@@ -68,8 +68,8 @@ def check_recorded(recorded: Mapping[str, Any], tensors: Iterable[tuple[str, Ten
                 f"tensor {name[:120]!r} has other bytes than the config recorded",
                 code="integrity.tensors",
                 rule="config and weights were saved together",
-                fix="load both from the same folder or revision, or save the adapter again; for a fresh adapter make a "
-                "config anew, since one that was read from a folder vouches for that folder's weights",
+                fix="load both from the same folder or revision, or save the adapter again; for a fresh adapter make "
+                "a config anew, since one that was read from a folder vouches for that folder's weights",
             )
 
 
