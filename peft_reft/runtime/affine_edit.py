@@ -24,8 +24,9 @@ def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tens
     Returns:
         h′, a new tensor of the same shape and dtype, or `hidden`; rows outside the plan keep their bits.
     """
-    # autocast leaves float64 alone
-    if ready.products.down.dtype is not torch.float64 and is_autocast(device := hidden.device.type):
+    # autocast leaves products in float64 alone, and the writing of float32
+    plain = hidden.dtype is torch.float32 and ready.products.down.dtype is torch.float64
+    if not plain and is_autocast(device := hidden.device.type):
         with torch.autocast(device, enabled=False):
             return _edited(hidden, ready, in_place)
     return _edited(hidden, ready, in_place)

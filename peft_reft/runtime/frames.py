@@ -76,8 +76,8 @@ class Frame:
         plans: stack path → its plan; None, or no entry, where nothing is edited in this call.
         units: site path → the units at work there.
         rows: what the call says for its rows, if it does.
-        prepared: what the edits of all sites need beside h, made when the first does.
-        ready: path of a site → its edit in one step, where it has that; made with `prepared`.
+        prepared: what the edits of all sites need beside h; None until it is made, by the first edit or ahead of it.
+        ready: path of a site → its edit in one step, where it has that; None until the first edit.
         keeper: a generation that runs, which keeps what is prepared from forward to forward.
         counts_from_end: whether an edit depends on where the prompt of this call ends.
         penalties: what kinds add to this forward's loss; None where nothing does.

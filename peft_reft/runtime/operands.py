@@ -22,7 +22,7 @@ __all__ = ["Operands"]
 
 
 class Operands:
-    """Prepares what edits need where a frame needs it: once, when its first edit does.
+    """Prepares what edits need, once for a frame: when its first edit does, or before, for a forward that is a graph.
 
     Args:
         state: of the model.
@@ -51,20 +51,24 @@ class Operands:
         return self._put(frame, hidden.dtype) if frame.prepared is None else frame.prepared
 
     def ahead(self, frame: Frame) -> None:
-        """Prepare a frame before its forward runs, where all that it needs hangs on parameters alone.
+        """Prepare a frame whose forward is a graph, where all that it needs hangs on parameters alone.
 
-        The forward may be compiled: its graph is then given thin products in place of making R anew at every call.
+        The graph is then given thin products in place of making R anew at every call.
 
         Args:
-            frame: of the forward that starts, beside a graph if there is one.
+            frame: of the forward that starts, without gradients.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or frame.rows is not None:
+        if torch.compiler.is_compiling() or is_transformed() or frame.rows is not None or frame.prepared is not None:
             return
-        groups = self._groups(frame.units)
-        if frame.prepared is not None or not any(frame.plans.values()) or not all(map(is_wide, groups)):
-            return
-        if sum(len(group.units) for group in groups) == sum(map(len, frame.units.values())):
-            self._put(frame, torch.float32)
+        if any(frame.plans.values()):
+            groups = self._groups(frame.units)
+            whole = sum(len(group.units) for group in groups) == sum(map(len, frame.units.values()))
+            if whole and all(map(is_wide, groups)):
+                self._put(frame, torch.float32)
+
+    def keeps(self, prepared: Prepared) -> bool:
+        """Whether later frames are given the same again, while no parameter changes."""
+        return self.last[1] is prepared
 
     def _put(self, frame: Frame, dtype: torch.dtype) -> Prepared:
         prepared = frame.prepared = self._prepared(frame, dtype)
@@ -92,7 +96,7 @@ class Operands:
             found.update(zip(group.places, products, strict=True))
         if len(found) < sum(map(len, frame.units.values())):
             return found | self._rotations(frame, found)
-        if all(any(products is kept for _, kept in self.kept.values()) for _, products in made):
+        if all(any(products is kept for _, kept in list(self.kept.values())) for _, products in made):
             self.last = (made, found)
         return found
 

@@ -65,6 +65,7 @@ class Planner:
         module: nn.Module,
         *,
         alone: bool = False,
+        compiled: bool = False,
     ) -> Frame:
         """The frame of a forward that starts.
 
@@ -74,6 +75,7 @@ class Planner:
             explicit: those positions.
             module: whose forward it is.
             alone: whether it is of one stack of an encoder-decoder, whose tokens have plain names.
+            compiled: whether the forward is a graph, beside which this runs.
 
         Raises:
             PromptBoundaryError, LocationError: see `slot_masks`.
@@ -101,7 +103,8 @@ class Planner:
         if getattr(module, "_is_replica", False):
             frame.prepared, frame.ready = {}, {}  # of DataParallel: a unit computes with its own copy
         frame.guarded = named is not None
-        self.operands.ahead(frame)
+        if compiled and not torch.is_grad_enabled():
+            self.operands.ahead(frame)
         frame.counts_from_end = activity.from_end and not explicit and (known is None or known.from_end)
         return frame
 

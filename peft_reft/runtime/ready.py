@@ -104,6 +104,6 @@ class ReadyEdits:
                 planned[stack, one.key] = chosen.rows, None if member is None else member[:, None]
             shape = torch.Size((*plan.shape, products.down.shape[0]))
             found[path] = Ready(shape, dtype, *planned[stack, one.key], products)
-        if all(plan is None or plan.outlives for plan in frame.plans.values()):
+        if self.operands.keeps(prepared) and all(plan is None or plan.outlives for plan in frame.plans.values()):
             self.kept = _Kept(frame.units, frame.plans, prepared, dtype, factors, found)
         return found

@@ -42,7 +42,14 @@ class FramePlanner(Protocol):
     """Makes the frame of a forward."""
 
     def frame(
-        self, paths: list[str], call: Mapping[str, Any], explicit: Explicit, module: nn.Module, *, alone: bool
+        self,
+        paths: list[str],
+        call: Mapping[str, Any],
+        explicit: Explicit,
+        module: nn.Module,
+        *,
+        alone: bool,
+        compiled: bool,
     ) -> Frame:
         """The frame for a call of `module`, in which the stacks `paths` run; see `Planner.frame`."""
 
@@ -78,7 +85,11 @@ class Entry:
         """The frame of a call."""
         if call.session is not None and not call.explicit and call.session.edits_nothing(call.arguments):
             return _IDLE
-        return self.planner.frame(self.stacks, call.arguments, call.explicit, module, alone=self.alone)
+        # what stands in the place of forward may bring the parameters yet
+        compiled = module._compiled_call_impl is not None and _REPLACED not in module.__dict__
+        return self.planner.frame(
+            self.stacks, call.arguments, call.explicit, module, alone=self.alone, compiled=compiled
+        )
 
 
 class _Forward:

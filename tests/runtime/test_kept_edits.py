@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
+from torch.testing import assert_close
+from transformers import BertConfig, BertForSequenceClassification
 
 from contract.tiny import base_model, token_ids
 from peft_reft import ReftConfig, scale_adapter
@@ -118,12 +121,69 @@ def set_of(model: Any, name: str) -> set[Any]:
     }
 
 
-def test_a_step_of_training_keeps_no_graph() -> None:
-    model = get_peft_model(base_model("llama"), config())
+def kept(model: Any) -> Any:
+    runtime = next(layer for layer in model.modules() if isinstance(layer, ReftLayer)).runtime
+    return runtime.ready.kept, runtime.operands.last
+
+
+def test_a_forward_with_gradients_keeps_no_graph() -> None:
     ids = token_ids(2, 6)
     labels = ids.clone()
     labels[:, :4] = -100
-    model.train()(input_ids=ids, labels=labels).loss.backward()
-    runtime = next(layer for layer in model.modules() if isinstance(layer, ReftLayer)).runtime
-    assert runtime.ready.kept is None
-    assert runtime.operands.last == ([], {})
+    decoder = get_peft_model(base_model("llama"), config())
+    decoder.train()(input_ids=ids, labels=labels).loss.backward()
+    assert kept(decoder) == (None, ([], {}))
+    decoder.eval()(input_ids=ids)
+    assert kept(decoder) == (None, ([], {}))
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    base = BertForSequenceClassification(BertConfig(vocab_size=64, num_labels=2, **sizes))
+    classifier = get_peft_model(base, ReftConfig(task_type="SEQ_CLS", positions="f1+l2"))
+    classifier.train()(input_ids=ids, labels=torch.tensor([0, 1])).loss.backward()
+    assert kept(classifier) == (None, ([], {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_what_stands_in_the_place_of_forward_may_bring_the_parameters(backend: str | None) -> None:
+    """As accelerate's offloading does; the first edit sees what they are then."""
+    model = get_peft_model(base_model("llama"), config()).eval()
+    base = model.get_base_model()
+    own = base.forward
+
+    def shifted(by: float) -> None:
+        for unit in units(model):
+            unit.bias.data.add_(by)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        shifted(1.0)
+        try:
+            return own(*args, **kwargs)
+        finally:
+            shifted(-1.0)
+
+    before = logits(model)
+    shifted(1.0)
+    expected = logits(model)
+    shifted(-1.0)
+    base.forward = functools.update_wrapper(wrapped, own)
+    if backend is not None:
+        base.compile(backend=backend)
+    assert not torch.allclose(expected, before)
+    assert_close(logits(model), expected)
+    assert_close(logits(model), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lower", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+def test_states_of_another_half_type_than_autocast_s(lower: torch.dtype, autocast: torch.dtype) -> None:
+    """A quantized base may give such; with a holder more, so that the rows are not written in place."""
+    model = get_peft_model(base_model("llama"), config()).eval()
+    block = model.get_base_model().model.layers[0]
+    seen = []
+    block.register_forward_hook(lambda module, args, output: output.to(lower))
+    block._forward_hooks.move_to_end(next(reversed(block._forward_hooks)), last=False)
+    block.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.autocast("cpu", dtype=autocast):
+        logits(model)
+    assert seen[0].dtype == lower
