@@ -17,7 +17,7 @@ from benchmarks.study.runs import RESULTS, read
 from .ablation import ablation
 from .moved import moved
 from .plan import Grid, figures_plan
-from .report import Line, front, lines, markdown
+from .report import Line, block_sets, front, lines, markdown, told
 from .run import run
 from .search import search
 
@@ -60,19 +60,24 @@ def write(file: Path) -> None:
     runs = list(read(file).values())
     identities = list(dict.fromkeys(one["settings"]["identity"] for one in runs))
     for identity in identities:
-        made = lines(runs, identity)
-        if not made:
+        sets = block_sets(runs, identity)
+        if not sets:
             continue
+        made = lines(runs, identity, sets[0])
         base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
         own = [
             one for one in runs if one["settings"]["identity"] == identity and one["settings"]["study"] == "quality"
         ]
-        changed, told = ablation(runs, identity=identity), moved(made)
+        changed, general = ablation(runs, identity=identity), moved(made)
         parts = [
             f"# Quality, base {base} ({identity})",
-            markdown(made),
+            *(
+                f"## {len(over)} methods over the same {len(blocks)} blocks\n\nSkills and seeds: {told(blocks)}.\n\n"
+                + markdown(over)
+                for blocks, over in ((blocks, lines(runs, identity, blocks)) for blocks in sets)
+            ),
             *(["## One thing changed at a time", changed] if changed else []),
-            *(["## General text", told] if told else []),
+            *(["## General text", general] if general else []),
             f"## Runs\n\n{provenance(own)}\n",
         ]
         text = "\n\n".join(parts)

@@ -10,7 +10,10 @@ from typing import Any
 from benchmarks.study.runs import results_of
 from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect
 
-__all__ = ["REFERENCE", "Line", "front", "lines", "markdown"]
+__all__ = ["REFERENCE", "Block", "Line", "block_sets", "front", "lines", "markdown", "told"]
+
+Block = tuple[str, int]
+"""A skill and a seed."""
 
 REFERENCE = "lora r8 linear"
 """What every method is compared with."""
@@ -53,14 +56,56 @@ class Line:
     rate: float
 
 
-def lines(runs: Iterable[Mapping[str, Any]], identity: str | None = None) -> list[Line]:
-    """A line for each method, by falling accuracy; of one base's weights, where an identity is given."""
+def block_sets(runs: Iterable[Mapping[str, Any]], identity: str | None = None) -> list[frozenset[Block]]:
+    """The sets of blocks over which methods can be compared; that of the most methods first.
+
+    Each is what some method was run on, and others too: means over other blocks would be of other skills.
+    """
+    found = {method: frozenset(blocks) for method, blocks in _found(runs, identity)[0].items()}
+    over = {blocks: {method for method, held in found.items() if blocks <= held} for blocks in found.values()}
+    kept = [
+        blocks
+        for blocks, methods in over.items()
+        if len(methods) > 2 and not any(blocks < more and methods == over[more] for more in over)
+    ]
+    return sorted(kept or over, key=lambda blocks: (-len(over[blocks]), -len(blocks)))
+
+
+def told(blocks: Iterable[Block]) -> str:
+    """Skills with their seeds, in words."""
+    seeds: dict[str, list[int]] = {}
+    for skill, seed in sorted(blocks):
+        seeds.setdefault(skill, []).append(seed)
+    return "; ".join(f"{skill} {', '.join(map(str, held))}" for skill, held in seeds.items())
+
+
+def _found(
+    runs: Iterable[Mapping[str, Any]], identity: str | None
+) -> tuple[dict[str, dict[Block, dict[str, Any]]], dict[str, float]]:
+    """Method → block → result; and method → rate."""
     wanted = {"study": "quality"} if identity is None else {"study": "quality", "identity": identity}
-    found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+    found: dict[str, dict[Block, dict[str, Any]]] = {}
     rates: dict[str, float] = {}
     for settings, result in results_of(list(runs), **wanted):
         found.setdefault(settings["method"], {})[settings["skill"], settings["seed"]] = result
         rates[settings["method"]] = settings["rate"]
+    return found, rates
+
+
+def lines(
+    runs: Iterable[Mapping[str, Any]], identity: str | None = None, blocks: frozenset[Block] | None = None
+) -> list[Line]:
+    """A line for each method, by falling accuracy; of one base's weights, where an identity is given.
+
+    With `blocks` it is of those alone, and of the methods that have them all.
+    """
+    found, rates = _found(runs, identity)
+    if blocks is not None:
+        found = {
+            method: {block: held[block] for block in sorted(blocks)}
+            for method, held in found.items()
+            if blocks <= set(held)
+        }
     differences = {
         method: [blocks[block]["accuracy"] - found[REFERENCE][block]["accuracy"] for block in blocks]
         for method, blocks in found.items()

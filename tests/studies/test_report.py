@@ -15,7 +15,7 @@ from benchmarks.forgetting.plan import Arm
 from benchmarks.forgetting.report import markdown as forgetting_table
 from benchmarks.forgetting.scores import scores, scores_of
 from benchmarks.quality import __main__ as quality_command
-from benchmarks.quality.report import REFERENCE, front, lines, markdown
+from benchmarks.quality.report import REFERENCE, block_sets, front, lines, markdown, told
 from benchmarks.study import runs
 from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import append
@@ -52,6 +52,22 @@ def test_lines_are_means_over_blocks_and_differences_are_paired() -> None:
     assert made["full"].p == pytest.approx(2 * 2 / 2**8)
     assert made[REFERENCE].difference is made[REFERENCE].p is None
     assert [line.method for line in lines(QUALITY)] == [REFERENCE, "full", "loreft r4"]
+
+
+def test_methods_are_compared_over_blocks_that_all_of_them_have() -> None:
+    """A method of an easier skill alone, and one that was run more often, move nobody's mean."""
+    easier = [quality(name, "b", seed, 0.9, 5) for name in ("ia3", "road", "red") for seed in (0, 1)]
+    more = [quality("full", "c", 9, 0.0, 1000)]
+    runs = [*QUALITY, *easier, *more]
+    small, whole = frozenset({("b", 0), ("b", 1)}), frozenset({(skill, seed) for skill in "ab" for seed in range(4)})
+    assert block_sets(runs) == [small, whole]
+    assert block_sets(QUALITY) == [whole]
+    assert {line.method for line in lines(runs, None, small)} == {"ia3", "road", "red", "full", "loreft r4", REFERENCE}
+    over = {line.method: line for line in lines(runs, None, whole)}
+    assert over.keys() == {"full", "loreft r4", REFERENCE}
+    assert over["full"].blocks == 8
+    assert over["full"].accuracy[0] == pytest.approx(0.55 + 0.015 + 0.05)
+    assert told(small) == "b 0, 1"
 
 
 def test_the_front_has_what_no_smaller_method_reaches() -> None:
