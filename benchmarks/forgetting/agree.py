@@ -23,12 +23,15 @@ LEAST = 4
 def agreement(bases: Mapping[str, Found]) -> str:
     """A row for each pair of bases and each outcome; the arms' means side by side below. Empty for a single base.
 
-    Arms are ranked over the same blocks: those that every common arm has on both bases.
+    Arms are ranked over the same blocks: those that every common arm has on both bases. An arm that was run on less
+    than half as many as another is left out, since all would be ranked over its few.
     """
     parts = []
     for (name, one), (other_name, other) in itertools.combinations(bases.items(), 2):
-        arms = [arm for arm in one if arm in other]
-        blocks = set.intersection(*(set(base[arm]) for base in (one, other) for arm in arms)) if arms else set()
+        shared = {arm: set(one[arm]) & set(other[arm]) for arm in one if arm in other}
+        most = max(map(len, shared.values()), default=0)
+        arms = [arm for arm, held in shared.items() if 2 * len(held) >= most]
+        blocks = set.intersection(*(shared[arm] for arm in arms)) if arms else set()
         if len(arms) < LEAST or not blocks:
             continue
         held = [{arm: {block: base[arm][block] for block in blocks} for arm in arms} for base in (one, other)]
