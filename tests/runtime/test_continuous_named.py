@@ -266,7 +266,8 @@ def test_records_of_ended_requests_go(model: Any) -> None:
             ended += result is not None and result.is_finished()
         assert _answer(manager, row, "first") == alone(model, "first", row)
         known = runtime_of(model.get_base_model()).provider(ContinuousBatching).known
-        assert max(len(entry.asked.records) for entry in known if entry.manager() is manager) < 10
+        # how many go at once is a matter of when they ended
+        assert max(len(entry.asked.records) for entry in known if entry.manager() is manager) < KEPT
 
 
 @pytest.mark.parametrize("kind", [{"intervention": "noreft"}, {"intervention": "direft", "act_fn": "relu"}], ids=str)
