@@ -81,7 +81,7 @@ def _compared(found: Found) -> list[str]:
 def _difference(one: Comparison, p: float) -> str:
     mean, low, high = one.difference
     interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
-    return f"{mean:+.3f}{interval}, {shown_p(p)}"
+    return f"{mean:+.3f}{interval}, p {shown_p(p)}"
 
 
 def _limits(blocks: list[int]) -> str:

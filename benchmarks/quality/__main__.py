@@ -17,7 +17,7 @@ from benchmarks.study.runs import RESULTS, read
 from .ablation import ablation
 from .moved import moved
 from .plan import Grid, figures_plan
-from .report import Line, block_sets, front, lines, markdown, told
+from .report import Block, Line, block_sets, front, lines, markdown, told
 from .run import run
 from .search import search
 
@@ -63,7 +63,8 @@ def write(file: Path) -> None:
         sets = block_sets(runs, identity)
         if not sets:
             continue
-        made = lines(runs, identity, sets[0])
+        tables = [(blocks, lines(runs, identity, blocks)) for blocks in sets]
+        made = tables[0][1]
         base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
         own = [
             one for one in runs if one["settings"]["identity"] == identity and one["settings"]["study"] == "quality"
@@ -71,11 +72,7 @@ def write(file: Path) -> None:
         changed, general = ablation(runs, identity=identity), moved(made)
         parts = [
             f"# Quality, base {base} ({identity})",
-            *(
-                f"## {len(over)} methods over the same {len(blocks)} blocks\n\nSkills and seeds: {told(blocks)}.\n\n"
-                + markdown(over)
-                for blocks, over in ((blocks, lines(runs, identity, blocks)) for blocks in sets)
-            ),
+            *(_section(over, blocks) for blocks, over in tables),
             *(["## One thing changed at a time", changed] if changed else []),
             *(["## General text", general] if general else []),
             f"## Runs\n\n{provenance(own)}\n",
@@ -85,6 +82,11 @@ def write(file: Path) -> None:
         target.with_suffix(".md").write_text(text, encoding="utf-8")
         _draw(made, target)
         print(text)
+
+
+def _section(over: list[Line], blocks: frozenset[Block]) -> str:
+    heading = f"## {len(over)} methods over the same {len(blocks)} blocks"
+    return f"{heading}\n\nSkills and seeds: {told(blocks)}.\n\n{markdown(over)}"
 
 
 def _draw(made: list[Line], target: Path) -> None:

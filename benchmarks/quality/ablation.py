@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study.runs import results_of
 from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect, shown_p
+
+from .report import by_block
 
 __all__ = ["CHANGES", "OUTCOMES", "Change", "Effect", "ablation", "effects"]
 
@@ -65,9 +66,7 @@ class Effect:
 
 def effects(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[Change, dict[str, Effect]]:
     """Change → outcome → effect, of the changes of which both sides have been run on common blocks."""
-    found: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
-    for settings, result in results_of(list(runs), study="quality", **wanted):
-        found.setdefault(settings["method"], {})[settings["skill"], settings["seed"]] = result
+    found = by_block(runs, **wanted)
     pairs = {
         change: [block for block in found[change.method] if block in found[change.against]]
         for change in CHANGES
@@ -111,4 +110,4 @@ def ablation(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> str:
 
 def _shown(one: Effect) -> str:
     mean, low, high = one.difference
-    return f"{mean:+.3f}" if math.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {shown_p(one.p)}"
+    return f"{mean:+.3f}" if math.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], p {shown_p(one.p)}"

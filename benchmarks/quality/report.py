@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.study.runs import results_of
-from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect
+from benchmarks.study.statistics import bootstrap, holm, paired_p, seen_effect, shown_p
 
-__all__ = ["REFERENCE", "Block", "Line", "block_sets", "front", "lines", "markdown", "told"]
+__all__ = ["REFERENCE", "Block", "Line", "block_sets", "by_block", "front", "lines", "markdown", "told"]
 
 Block = tuple[str, int]
 """A skill and a seed."""
@@ -61,7 +61,7 @@ def block_sets(runs: Iterable[Mapping[str, Any]], identity: str | None = None) -
 
     Each is what some method was run on, and others too: means over other blocks would be of other skills.
     """
-    found = {method: frozenset(blocks) for method, blocks in _found(runs, identity)[0].items()}
+    found = {method: frozenset(blocks) for method, blocks in by_block(runs, **_of(identity)).items()}
     over = {blocks: {method for method, held in found.items() if blocks <= held} for blocks in found.values()}
     kept = [
         blocks
@@ -79,17 +79,16 @@ def told(blocks: Iterable[Block]) -> str:
     return "; ".join(f"{skill} {', '.join(map(str, held))}" for skill, held in seeds.items())
 
 
-def _found(
-    runs: Iterable[Mapping[str, Any]], identity: str | None
-) -> tuple[dict[str, dict[Block, dict[str, Any]]], dict[str, float]]:
-    """Method → block → result; and method → rate."""
-    wanted = {"study": "quality"} if identity is None else {"study": "quality", "identity": identity}
+def by_block(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[str, dict[Block, dict[str, Any]]]:
+    """Method → block → result, of the runs of the study that have these settings."""
     found: dict[str, dict[Block, dict[str, Any]]] = {}
-    rates: dict[str, float] = {}
-    for settings, result in results_of(list(runs), **wanted):
+    for settings, result in results_of(list(runs), study="quality", **wanted):
         found.setdefault(settings["method"], {})[settings["skill"], settings["seed"]] = result
-        rates[settings["method"]] = settings["rate"]
-    return found, rates
+    return found
+
+
+def _of(identity: str | None) -> dict[str, str]:
+    return {} if identity is None else {"identity": identity}
 
 
 def lines(
@@ -99,7 +98,10 @@ def lines(
 
     With `blocks` it is of those alone, and of the methods that have them all.
     """
-    found, rates = _found(runs, identity)
+    held_runs = list(runs)
+    found = by_block(held_runs, **_of(identity))
+    told_settings = (settings for settings, _ in results_of(held_runs, study="quality", **_of(identity)))
+    rates = {settings["method"]: settings["rate"] for settings in told_settings}
     if blocks is not None:
         found = {
             method: {block: held[block] for block in sorted(blocks)}
@@ -153,7 +155,7 @@ def markdown(made: list[Line]) -> str:
     ]
     for line in made:
         name = f"**{line.method}**" if line.method in on_front else line.method
-        p = "" if line.p is None else f"{line.p:.3f}"
+        p = "" if line.p is None else shown_p(line.p)
         rows.append(
             f"| {name} | {line.parameters:,} | {_ranged(line.accuracy)} | {line.loss:.3f} | {line.kl:.3f} | "
             f"{_ranged(line.text)} | {line.seconds:.1f} | {_ranged(line.difference)} | {p} | {line.rate:g} |"

@@ -58,8 +58,8 @@ def paired_p(differences: Sequence[float], *, seed: int = 0) -> float:
 
 
 def shown_p(p: float) -> str:
-    """`p 0.031`; `p < 0.001` where three digits would say that it is nothing."""
-    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+    """`0.031`; `< 0.001` where three digits would say that it is nothing."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

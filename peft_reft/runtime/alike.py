@@ -23,8 +23,7 @@ class Group:
         stacks: paths of those that they edit.
         places: path of the site and unit, of each.
         layers, units: the same.
-        names: of their parameters.
-        alike_names: the same, those together whose tensors have one shape: one call stacks them.
+        names: of their parameters, those together whose tensors have one shape: one call stacks them.
     """
 
     alike: Any
@@ -32,30 +31,29 @@ class Group:
     places: list[tuple[str, UnitKey]]
     layers: list[Any]
     units: list[Any]
-    names: tuple[str, ...]
-    alike_names: list[list[str]]
+    names: list[list[str]]
 
 
 def is_wide(group: Group) -> bool:
     """Whether edits are computed in float64, whatever the model computes in; MPS has none."""
     first, like = group.layers[0], group.units[0]
-    return like.broadcasts and not first.training and like._parameters[group.names[0]].device.type != "mps"
+    return like.broadcasts and not first.training and like._parameters[group.names[0][0]].device.type != "mps"
 
 
-def names_of(unit: Any) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Names of a unit's parameters, and those together that are alike."""
+def names_of(unit: Any) -> list[list[str]]:
+    """Names of a unit's parameters, those together that are alike."""
     alike: dict[Any, list[str]] = {}
     for name, held in unit._parameters.items():
         alike.setdefault((held.shape, held.dtype, held.device), []).append(name)
-    return tuple(unit._parameters), list(alike.values())
+    return list(alike.values())
 
 
-def apart(alike_names: Sequence[Sequence[str]], joined: Sequence[Tensor]) -> dict[str, Tensor]:
+def apart(names: Sequence[Sequence[str]], joined: Sequence[Tensor]) -> dict[str, Tensor]:
     """Name → the stacked tensors `[units, …]` of all units, of tensors that were stacked with others."""
     found: dict[str, Tensor] = {}
-    for names, held in zip(alike_names, joined, strict=True):
-        parts = [held] if len(names) == 1 else held.chunk(len(names))
-        found.update(zip(names, parts, strict=True))
+    for together, held in zip(names, joined, strict=True):
+        parts = [held] if len(together) == 1 else held.chunk(len(together))
+        found.update(zip(together, parts, strict=True))
     return found
 
 

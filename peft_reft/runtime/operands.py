@@ -115,7 +115,9 @@ class Operands:
                         continue  # its training looks at the rows that are edited
                     shapes = [(name, held.shape, held.dtype, held.device) for name, held in unit._parameters.items()]
                     alike = (type(unit), repr(unit.options), unit.capacity, *shapes)
-                    group = made.setdefault(alike, Group(alike, set(), [], [], [], *names_of(unit)))
+                    if alike not in made:
+                        made[alike] = Group(alike, set(), [], [], [], names_of(unit))
+                    group = made[alike]
                     group.stacks.add(layer.stack)
                     group.places.append((path, one.key))
                     group.layers.append(layer)
@@ -136,11 +138,9 @@ class Operands:
                 or unit._backward_hooks
                 or unit._backward_pre_hooks
                 or (unit.training and unit.dropout.p)
+                or any(map(is_placeholder, unit._parameters.values()))
             ):
                 return False
-            for held in unit._parameters.values():
-                if is_placeholder(held):
-                    return False
         return not is_distributed() or not any(
             is_gathered_alone(self.state.model, layer.path, held)
             for layer, unit in zip(group.layers, group.units, strict=True)
@@ -152,13 +152,13 @@ class Operands:
         like, held = group.units[0], [unit._parameters for unit in group.units]
         dtype = torch.float64 if is_wide(group) or model_dtype == torch.float64 else torch.float32
         if torch.is_grad_enabled() and any(one.requires_grad for tensors in held for one in tensors.values()):
-            raw = {name: stacked(tensors[name] for tensors in held) for name in group.names}
+            raw = {name: stacked(tensors[name] for tensors in held) for names in group.names for name in names}
             return _folded(like, raw, dtype)
-        joined = [torch.stack([tensors[name] for name in names for tensors in held]) for names in group.alike_names]
+        joined = [torch.stack([tensors[name] for name in names for tensors in held]) for names in group.names]
         made: list[Products] = self._made(
             (group.places[0], group.alike, dtype),
             joined,
-            lambda stacks: _folded(like, apart(group.alike_names, stacks), dtype),
+            lambda stacks: _folded(like, apart(group.names, stacks), dtype),
         )
         return made
 

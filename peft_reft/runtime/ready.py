@@ -16,7 +16,6 @@ from .operands import Operands
 from .plan import StackPlan
 from .scales import Scales
 from .situation import UnitKey
-from .state import ModelState
 
 __all__ = ["ReadyEdits"]
 
@@ -58,18 +57,16 @@ class ReadyEdits:
     """Puts edits together where a frame needs them: once, when its first edit does.
 
     Args:
-        state: of the model.
         operands: of the model.
     """
 
-    def __init__(self, state: ModelState, operands: Operands) -> None:
-        self.state = state
+    def __init__(self, operands: Operands) -> None:
         self.operands = operands
         self.kept: _Kept | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a model keeps nothing."""
-        return {"state": self.state, "operands": self.operands, "kept": None}
+        return {"operands": self.operands, "kept": None}
 
     def of(self, frame: Frame, hidden: Tensor) -> dict[str, Ready]:
         """Path of a site → its edit, for those that have it.
@@ -88,7 +85,7 @@ class ReadyEdits:
         factors: list[tuple[Scales, str, float]] = []
         planned: dict[tuple[str, UnitKey], tuple[Tensor, Tensor | None]] = {}
         for path, units in frame.units.items():
-            one, layer = units[0], self.state.layers[path]
+            one, layer = units[0], self.operands.state.layers[path]
             stack, tap = layer.stack, one.tap
             plan = frame.plans.get(stack)
             products = prepared.get((path, one.key))

@@ -47,7 +47,7 @@ class Runtime:
         self.providers: list[BoundaryProvider] = providers_for(self.state)
         self.operands: Operands = Operands(self.state)
         self.planner: Planner = Planner(self.state, self.providers, self.operands)
-        self.ready: ReadyEdits = ReadyEdits(self.state, self.operands)
+        self.ready: ReadyEdits = ReadyEdits(self.operands)
         self.entries: list[nn.Module] = []
         self.handles: list[RemovableHandle] = []
         self._open(model)

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from contract.tiny import base_model, token_ids
 from peft_reft import ReftConfig, scale_adapter
-from peft_reft.layer import ReftLayer
+from peft_reft.lookup import reft_layers, units_of
 
 
 def config(layers: list[int] | None = None, kind: str = "loreft") -> ReftConfig:
@@ -35,14 +35,8 @@ def fresh(model: Any) -> Tensor:
     return logits(copy.deepcopy(model))
 
 
-def units(model: Any) -> list[Any]:
-    return [
-        layer.unit((name, number))
-        for layer in model.modules()
-        if isinstance(layer, ReftLayer)
-        for name, numbers in layer.units.items()
-        for number in numbers
-    ]
+def units(model: Any, name: str = "default") -> list[Any]:
+    return list(units_of(reft_layers(model)[0].state, name))
 
 
 def write_past_the_version(model: Any) -> None:
@@ -64,7 +58,7 @@ def scale(model: Any) -> None:
 
 
 def scale_one_site(model: Any) -> None:
-    next(layer for layer in model.modules() if isinstance(layer, ReftLayer)).scaling["default"] = 0.5
+    reft_layers(model)[0].scaling["default"] = 0.5
 
 
 def choose_rows(model: Any) -> None:
@@ -99,8 +93,7 @@ def test_a_change_between_two_prefills_is_seen(change: Callable[[Any], None], ki
 def test_adapters_of_equal_values_at_other_layers_are_not_taken_for_each_other(kind: str) -> None:
     model = get_peft_model(base_model("llama"), config([0, 1], kind)).eval()
     model.add_adapter("other", config([0, 2], kind))
-    first, other = ([unit for unit in units(model) if unit in set_of(model, name)] for name in ("default", "other"))
-    for one, same in zip(first, other, strict=True):
+    for one, same in zip(units(model), units(model, "other"), strict=True):
         same.load_state_dict(one.state_dict())
     expected = {}
     for name in ("default", "other"):
@@ -112,17 +105,8 @@ def test_adapters_of_equal_values_at_other_layers_are_not_taken_for_each_other(k
         assert torch.equal(logits(model), expected[name])
 
 
-def set_of(model: Any, name: str) -> set[Any]:
-    return {
-        layer.unit((name, number))
-        for layer in model.modules()
-        if isinstance(layer, ReftLayer)
-        for number in layer.units.get(name, ())
-    }
-
-
 def kept(model: Any) -> Any:
-    runtime = next(layer for layer in model.modules() if isinstance(layer, ReftLayer)).runtime
+    runtime = reft_layers(model)[0].runtime
     return runtime.ready.kept, runtime.operands.last
 
 
