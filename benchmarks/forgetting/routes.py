@@ -12,10 +12,10 @@ from benchmarks.study.statistics import bootstrap
 __all__ = ["routes"]
 
 
-def routes(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> str:
-    """A row for each method whose adapters were switched; empty where none were."""
+def routes(runs: Iterable[Mapping[str, Any]]) -> str:
+    """A row for each method whose adapters were switched; empty where none were. Runs are of one base and series."""
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for settings, result in results_of(list(runs), study="forgetting", regime="switched", **wanted):
+    for settings, result in results_of(list(runs), study="forgetting", regime="switched"):
         found.setdefault(settings["method"], []).append(result)
     if not found:
         return ""

@@ -87,13 +87,13 @@ def _kept(start: float, learnt: float, last: float) -> float:
     return (start - last) / (start - learnt) if start > learnt else 0.0
 
 
-def scores(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[Arm, dict[Block, Scores]]:
-    """Arm → block → scores, of the runs of the study that have these settings.
+def scores(runs: Iterable[Mapping[str, Any]]) -> dict[Arm, dict[Block, Scores]]:
+    """Arm → block → scores, of the study's runs among these, which are of one base and one series.
 
     A switched run also makes the arms `routed` and `merged`, from the same adapters.
     """
     found: dict[Arm, dict[Block, Scores]] = {}
-    for settings, result in results_of(list(runs), study="forgetting", **wanted):
+    for settings, result in results_of(list(runs), study="forgetting"):
         block = tuple(settings["order"]), settings["seed"]
         for regime, told in {settings["regime"]: result, **_combined(result)}.items():
             arm = Arm(settings["method"], regime, settings["remedy"])

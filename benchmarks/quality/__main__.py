@@ -13,6 +13,7 @@ from benchmarks.study.methods import METHODS
 from benchmarks.study.options import add_common, listed
 from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import RESULTS, read
+from benchmarks.study.series import by_series
 
 from .ablation import ablation
 from .moved import moved
@@ -56,29 +57,22 @@ def main() -> None:
 
 
 def write(file: Path) -> None:
-    """The table and the figure of each base's weights that the runs are of, the last of them under the plain name."""
-    runs = list(read(file).values())
-    identities = list(dict.fromkeys(one["settings"]["identity"] for one in runs))
-    for identity in identities:
-        sets = block_sets(runs, identity)
-        if not sets:
-            continue
-        tables = [(blocks, lines(runs, identity, blocks)) for blocks in sets]
+    """The table and the figures of each base's weights and of each series that runs are of."""
+    runs = [run for run in read(file).values() if run["settings"]["study"] == "quality"]
+    for (identity, series), own in by_series(runs).items():
+        tables = [(blocks, lines(own, blocks)) for blocks in block_sets(own)]
         made = tables[0][1]
-        base = next(one["settings"]["base"] for one in runs if one["settings"]["identity"] == identity)
-        own = [
-            one for one in runs if one["settings"]["identity"] == identity and one["settings"]["study"] == "quality"
-        ]
-        changed, general = ablation(runs, identity=identity), moved(made)
+        base = own[0]["settings"]["base"]
+        changed, general = ablation(own), moved(made)
         parts = [
-            f"# Quality, base {base} ({identity})",
+            f"# Quality, base {base} ({identity}){f', {series.told}' if series.told else ''}",
             *(_section(over, blocks) for blocks, over in tables),
             *(["## One thing changed at a time", changed] if changed else []),
             *(["## General text", general] if general else []),
             f"## Runs\n\n{provenance(own)}\n",
         ]
         text = "\n\n".join(parts)
-        target = file.with_name(f"{file.stem}-{base}")
+        target = file.with_name(f"{file.stem}-{base}{series.suffix}")
         target.with_suffix(".md").write_text(text, encoding="utf-8")
         _draw(made, target)
         print(text)

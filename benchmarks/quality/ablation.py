@@ -64,9 +64,9 @@ class Effect:
     blocks: int
 
 
-def effects(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[Change, dict[str, Effect]]:
+def effects(runs: Iterable[Mapping[str, Any]]) -> dict[Change, dict[str, Effect]]:
     """Change → outcome → effect, of the changes of which both sides have been run on common blocks."""
-    found = by_block(runs, **wanted)
+    found = by_block(runs)
     pairs = {
         change: [block for block in found[change.method] if block in found[change.against]]
         for change in CHANGES
@@ -84,9 +84,9 @@ def effects(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[Change, di
     return told
 
 
-def ablation(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> str:
+def ablation(runs: Iterable[Mapping[str, Any]]) -> str:
     """The table; empty where no two sides of a change have been run."""
-    told = effects(runs, **wanted)
+    told = effects(runs)
     if not told:
         return ""
     rows = [

@@ -56,12 +56,12 @@ class Line:
     rate: float
 
 
-def block_sets(runs: Iterable[Mapping[str, Any]], identity: str | None = None) -> list[frozenset[Block]]:
+def block_sets(runs: Iterable[Mapping[str, Any]]) -> list[frozenset[Block]]:
     """The sets of blocks over which methods can be compared; that of the most methods first.
 
     Each is what some method was run on, and others too: means over other blocks would be of other skills.
     """
-    found = {method: frozenset(blocks) for method, blocks in by_block(runs, **_of(identity)).items()}
+    found = {method: frozenset(blocks) for method, blocks in by_block(runs).items()}
     over = {blocks: {method for method, held in found.items() if blocks <= held} for blocks in found.values()}
     kept = [
         blocks
@@ -79,28 +79,22 @@ def told(blocks: Iterable[Block]) -> str:
     return "; ".join(f"{skill} {', '.join(map(str, held))}" for skill, held in seeds.items())
 
 
-def by_block(runs: Iterable[Mapping[str, Any]], **wanted: Any) -> dict[str, dict[Block, dict[str, Any]]]:
-    """Method → block → result, of the runs of the study that have these settings."""
+def by_block(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[Block, dict[str, Any]]]:
+    """Method → block → result, of the study's runs among these, which are of one base and one series."""
     found: dict[str, dict[Block, dict[str, Any]]] = {}
-    for settings, result in results_of(list(runs), study="quality", **wanted):
+    for settings, result in results_of(list(runs), study="quality"):
         found.setdefault(settings["method"], {})[settings["skill"], settings["seed"]] = result
     return found
 
 
-def _of(identity: str | None) -> dict[str, str]:
-    return {} if identity is None else {"identity": identity}
-
-
-def lines(
-    runs: Iterable[Mapping[str, Any]], identity: str | None = None, blocks: frozenset[Block] | None = None
-) -> list[Line]:
-    """A line for each method, by falling accuracy; of one base's weights, where an identity is given.
+def lines(runs: Iterable[Mapping[str, Any]], blocks: frozenset[Block] | None = None) -> list[Line]:
+    """A line for each method, by falling accuracy.
 
     With `blocks` it is of those alone, and of the methods that have them all.
     """
     held_runs = list(runs)
-    found = by_block(held_runs, **_of(identity))
-    told_settings = (settings for settings, _ in results_of(held_runs, study="quality", **_of(identity)))
+    found = by_block(held_runs)
+    told_settings = (settings for settings, _ in results_of(held_runs, study="quality"))
     rates = {settings["method"]: settings["rate"] for settings in told_settings}
     if blocks is not None:
         found = {

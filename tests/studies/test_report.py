@@ -17,6 +17,7 @@ from benchmarks.forgetting.scores import scores, scores_of
 from benchmarks.quality import __main__ as quality_command
 from benchmarks.quality.report import REFERENCE, block_sets, front, lines, markdown, told
 from benchmarks.study import runs
+from benchmarks.study.options import BATCH, SIZES, STEPS
 from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import append
 
@@ -26,11 +27,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "machine", lambda: {"device": "a processor"})
 
 
+USUAL = {"steps": STEPS, "batch": BATCH, "sizes": list(SIZES)}
+
+
 def quality(method: str, skill: str, seed: int, accuracy: float, parameters: int) -> dict[str, Any]:
     settings = {"study": "quality", "method": method, "skill": skill, "seed": seed, "rate": 1e-3}
     result = {"accuracy": accuracy, "parameters": parameters, "loss": 1.0, "kl": 0.1, "seconds": 2.0}
     return {
-        "settings": {**settings, "identity": "a", "base": "wide"},
+        "settings": {**settings, **USUAL, "identity": "a", "base": "wide"},
         "result": {**result, "text loss rise": 0.05 * parameters},
     }
 
@@ -62,8 +66,8 @@ def test_methods_are_compared_over_blocks_that_all_of_them_have() -> None:
     small, whole = frozenset({("b", 0), ("b", 1)}), frozenset({(skill, seed) for skill in "ab" for seed in range(4)})
     assert block_sets(runs) == [small, whole]
     assert block_sets(QUALITY) == [whole]
-    assert {line.method for line in lines(runs, None, small)} == {"ia3", "road", "red", "full", "loreft r4", REFERENCE}
-    over = {line.method: line for line in lines(runs, None, whole)}
+    assert {line.method for line in lines(runs, small)} == {"ia3", "road", "red", "full", "loreft r4", REFERENCE}
+    over = {line.method: line for line in lines(runs, whole)}
     assert over.keys() == {"full", "loreft r4", REFERENCE}
     assert over["full"].blocks == 8
     assert over["full"].accuracy[0] == pytest.approx(0.55 + 0.015 + 0.05)
@@ -93,7 +97,7 @@ def sequence(arm: Arm, seed: int, kept: float, kl: float, learnt: float = 1.0) -
         "parameters": [1] * 3,
     }
     place = {"order": ["a", "b", "c"], "seed": seed, "identity": "a", "base": "wide", "rate": 1.0}
-    return {"settings": {**settings, **place}, "result": result}
+    return {"settings": {**settings, **USUAL, **place}, "result": result}
 
 
 def test_scores_are_those_of_the_papers() -> None:
@@ -222,4 +226,5 @@ def test_tables_and_figures_are_made_of_the_lines_alone_and_the_same_again(tmp_p
         write(file)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"quality-wide.md", "quality-wide.svg", "forgetting-wide.md", "forgetting-wide-loss-rise-kl.svg"} <= names
+    assert {"quality-wide.md", "quality-wide.svg"} <= names
+    assert {"forgetting-wide-a-b-c.md", "forgetting-wide-a-b-c-loss-rise-kl.svg"} <= names
