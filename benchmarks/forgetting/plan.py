@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -65,7 +66,13 @@ ARMS = arms_of(
 
 
 def orders(skills: Sequence[str], count: int) -> list[tuple[str, ...]]:
-    """Orders of the skills: the one given, it reversed, then random ones; all different."""
+    """Orders of the skills: the one given, it reversed, then random ones; all different.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    if count > math.factorial(len(skills)):
+        raise ValueError(f"orders={count}: {len(skills)} skills have {math.factorial(len(skills))}")
     random, found = Random(0), [tuple(skills)]
     if count > 1:
         found.append(tuple(reversed(skills)))

@@ -171,6 +171,8 @@ def test_plans_come_in_blocks_of_all_arms_and_orders_differ() -> None:
     found = orders(["a", "b", "c", "d"], 5)
     assert found[:2] == [("a", "b", "c", "d"), ("d", "c", "b", "a")]
     assert len(set(found)) == 5
+    with pytest.raises(ValueError, match="2 skills have 2"):
+        orders(["a", "b"], 3)
     arms = arms_of(list(METHODS), regimes=REGIMES, remedies=REMEDIES)
     assert Arm("full", "stacked") not in arms
     assert Arm("loreft r4", "stacked", "orthogonal") in arms
