@@ -123,16 +123,21 @@ study: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.quality --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --base slim
 	$(BIN)/python -m benchmarks.quality --jobs $(JOBS) --base slim --skills date,polite,camel,prefix,clock
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) $(CORE) --sequence real --orders 3 --seeds 2
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) $(CORE) --base slim --steps 60 --seeds 1
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(ADAPTERS) $(CORE) --base deep --seeds 1
 
 # no run begins after 13 minutes: the same skills, steps and statistics with three methods and the five orders of one
 # seed (30 runs of about a minute of processor time each), by the learning rates that the kept search chose on these
 # weights (on others it searches first); into build/study/
 study-small: $(VENV)/study.stamp
 	mkdir -p build/study && cp -n benchmarks/results/quality.jsonl build/study/ || true
-	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) --regimes continue --remedies none,replay \
-		--orders 5 --seeds 1 --minutes $(SMALL_MINUTES) --rates build/study/quality.jsonl --output build/study/forgetting
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) $(CORE) --orders 5 --seeds 1 \
+		--minutes $(SMALL_MINUTES) --rates build/study/quality.jsonl --output build/study/forgetting
 
 SMALL = "loreft r4 all,lora r8 linear,full"
+ADAPTERS = "loreft r4 all,lora r8 linear"
+CORE = --regimes continue --remedies none,replay
 SMALL_MINUTES ?= 13
 
 # tables and figures anew from the runs that are kept
