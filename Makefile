@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 .PHONY: demo notebooks test test-next test-slow test-gpu test-evals test-peft test-architectures test-prefixes test-oldest test-serving test-serving-pins lint types format clean build/types \
 	bench bench-quick bench-gpu bench-growth bench-compiled bench-serving bench-environments \
-	study study-small study-tables docs docs-serve dist release-check extras api-types
+	study study-small study-tables study-cost docs docs-serve dist release-check extras api-types
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo $(if $(MODEL),--model "$(MODEL)")
@@ -144,6 +144,10 @@ SMALL_MINUTES ?= 13
 study-tables: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.quality --table
 	$(BIN)/python -m benchmarks.forgetting --table
+
+# what a training step of every method costs on the upper blocks: about 12 minutes of one core, which must be quiet
+study-cost: $(VENV)/study.stamp
+	$(BIN)/python -m benchmarks.quality.cost
 
 $(VENV)/study.stamp: $(VENV)/dev.stamp
 	$(PIP) --editable ".[study]"
