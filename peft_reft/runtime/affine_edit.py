@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .edit import is_autocast, unflattened
 from .frames import Ready
+from .window import Window
 
 __all__ = ["edit_affine"]
 
@@ -37,12 +38,29 @@ def _edited(hidden: Tensor, ready: Ready, in_place: bool) -> Tensor:
     if source is not None or (hidden.requires_grad and torch.is_grad_enabled()):
         edited: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, down, bias, up, source)[0]  # type: ignore[no-untyped-call]
         return edited
+    if in_place and ready.window is not None:
+        _edit_window(hidden, ready.window, down, bias, up)
+        return hidden
     flat = hidden.reshape(-1, hidden.shape[-1])
     total = _rows(flat, ready.rows, ready.used, down, bias, up)[0]
     if in_place:
         flat.index_copy_(0, ready.rows, total)
         return hidden
     return flat.index_copy(0, ready.rows, total).view(hidden.shape)
+
+
+def _edit_window(hidden: Tensor, window: Window, down: Tensor, bias: Tensor, up: Tensor) -> None:
+    """Edit, in place, the rows of h that a view shows; casts are part of reading and of writing it."""
+    sizes, strides, start = window
+    view = hidden.as_strided(sizes, strides, hidden.storage_offset() + start)
+    flat = (-1, sizes[-1])
+    if view.dtype is down.dtype:
+        rows = view.reshape(flat)
+        total = torch.addmm(rows, torch.addmm(bias, rows, down), up)
+    else:
+        rows = view.to(dtype=down.dtype).view(flat)
+        total = rows.addmm_(torch.addmm(bias, rows, down), up)
+    view.copy_(total.view(sizes))
 
 
 def _rows(

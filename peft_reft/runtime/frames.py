@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .plan import StackPlan
 from .situation import UnitKey
+from .window import Window
 
 __all__ = ["CHILD", "Frame", "Prepared", "Products", "Ready", "Running"]
 
@@ -54,6 +55,8 @@ class Ready(NamedTuple):
         dtype: of the output.
         rows: long `[n]`, distinct rows of the flattened output.
         used: bool `[n, 1]`, which of them are edited; None if all are.
+        window: sizes, strides and start of a view of the output that shows these rows in this order; None if there
+            is none.
         products: the edit.
     """
 
@@ -61,6 +64,7 @@ class Ready(NamedTuple):
     dtype: torch.dtype
     rows: Tensor
     used: Tensor | None
+    window: Window | None
     products: Products
 
     def fits(self, hidden: Tensor) -> bool:

@@ -16,6 +16,7 @@ from .operands import Operands
 from .plan import StackPlan
 from .scales import Scales
 from .situation import UnitKey
+from .window import Window, window_of
 
 __all__ = ["ReadyEdits"]
 
@@ -83,7 +84,7 @@ class ReadyEdits:
             return kept.found
         found: dict[str, Ready] = {}
         factors: list[tuple[Scales, str, float]] = []
-        planned: dict[tuple[str, UnitKey], tuple[Tensor, Tensor | None]] = {}
+        planned: dict[tuple[str, UnitKey], tuple[Tensor, Tensor | None, Window | None]] = {}
         for path, units in frame.units.items():
             one, layer = units[0], self.operands.state.layers[path]
             stack, tap = layer.stack, one.tap
@@ -98,7 +99,11 @@ class ReadyEdits:
             if (stack, one.key) not in planned:
                 chosen = plan.rows((one.key,))
                 member = chosen.members[0]
-                planned[stack, one.key] = chosen.rows, None if member is None else member[:, None]
+                used = None if member is None else member[:, None]
+                # looked at once for all calls of this shape, not for a plan of one call
+                seen = plan.outlives and used is None and chosen.rows.device.type == "cpu"
+                window = window_of(chosen.rows, products.down.shape[0]) if seen else None
+                planned[stack, one.key] = chosen.rows, used, window
             shape = torch.Size((*plan.shape, products.down.shape[0]))
             found[path] = Ready(shape, dtype, *planned[stack, one.key], products)
         if self.operands.keeps(prepared) and all(plan is None or plan.outlives for plan in frame.plans.values()):
