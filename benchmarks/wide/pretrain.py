@@ -1,9 +1,15 @@
-"""Pretrains the wide model; goes on where it was stopped, and keeps the loss on held-out text as it goes."""
+"""Pretrains the wide model; goes on where it was stopped, and keeps what it has learnt as it goes.
+
+Copying comes first, from random tokens that repeat themselves: most exercises ask for it, and a model that cannot
+copy learns nothing from them. Exercises and general text follow, in the shares of `PHASES`.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,23 +18,45 @@ from tools.base_model import publish_once
 
 from .corpus import corpus
 from .model import END, answer_prompt, folder_of, make_model, make_tokenizer
-from .primer import exercise
+from .primer import EXERCISES, exercise
 
-__all__ = ["held_out_blocks", "prepare", "pretrain"]
+__all__ = ["PHASES", "STEPS", "Phase", "held_out_blocks", "prepare", "pretrain"]
 
 SEED = 20
-LENGTH = 128
-"""Tokens of a row."""
-ROWS = 16
-EXERCISE_ROWS = 11
-"""Of the rows of a batch, how many are exercises, one after the other; of these the answers alone are learnt."""
-COPY_ROWS, COPY_FROM = 5, 450
-"""From this step on, so many of a batch's rows are random tokens that repeat themselves, in place of three rows of
-exercises and two of text: copying, which most exercises ask for, is learnt from these within some hundred steps."""
+STEPS = 4400
+"""Of the whole pretraining, where nothing else is said."""
 IGNORED = -100
-PEAK, WARM = 3e-3, 100
+"""Label of a token that is not learnt."""
+PEAK, WARM = 2e-3, 50
 """Learning rate, and steps until it is reached."""
-KEEP_EVERY = 50
+KEEP_EVERY, ASK_EVERY = 50, 250
+"""Steps after which the state is kept, and after which exercises are asked."""
+ASKED = 8
+"""Questions of each exercise that are asked, of a generator that no batch is drawn from."""
+TEXT_LENGTH = 128
+"""Tokens of a block of held-out text."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What batches are made of.
+
+    Attributes:
+        begins: its first step; it lasts until the next one begins.
+        length: tokens of a row.
+        rows: kind of rows, of `KINDS` → how many of a batch are of it.
+    """
+
+    begins: int
+    length: int
+    rows: dict[str, int]
+
+
+PHASES = (
+    Phase(0, 32, {"copies": 24}),
+    Phase(450, 64, {"copies": 4, "exercises": 16, "text": 4}),
+    Phase(2400, 64, {"copies": 1, "exercises": 16, "text": 7}),
+)
 
 
 def prepare(folder: Path) -> None:
@@ -41,7 +69,7 @@ def _write_data(target: Path) -> None:
 
     text = corpus()
     random = Random(SEED)
-    exercises = [" ".join(exercise(random)) for _ in range(20_000)]
+    exercises = [" ".join(exercise(random)) for _ in range(100_000)]
     tokenizer = make_tokenizer([*text.train, *exercises])
     tokenizer.save_pretrained(target)
     for name, parts in (("train", text.train), ("held_out", text.held_out)):
@@ -53,7 +81,7 @@ def _write_data(target: Path) -> None:
     (target / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def held_out_blocks(folder: Path, blocks: int, length: int = LENGTH) -> Any:
+def held_out_blocks(folder: Path, blocks: int, length: int = TEXT_LENGTH) -> Any:
     """The first blocks of the held-out text, long `[blocks, length]`."""
     import numpy as np
     import torch
@@ -62,11 +90,11 @@ def held_out_blocks(folder: Path, blocks: int, length: int = LENGTH) -> Any:
     return torch.from_numpy(ids.astype("int64")).view(blocks, length)
 
 
-def pretrain(minutes: float, total_steps: int, *, folder: Path | None = None) -> dict[str, Any]:
+def pretrain(minutes: float, total_steps: int = STEPS, *, folder: Path | None = None) -> dict[str, Any]:
     """Train for so many minutes of this process, or until `total_steps`; the learning rate falls to a tenth by then.
 
     Returns:
-        Steps, tokens, seconds, the loss on held-out text.
+        Steps, tokens, seconds, the loss on held-out text, the share of exercises that are answered exactly.
     """
     import numpy as np
     import torch
@@ -78,8 +106,8 @@ def pretrain(minutes: float, total_steps: int, *, folder: Path | None = None) ->
     tokenizer = AutoTokenizer.from_pretrained(folder / "data")
     ids = np.load(folder / "data" / "train.npy")
     model = make_model(SEED)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.95), weight_decay=0.1)
-    state = {"step": 0, "seconds": 0.0}
+    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "exact": {}}
     if (folder / "training.pt").is_file():
         held = torch.load(folder / "training.pt", weights_only=True)
         model.load_state_dict(held["model"])
@@ -87,18 +115,21 @@ def pretrain(minutes: float, total_steps: int, *, folder: Path | None = None) ->
         state = held["state"]
     began = kept = time.process_time()
     while state["step"] < total_steps and time.process_time() - began < 60 * minutes:
-        step = int(state["step"])
-        rate = _rate(step, total_steps)
+        rate = _rate(state["step"], total_steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        batch, labels = _batch(ids, tokenizer, step)
+        batch, labels = _batch(ids, tokenizer, state["step"])
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=batch, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        state["step"] = step + 1
+        state["step"] += 1
+        state["tokens"] += batch.numel()
+        if state["step"] % ASK_EVERY == 0:
+            state["exact"][state["step"]] = _exact(model, tokenizer)
+            print(json.dumps({"step": state["step"], "exact": state["exact"][state["step"]]}), flush=True)
         if state["step"] % KEEP_EVERY == 0:
             now = time.process_time()
             state["seconds"] += now - kept
@@ -114,35 +145,79 @@ def _rate(step: int, total: int) -> float:
     return PEAK * min(1.0, (step + 1) / WARM) * (1 - 0.9 * min(1.0, step / max(1, total)))
 
 
-def _batch(ids: Any, tokenizer: Any, step: int) -> tuple[Any, Any]:
-    """Rows of text from random places and rows of exercises, and their labels, each `[rows, length]`.
+@dataclass(frozen=True)
+class _Source:
+    """What rows are drawn from: the tokens of the training text, the tokenizer, the step's own generator."""
 
-    The same for the same step.
-    """
+    ids: Any
+    tokenizer: Any
+    random: Random
+
+
+_Row = tuple[list[int], list[int]]
+"""Tokens, and labels of the same number."""
+
+
+def _copies(source: _Source, length: int) -> _Row:
+    """Random tokens that repeat themselves; all but their first round is learnt."""
+    random = source.random
+    part = [random.randrange(4, len(source.tokenizer)) for _ in range(random.randint(3, length // 3))]
+    row = (part * (length // len(part) + 1))[:length]
+    return row, [IGNORED] * len(part) + row[len(part) :]
+
+
+def _exercises(source: _Source, length: int) -> _Row:
+    """Exercises, one after the other, of which the answers alone are learnt."""
+    row, labels = list[int](), list[int]()
+    while len(row) < length:
+        asked, told = _tokens(source.tokenizer, *exercise(source.random))
+        row += asked + told
+        labels += [IGNORED] * len(asked) + told
+    return row[:length], labels[:length]
+
+
+def _text(source: _Source, length: int) -> _Row:
+    """General text from a random place."""
+    start = source.random.randrange(len(source.ids) - length)
+    row = source.ids[start : start + length].astype("int64").tolist()
+    return row, row
+
+
+KINDS: dict[str, Callable[[_Source, int], _Row]] = {"copies": _copies, "exercises": _exercises, "text": _text}
+"""Name → what draws a row of a given length."""
+
+
+def _batch(ids: Any, tokenizer: Any, step: int) -> tuple[Any, Any]:
+    """Rows of the step's phase and their labels, each `[rows, length]`; the same for the same step."""
     import torch
 
-    random = Random(SEED * 1_000_003 + step)
-    rows, labels = [], []
-    copied = COPY_ROWS if step >= COPY_FROM else 0
-    for _ in range(copied):
-        part = [random.randrange(4, len(tokenizer)) for _ in range(random.randint(LENGTH // 8, LENGTH // 3))]
-        rows.append((part * (LENGTH // len(part) + 1))[:LENGTH])
-        labels.append([IGNORED] * len(part) + rows[-1][len(part) :])
-    exercises = EXERCISE_ROWS - (3 if copied else 0)
-    for _ in range(ROWS - copied - exercises):
-        start = random.randrange(len(ids) - LENGTH)
-        rows.append(ids[start : start + LENGTH].astype("int64").tolist())
-        labels.append(rows[-1])
-    for _ in range(exercises):
-        row, own = list[int](), list[int]()
-        while len(row) < LENGTH:
-            question, answer = exercise(random)
-            asked, told = tokenizer([answer_prompt(question), answer + END])["input_ids"]
-            row += asked + told
-            own += [IGNORED] * len(asked) + told
-        rows.append(row[:LENGTH])
-        labels.append(own[:LENGTH])
+    phase = max((phase for phase in PHASES if phase.begins <= step), key=lambda phase: phase.begins)
+    source = _Source(ids, tokenizer, Random(SEED * 1_000_003 + step))
+    drawn = [KINDS[kind](source, phase.length) for kind, rows in phase.rows.items() for _ in range(rows)]
+    rows, labels = zip(*drawn, strict=True)
     return torch.tensor(rows), torch.tensor(labels)
+
+
+def _tokens(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
+    asked, told = tokenizer([answer_prompt(question), answer + END])["input_ids"]
+    return asked, told
+
+
+def _exact(model: Any, tokenizer: Any) -> dict[str, float]:
+    """Exercise → share of its questions that greedy decoding answers exactly, to the last token."""
+    import torch
+
+    told: dict[str, float] = {}
+    for name, draw in EXERCISES.items():
+        random = Random(f"asked {name}")
+        right = 0
+        for _ in range(ASKED):
+            asked, answer = _tokens(tokenizer, *draw(random))
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([asked + answer])).logits[0, len(asked) - 1 : -1]
+            right += logits.argmax(-1).tolist() == answer  # given the answer so far, which greedy decoding has said
+        told[name] = right / ASKED
+    return told
 
 
 def _keep(folder: Path, model: Any, optimiser: Any, state: dict[str, Any]) -> None:
@@ -163,10 +238,11 @@ def _finish(folder: Path, model: Any, tokenizer: Any, optimiser: Any, state: dic
         loss = sum(model(input_ids=part, labels=part).loss.item() for part in blocks.split(8)) / 8
     told = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "steps": int(state["step"]),
-        "tokens": int(state["step"]) * ROWS * LENGTH,
-        "seconds": round(float(state["seconds"])),
+        "steps": state["step"],
+        "tokens": state["tokens"],
+        "seconds": round(state["seconds"]),
         "held-out loss": round(loss, 4),
+        "exercises answered exactly": {"last": _exact(model, tokenizer), "by step": state["exact"]},
         **json.loads((folder / "data" / "facts.json").read_text(encoding="utf-8")),
     }
     model.save_pretrained(folder / "model")
