@@ -53,14 +53,8 @@ def _edit_window(hidden: Tensor, window: Window, down: Tensor, bias: Tensor, up:
     """Edit, in place, the rows of h that a view shows; casts are part of reading and of writing it."""
     sizes, strides, start = window
     view = hidden.as_strided(sizes, strides, hidden.storage_offset() + start)
-    flat = (-1, sizes[-1])
-    if view.dtype is down.dtype:
-        rows = view.reshape(flat)
-        total = torch.addmm(rows, torch.addmm(bias, rows, down), up)
-    else:
-        rows = view.to(dtype=down.dtype).view(flat)
-        total = rows.addmm_(torch.addmm(bias, rows, down), up)
-    view.copy_(total.view(sizes))
+    rows = view.to(dtype=down.dtype).reshape(-1, sizes[-1])  # the view itself where neither changes anything
+    view.copy_(rows.addmm_(torch.addmm(bias, rows, down), up).view(sizes))
 
 
 def _rows(
