@@ -50,7 +50,7 @@ def write(file: Path) -> None:
         # of the small study's series alone: no command runs the seed 0 of another by itself
         asked, fewer = routes(own), "" if series.told else small(found)
         parts = [
-            f"# Forgetting, base {base} ({identity}){f', {series.told}' if series.told else ''}",
+            f"# Forgetting, base {series.on(f'{base} ({identity})')}",
             markdown(found),
             *(["## An adapter each", asked] if asked else []),
             *(["## Fewer blocks", fewer] if fewer else []),
@@ -87,10 +87,7 @@ def _draw(found: Found, target: Path, title: str) -> None:
 
 def _agreed(told: Mapping[Series, Mapping[str, Found]]) -> str:
     """Bases within each series, then series within each base; empty where neither can be compared."""
-    bases = [
-        agreement({f"{base}{f', {series.told}' if series.told else ''}": found for base, found in held.items()})
-        for series, held in told.items()
-    ]
+    bases = [agreement({series.on(base): found for base, found in held.items()}) for series, held in told.items()]
     names = dict.fromkeys(base for held in told.values() for base in held)
     series = [
         agreement(

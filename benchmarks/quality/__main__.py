@@ -65,7 +65,7 @@ def write(file: Path) -> None:
         base = own[0]["settings"]["base"]
         changed, general = ablation(own), moved(made)
         parts = [
-            f"# Quality, base {base} ({identity}){f', {series.told}' if series.told else ''}",
+            f"# Quality, base {series.on(f'{base} ({identity})')}",
             *(_section(over, blocks) for blocks, over in tables),
             *(["## One thing changed at a time", changed] if changed else []),
             *(["## General text", general] if general else []),

@@ -48,6 +48,10 @@ class Series:
         """What a file's name gains, `-real-60-steps`; nothing for the usual series."""
         return f"-{self.told.replace(', ', '-').replace(' ', '-')}" if self.told else ""
 
+    def on(self, base: str) -> str:
+        """A base with what is not usual: `upper, real`."""
+        return f"{base}, {self.told}" if self.told else base
+
     def _sequence(self) -> str:
         """Its name in `SEQUENCES`, else the skills by the alphabet."""
         named = (name for name, skills in SEQUENCES.items() if frozenset(skills) == self.skills)
