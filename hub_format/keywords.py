@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from .errors import ConfigError
 
-__all__ = ["KeywordError", "check_keywords", "explains_keywords", "meant"]
+__all__ = ["KeywordError", "check_keywords", "explains_keywords", "known_of", "meant"]
 
 _Given = ParamSpec("_Given")
 _Told = TypeVar("_Told")
@@ -76,6 +76,12 @@ def check_keywords(given: Iterable[str], known: Iterable[str], *, of: str) -> No
             rule=f"it has: {', '.join(names)}",
             fix=meant(name, names),
         )
+
+
+@functools.cache
+def known_of(method: Callable[..., object]) -> tuple[str, ...]:
+    """What a method takes beside `self`; asked once a method."""
+    return tuple(inspect.signature(method).parameters)[1:]
 
 
 def explains_keywords(**others: str) -> Callable[[Callable[_Given, _Told]], Callable[_Given, _Told]]:

@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftType
 from peft_reft.hub_format.digests import pickled_tensors
 from peft_reft.hub_format.envelope import check_envelope, check_saved_parts
 from peft_reft.hub_format.errors import ConfigError
-from peft_reft.hub_format.keywords import check_keywords
+from peft_reft.hub_format.keywords import check_keywords, known_of
 from peft_reft.hub_format.migrations import migrate
 from peft_reft.hub_format.positions import parse_positions
 from peft_reft.hub_format.schema import (
@@ -134,7 +134,7 @@ class ReftConfig(PeftConfig):  # type: ignore[misc]  # peft's types are not foll
 
         def __new__(cls, *args: Any, **kwargs: Any) -> ReftConfig:
             """A config; unknown keywords are refused here, where all of them are seen."""
-            check_keywords(kwargs, list(inspect.signature(cls.__init__).parameters)[1:], of=cls.__name__)
+            check_keywords(kwargs, known_of(cls.__init__), of=cls.__name__)
             return super().__new__(cls)
 
     def __post_init__(self, reft: dict[str, Any] | None) -> None:

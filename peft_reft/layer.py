@@ -67,24 +67,41 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
     """
 
     active_adapters: list[str]  # a property of BaseTunerLayer
+    path: str
+    stack: str
+    state: ModelState
+    running: Running
+    operands: Operands
+    ready: ReadyEdits
+    runtime: Runtime
+    adapter_layer_names: tuple[str, ...]
+    units: dict[str, tuple[int, ...]]
+    scaling: Scales
+    taps: dict[Place, Tap]
+    merged_adapters: list[str]
+    _disable_adapters: bool
+    _active_adapter: list[str]
+    _reads_input: bool  # sites that edit outputs only are spared that hook
 
     def __init__(self, path: str, stack: str, runtime: Runtime) -> None:
         super().__init__()
-        self.path = path
-        self.stack = stack
-        self.state: ModelState = runtime.state
-        self.running: Running = runtime.state.running
-        self.operands: Operands = runtime.operands
-        self.ready: ReadyEdits = runtime.ready
-        self.runtime = runtime
-        self.adapter_layer_names: tuple[str, ...] = ()
-        self.units: dict[str, tuple[int, ...]] = {}
-        self.scaling: Scales = Scales()
-        self.taps: dict[Place, Tap] = {}
-        self._disable_adapters = False
-        self._active_adapter: list[str] = []
-        self.merged_adapters: list[str] = []
-        self._reads_input = False  # sites that edit outputs only are spared that hook
+        self.__dict__.update(  # at once: a module looks at every attribute that is set, whether it is a parameter
+            path=path,
+            stack=stack,
+            state=runtime.state,
+            running=runtime.state.running,
+            operands=runtime.operands,
+            ready=runtime.ready,
+            runtime=runtime,
+            adapter_layer_names=(),
+            units={},
+            scaling=Scales(),
+            taps={},
+            merged_adapters=[],
+            _disable_adapters=False,
+            _active_adapter=[],
+            _reads_input=False,
+        )
 
     def attach(self, site: nn.Module) -> None:
         """Become the site's child, and edit what it gives out."""
@@ -218,10 +235,11 @@ class ReftLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft's type
 
     def _place_scale(self, adapter_name: str) -> None:
         numbers = self.units[adapter_name]
-        parameters = self.unit((adapter_name, numbers[0])).parameters() if numbers else iter(())
+        parameters = self.unit((adapter_name, numbers[0]))._parameters.values() if numbers else ()
         for parameter in parameters:
-            self.scaling.to(adapter_name, parameter.device)
-            break
+            if parameter is not None:
+                self.scaling.to(adapter_name, parameter.device)
+                break
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         target = device or site_device(self._site())

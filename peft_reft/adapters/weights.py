@@ -6,6 +6,8 @@ in our layers, and everything else is the base's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -30,7 +32,7 @@ def freeze_base(state: ModelState) -> bool:
         that are saved in full, trained tokens.
     """
     base = list(state.base_modules())
-    if any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in base):
+    if _has_any(base, BaseTunerLayer, AuxiliaryTrainingWrapper):
         return False
     for module in base:
         for parameter in module._parameters.values():
@@ -45,11 +47,16 @@ def activate(state: ModelState, adapter_name: str | list[str], inference_mode: b
     Returns:
         False, with nothing done, where modules that are saved in full, or trained tokens, have to be switched too.
     """
-    if any(isinstance(module, AuxiliaryTrainingWrapper) for module in state.base_modules()):
+    if _has_any(state.base_modules(), AuxiliaryTrainingWrapper):
         return False
     for layer in state.layers.values():
         layer.set_adapter(adapter_name, inference_mode=inference_mode)
     return True
+
+
+def _has_any(modules: Iterable[nn.Module], *classes: type) -> bool:
+    """Whether a module is of one of the classes: asked once a class, of which a model has few."""
+    return any(issubclass(kind, classes) for kind in set(map(type, modules)))
 
 
 def cast_adapter(model: nn.Module, state: ModelState, adapter_name: str, autocast_adapter_dtype: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from peft_reft.sites import can_generate
 
 from .activity import Activity, StackActivity
+from .arguments import of_method
 from .boundary import BoundaryProvider, Knowledge
 from .compiling import beside_graphs
 from .frames import Frame
@@ -53,7 +53,7 @@ class Planner:
         kept = getattr(getattr(state.model, "config", None), "mem_len", None)
         self.window: int | None = kept - _RECOMPUTED if isinstance(kept, int) and kept > 0 else None
         self.takes_choices: bool = any("MultipleChoice" in cls.__name__ for cls in type(state.model).__mro__)
-        self.takes_labels: bool = "labels" in inspect.signature(type(state.model).forward).parameters
+        self.takes_labels: bool = "labels" in of_method(type(state.model).forward)
         self.warns: bool = True
 
     @beside_graphs

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import cache
 from typing import TypeVar
 
 from torch import nn
@@ -12,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from peft_reft.sites import Stack
 
+from .arguments import arguments_of
 from .boundary import BoundaryProvider, providers_for
 from .operands import Operands
 from .planning import Planner
@@ -67,7 +65,7 @@ class Runtime:
         parts = stack.path.split(".")[:-1]
         for end in range(len(parts) + 1):
             module = self.state.model.get_submodule(".".join(parts[:end]))
-            if not end or "input_ids" in _arguments(module):
+            if not end or "input_ids" in arguments_of(module):
                 self._open(module, stack.path)
 
     def keep(self, handle: RemovableHandle) -> None:
@@ -99,16 +97,4 @@ class Runtime:
 
 def _takes_both(module: nn.Module) -> bool:
     """Whether a module is called with the tokens of an encoder and of a decoder."""
-    return any(name.startswith("decoder_input") for name in _arguments(module))
-
-
-def _arguments(module: nn.Module) -> frozenset[str]:
-    """What a module's forward takes, by name; of a class's own method it is asked once."""
-    if "forward" in module.__dict__:
-        return frozenset(inspect.signature(module.forward).parameters)
-    return _of_method(type(module).forward)
-
-
-@cache
-def _of_method(forward: Callable[..., object]) -> frozenset[str]:
-    return frozenset(inspect.signature(forward).parameters)
+    return any(name.startswith("decoder_input") for name in arguments_of(module))
