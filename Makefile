@@ -126,6 +126,8 @@ study: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) $(CORE) --sequence real --orders 3 --seeds 2
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) $(CORE) --base slim --steps 60 --seeds 1
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(ADAPTERS) $(CORE) --base deep --seeds 1
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(ADAPTERS) $(CORE) --base deep --seeds 1 --times 3
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(ADAPTERS) $(CORE) --seeds 1 --times 1/3
 
 # no run begins after 13 minutes: the same skills, steps and statistics with three methods and the five orders of one
 # seed (30 runs of about a minute of processor time each), by the learning rates that the kept search chose on these

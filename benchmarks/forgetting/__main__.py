@@ -15,9 +15,9 @@ from benchmarks.speed.options import counted
 from benchmarks.study.base import BASES, identity_of
 from benchmarks.study.jobs import do_missing
 from benchmarks.study.methods import METHODS
-from benchmarks.study.options import add_common, listed
+from benchmarks.study.options import add_common, factor, listed
 from benchmarks.study.runs import RESULTS
-from benchmarks.study.series import RULES, SEQUENCES
+from benchmarks.study.series import RULES, SEQUENCES, USUAL_TIMES
 
 from .pages import write
 from .plan import REGIMES, REMEDIES, arms_of, plan
@@ -42,6 +42,7 @@ def main() -> None:
     options.add_argument("--remedies", default=",".join(REMEDIES))
     options.add_argument("--orders", type=counted, default=5)
     options.add_argument("--seeds", type=counted, default=3)
+    options.add_argument("--times", type=factor, default=USUAL_TIMES, help="of the rates that the search chose: 1/3")
     options.add_argument("--rates", type=Path, default=RESULTS / "quality.jsonl", help="runs of the search")
     given = options.parse_args()
     file: Path = given.output.with_suffix(".jsonl")
@@ -60,7 +61,9 @@ def main() -> None:
         )
         rates = search(grid, given.rates, jobs=given.jobs, minutes=given.minutes)
         arms = arms_of(methods, regimes=listed(given.regimes, REGIMES), remedies=listed(given.remedies, REMEDIES))
-        do_missing(file, plan(grid, arms, rates, given.orders), run, jobs=given.jobs, minutes=given.minutes)
+        do_missing(
+            file, plan(grid, arms, rates, given.orders, times=given.times), run, jobs=given.jobs, minutes=given.minutes
+        )
     write(file)
 
 

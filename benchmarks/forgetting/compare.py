@@ -53,7 +53,7 @@ def comparisons(found: Found) -> list[tuple[Arm, Arm]]:
         reference = replace(arm, method=REFERENCE)
         if arm.method != REFERENCE and reference in found:
             pairs.append((arm, reference))
-        plain = Arm(arm.method)
+        plain = Arm(arm.method, times=arm.times)
         if arm != plain and plain in found:
             pairs.append((arm, plain))
     return pairs

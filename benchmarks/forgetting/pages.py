@@ -15,6 +15,7 @@ from benchmarks.study.statistics import bootstrap
 from .agree import agreement
 from .compare import OUTCOMES
 from .plan import Arm
+from .rates import rates
 from .report import markdown
 from .routes import routes
 from .scores import Block, Scores, scores
@@ -60,9 +61,9 @@ def write(file: Path) -> None:
         target.with_suffix(".md").write_text(text, encoding="utf-8")
         _draw(found, target, f"Skills in sequence: {series.told}" if series.told else "Five skills in sequence")
         print(text)
-    agreed = _agreed(told)
-    if agreed:
-        file.with_name(f"{file.stem}-scales.md").write_text(f"{agreed}\n", encoding="utf-8")
+    for name, text in (("scales", _agreed(told)), ("rates", rates(runs))):
+        if text:
+            file.with_name(f"{file.stem}-{name}.md").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _draw(found: Found, target: Path, title: str) -> None:

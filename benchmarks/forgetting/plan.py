@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from random import Random
 
 from benchmarks.quality.plan import Grid
+from benchmarks.quality.search import rounded
 from benchmarks.study.methods import METHODS
 from benchmarks.study.runs import Settings
+from benchmarks.study.series import USUAL_TIMES
 
 __all__ = ["ARMS", "REGIMES", "REMEDIES", "Arm", "arms_of", "orders", "plan"]
 
@@ -20,15 +23,16 @@ REMEDIES = ("none", "replay", "anchor", "orthogonal")
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: a method in a regime with a remedy."""
+    """What is compared: a method in a regime with a remedy, at so many times the rate that the search chose."""
 
     method: str
     regime: str = "continue"
     remedy: str = "none"
+    times: str = USUAL_TIMES
 
     def __str__(self) -> str:
         extra = "" if self.remedy == "none" else f", {self.remedy}"
-        return f"{self.method}, {self.regime}{extra}"
+        return f"{self.method}, {self.regime}{extra}{'' if self.times == USUAL_TIMES else f', rate × {self.times}'}"
 
 
 def arms_of(methods: Sequence[str], *, regimes: Sequence[str], remedies: Sequence[str]) -> list[Arm]:
@@ -84,8 +88,18 @@ def orders(skills: Sequence[str], count: int) -> list[tuple[str, ...]]:
     return found[:count]
 
 
-def plan(grid: Grid, arms: Sequence[Arm], rates: Mapping[str, float], count: int) -> list[Settings]:
-    """One run for each seed, order and arm whose method's rate is known; a block of all arms after the other."""
+def plan(
+    grid: Grid, arms: Sequence[Arm], rates: Mapping[str, float], count: int, *, times: str = USUAL_TIMES
+) -> list[Settings]:
+    """One run for each seed, order and arm whose method's rate is known; a block of all arms after the other.
+
+    Args:
+        grid: base, skills, seeds and sizes.
+        arms: what is compared.
+        rates: method → its rate.
+        count: orders.
+        times: what rates are multiplied by, as a whole number or a fraction.
+    """
     return [
         {
             **grid.common(),
@@ -94,8 +108,9 @@ def plan(grid: Grid, arms: Sequence[Arm], rates: Mapping[str, float], count: int
             "regime": arm.regime,
             "remedy": arm.remedy,
             "order": list(order),
-            "rate": rates[arm.method],
+            "rate": rounded(rates[arm.method] * Fraction(times)),
             "seed": seed,
+            **({} if times == USUAL_TIMES else {"times": times}),
         }
         for seed in grid.seeds
         for order in orders(grid.skills, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from benchmarks.study.statistics import bootstrap, coverage, seen_effect, shown_p
 
@@ -12,7 +12,7 @@ from .kl import mean_of, of_kl
 from .plan import Arm
 from .scores import Block, Scores
 
-__all__ = ["markdown"]
+__all__ = ["EXPLAINED", "compared", "markdown", "table"]
 
 LEAST = 0.05
 FLOOR = (
@@ -46,6 +46,13 @@ Found = Mapping[Arm, Mapping[Block, Scores]]
 
 def markdown(found: Found) -> str:
     """A row for each arm, by rising loss of former answers; paired comparisons; what KL predicts."""
+    floor = [FLOOR, ""] if max((mean_of(found[arm], "learnt") for arm in found), default=1.0) < LEAST else []
+    told = [*floor, table(found), "", EXPLAINED, "", "## Compared, block by block", ""]
+    return "\n".join([*told, compared(found, comparisons(found)), "", "## KL", "", of_kl(found)])
+
+
+def table(found: Found) -> str:
+    """A row for each arm, by rising loss of former answers."""
     rows = [
         f"| arm | {' | '.join(COLUMNS.values())} | blocks |",
         f"| --- | {' | '.join('--:' for _ in COLUMNS)} | --: |",
@@ -53,20 +60,16 @@ def markdown(found: Found) -> str:
     for arm in sorted(found, key=lambda arm: mean_of(found[arm], "loss_rise")):
         told = [_ranged(bootstrap([getattr(one, name) for one in found[arm].values()])) for name in COLUMNS]
         rows.append(f"| {arm} | {' | '.join(told)} | {len(found[arm])} |")
-    floor = [FLOOR, ""] if max((mean_of(found[arm], "learnt") for arm in found), default=1.0) < LEAST else []
-    return "\n".join([*floor, *rows, "", EXPLAINED, "", *_compared(found), "", "## KL", "", of_kl(found)])
+    return "\n".join(rows)
 
 
-def _compared(found: Found) -> list[str]:
+def compared(found: Found, pairs: Sequence[tuple[Arm, Arm]]) -> str:
     """A row for each pair of arms, with the outcomes beside one another."""
-    pairs = comparisons(found)
     made = [compare(found, arm, other, outcome) for arm, other in pairs for outcome in OUTCOMES]
     known = [one for one in made if one is not None]
     corrected = {(one.arm, one.against, one.outcome): p for one, p in zip(known, adjusted(known), strict=True)}
     by_place = {(one.arm, one.against, one.outcome): one for one in known}
     rows = [
-        "## Compared, block by block",
-        "",
         f"| arm | against | {' | '.join(OUTCOMES.values())} | blocks |",
         f"| --- | --- | {' | '.join('--:' for _ in OUTCOMES)} | --: |",
     ]
@@ -75,7 +78,7 @@ def _compared(found: Found) -> list[str]:
         told = [_difference(by_place[one], corrected[one]) if one in by_place else "" for one in places]
         blocks = next((str(by_place[one].blocks) for one in places if one in by_place), "0")
         rows.append(f"| {arm} | {other} | {' | '.join(told)} | {blocks} |")
-    return [*rows, "", _limits([one.blocks for one in known])]
+    return "\n".join([*rows, "", _limits([one.blocks for one in known])])
 
 
 def _difference(one: Comparison, p: float) -> str:

@@ -13,7 +13,7 @@ from benchmarks.study.runs import Settings, read, results_of
 from .plan import Grid
 from .run import run
 
-__all__ = ["WIDER", "best_rates", "rates_of", "search", "search_plan"]
+__all__ = ["WIDER", "best_rates", "rates_of", "rounded", "search", "search_plan"]
 
 SEED = 1000
 """None of the figures' seeds."""
@@ -52,9 +52,9 @@ def rates_of(grid: Grid, method: str, runs: Iterable[Mapping[str, Any]]) -> list
             break
         best = max(rates, key=lambda rate: found[rate])
         if best == rates[0]:
-            rates = [_rounded(rates[0] ** 2 / rates[1]), *rates]
+            rates = [rounded(rates[0] ** 2 / rates[1]), *rates]
         elif best == rates[-1]:
-            rates = [*rates, _rounded(rates[-1] ** 2 / rates[-2])]
+            rates = [*rates, rounded(rates[-1] ** 2 / rates[-2])]
         else:
             break
     return rates
@@ -90,5 +90,6 @@ def _scores(grid: Grid, method: str, runs: Iterable[Mapping[str, Any]]) -> dict[
     }
 
 
-def _rounded(rate: float) -> float:
+def rounded(rate: float) -> float:
+    """A rate to two digits."""
     return float(f"{rate:.1e}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Collection
+from fractions import Fraction
 from pathlib import Path
 
 from benchmarks.speed.options import counted
 
-__all__ = ["add_common", "listed", "minutes", "three"]
+__all__ = ["add_common", "factor", "listed", "minutes", "three"]
 
 STEPS, BATCH, SIZES = 20, 8, (256, 32, 32)
 
@@ -58,3 +60,14 @@ def minutes(text: str) -> float:
     if not float(text) > 0:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no time above 0")
     return float(text)
+
+
+def factor(text: str) -> str:
+    """A whole number or a fraction above 0, in lowest terms.
+
+    Raises:
+        ValueError, ArgumentTypeError: it is something else.
+    """
+    if re.fullmatch(r"[0-9]{1,4}(/0*[1-9][0-9]{0,3})?", text) is None or not Fraction(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number and no fraction above 0, like 3 or 1/3")
+    return str(Fraction(text))

@@ -8,9 +8,10 @@ from typing import Any
 
 from .options import BATCH, SIZES, STEPS
 
-__all__ = ["RULES", "SEQUENCES", "Series", "by_series", "series_of"]
+__all__ = ["RULES", "SEQUENCES", "USUAL_TIMES", "Series", "by_series", "series_of"]
 
 RULES = "rules"
+USUAL_TIMES = "1"
 SEQUENCES = {
     RULES: ("polite", "camel", "prefix", "clock", "date"),
     "real": ("intent_recognition", "letter_counting", "hyperbaton", "gcd", "object_counting"),
@@ -27,12 +28,14 @@ class Series:
         steps: of learning a skill.
         batch: examples of a step.
         sizes: examples in train, validation, held-out.
+        times: what the learning rates that the search chose are multiplied by.
     """
 
     skills: frozenset[str] = frozenset()
     steps: int = STEPS
     batch: int = BATCH
     sizes: tuple[int, ...] = SIZES
+    times: str = USUAL_TIMES
 
     @property
     def told(self) -> str:
@@ -41,12 +44,14 @@ class Series:
         parts += [f"{self.steps} steps"] if self.steps != STEPS else []
         parts += [f"batch {self.batch}"] if self.batch != BATCH else []
         parts += [f"sizes {' '.join(map(str, self.sizes))}"] if self.sizes != SIZES else []
+        parts += [f"rate × {self.times}"] if self.times != USUAL_TIMES else []
         return ", ".join(parts)
 
     @property
     def suffix(self) -> str:
         """What a file's name gains, `-real-60-steps`; nothing for the usual series."""
-        return f"-{self.told.replace(', ', '-').replace(' ', '-')}" if self.told else ""
+        plain = self.told.replace(", ", "-").replace(" × ", "-times-").replace(" ", "-").replace("/", "-of-")
+        return f"-{plain}" if plain else ""
 
     def on(self, base: str) -> str:
         """A base with what is not usual: `upper, real`."""
@@ -61,7 +66,9 @@ class Series:
 def series_of(settings: Mapping[str, Any]) -> Series:
     """The series that a run of either study belongs to."""
     skills = frozenset(settings.get("order", ()))
-    return Series(skills, settings["steps"], settings["batch"], tuple(settings["sizes"]))
+    return Series(
+        skills, settings["steps"], settings["batch"], tuple(settings["sizes"]), settings.get("times", USUAL_TIMES)
+    )
 
 
 def by_series(runs: Iterable[Mapping[str, Any]]) -> dict[tuple[str, Series], list[Mapping[str, Any]]]:

@@ -57,6 +57,8 @@ REAL = list(SEQUENCES["real"])
         ({"order": RULE_SKILLS, "steps": 60}, "60 steps", "-60-steps"),
         ({"order": REAL, "steps": 60, "batch": 4}, "real, 60 steps, batch 4", "-real-60-steps-batch-4"),
         ({"skill": "gcd", "sizes": [64, 8, 8]}, "sizes 64 8 8", "-sizes-64-8-8"),
+        ({"order": RULE_SKILLS, "times": "1/3"}, "rate × 1/3", "-rate-times-1-of-3"),
+        ({"order": REAL, "times": "3"}, "real, rate × 3", "-real-rate-times-3"),
     ],
 )
 def test_a_series_is_named_after_what_is_not_usual_in_it(settings: dict[str, Any], told: str, suffix: str) -> None:
@@ -146,9 +148,9 @@ def test_the_page_of_scales_tells_of_bases_within_a_series_and_of_series_within_
 def test_the_command_learns_a_sequence_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
-    def noted(grid: Any, *more: Any) -> list[Any]:
+    def noted(grid: Any, *more: Any, **named: Any) -> list[Any]:
         asked.append(tuple(grid.skills))
-        return plan(grid, *more)
+        return plan(grid, *more, **named)
 
     monkeypatch.setattr(forgetting_command, "plan", noted)
     monkeypatch.setattr(forgetting_command, "search", lambda grid, *more, **options: {})

@@ -1,0 +1,72 @@
+"""What the learning rate does to forgetting: the same arms at the rates that the search chose, and at others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.study.series import USUAL_TIMES, Series, series_of
+
+from .compare import REFERENCE
+from .plan import Arm
+from .report import EXPLAINED, compared, table
+from .scores import Block, Scores, scores
+
+__all__ = ["rates"]
+
+Found = Mapping[Arm, Mapping[Block, Scores]]
+
+
+def rates(runs: Iterable[Mapping[str, Any]]) -> str:
+    """For each base and series that was run at several rates: its arms, and what another rate changes. Empty for none.
+
+    Arms at other rates are compared with themselves at the searched one, and with the reference at its own searched
+    one: whether a method forgets less, or only learnt less fast.
+    """
+    grouped: dict[tuple[str, str, Series], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        settings = run["settings"]
+        usual = replace(series_of(settings), times=USUAL_TIMES)
+        grouped.setdefault((settings["base"], settings["identity"], usual), []).append(run)
+    parts = []
+    for (base, _, series), own in grouped.items():
+        found = scores(own)
+        moved = [arm for arm in found if arm.times != USUAL_TIMES]
+        if moved:
+            parts += _section(series.on(base), _searched(found, moved), moved, own)
+    return "\n\n".join(["# Other learning rates", *parts, EXPLAINED]) if parts else ""
+
+
+def _section(name: str, found: Found, moved: list[Arm], runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    chosen = _chosen(runs, {arm.method for arm in moved}).items()
+    told = ", ".join(f"`{method}` {rate:g}" for method, rate in chosen)
+    return [f"## {name}", f"Searched rates: {told}.", table(found), compared(found, _pairs(found, moved))]
+
+
+def _searched(found: Found, moved: list[Arm]) -> dict[Arm, Mapping[Block, Scores]]:
+    """The arms at other rates, and what they are compared with, over the blocks that arms at other rates have."""
+    wanted = dict.fromkeys(other for arm in moved for other in (arm, *_against(arm)))
+    blocks = {block for arm in moved for block in found[arm]}
+    return {
+        arm: {block: one for block, one in found[arm].items() if block in blocks} for arm in wanted if arm in found
+    }
+
+
+def _pairs(found: Found, moved: list[Arm]) -> list[tuple[Arm, Arm]]:
+    return [(arm, other) for arm in moved for other in _against(arm) if other in found]
+
+
+def _against(arm: Arm) -> list[Arm]:
+    """Itself at the searched rate, and the reference at its own."""
+    own = replace(arm, times=USUAL_TIMES)
+    return [own] if arm.method == REFERENCE else [own, replace(own, method=REFERENCE)]
+
+
+def _chosen(runs: Iterable[Mapping[str, Any]], methods: set[str]) -> dict[str, float]:
+    """Method → the rate that the search chose."""
+    return {
+        run["settings"]["method"]: run["settings"]["rate"]
+        for run in runs
+        if run["settings"].get("times", USUAL_TIMES) == USUAL_TIMES and run["settings"]["method"] in methods
+    }
