@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.about import ROOT, commit
+from peft_reft.hub_format.folder_lock import folder_lock
 
 __all__ = ["RESULTS", "Settings", "append", "key_of", "machine", "read", "results_of"]
 
@@ -49,10 +50,13 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def append(file: Path, settings: Settings, result: dict[str, Any]) -> None:
-    """Add a run; on the disk when this returns. What an interrupted write left at the end is cut off first."""
+    """Add a run; on the disk when this returns. What an interrupted write left at the end is cut off first.
+
+    Several processes may add to one file: one at a time cuts and writes.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     run = {"key": key_of(settings), "settings": settings, "result": result, "machine": machine()}
-    with open(file, "a+b") as handle:
+    with folder_lock(file.parent), open(file, "a+b") as handle:
         handle.seek(0)
         whole = handle.read()
         handle.truncate(whole.rfind(b"\n") + 1)

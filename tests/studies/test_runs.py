@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.study import runs
 from benchmarks.study.jobs import do_missing
 from benchmarks.study.options import listed
 from benchmarks.study.runs import append, key_of, read, results_of
+from peft_reft.hub_format.folder_lock import folder_lock
 
 DONE: list[int] = []
 
@@ -114,3 +116,16 @@ def test_a_table_of_no_runs_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_name_stands_once() -> None:
     with pytest.raises(SystemExit, match="twice"):
         listed("camel,polite,camel", ("camel", "polite"))
+
+
+def test_a_process_waits_until_another_has_added_its_run(tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    file.write_text('{"key": "cut off')
+    adds = threading.Thread(target=append, args=(file, PLAN[0], {"twice": 0}))
+    with folder_lock(tmp_path):
+        adds.start()
+        adds.join(timeout=0.3)
+        assert adds.is_alive()
+        assert file.read_text() == '{"key": "cut off'
+    adds.join(timeout=30)
+    assert [run["settings"] for run in read(file).values()] == [PLAN[0]]
