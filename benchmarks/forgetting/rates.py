@@ -21,8 +21,8 @@ Found = Mapping[Arm, Mapping[Block, Scores]]
 def rates(runs: Iterable[Mapping[str, Any]]) -> str:
     """For each base and series that was run at several rates: its arms, and what another rate changes. Empty for none.
 
-    Arms at other rates are compared with themselves at the searched one, and with the reference at its own searched
-    one: whether a method forgets less, or only learnt less fast.
+    Arms at other rates are compared with themselves at the searched one, and each method at each of its rates with
+    the reference at each of its own: whether a method forgets less, or was only given another rate.
     """
     grouped: dict[tuple[str, str, Series], list[Mapping[str, Any]]] = {}
     for run in runs:
@@ -39,14 +39,15 @@ def rates(runs: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _section(name: str, found: Found, moved: list[Arm], runs: Iterable[Mapping[str, Any]]) -> list[str]:
-    chosen = _chosen(runs, {arm.method for arm in moved}).items()
+    chosen = _chosen(runs, {arm.method for arm in found}).items()
     told = ", ".join(f"`{method}` {rate:g}" for method, rate in chosen)
     return [f"## {name}", f"Searched rates: {told}.", table(found), compared(found, _pairs(found, moved))]
 
 
 def _searched(found: Found, moved: list[Arm]) -> dict[Arm, Mapping[Block, Scores]]:
-    """The arms at other rates, and what they are compared with, over the blocks that arms at other rates have."""
-    wanted = dict.fromkeys(other for arm in moved for other in (arm, *_against(arm)))
+    """The arms at other rates, the same and the reference at the searched ones, over the blocks of those at others."""
+    usual = [replace(arm, times=USUAL_TIMES) for arm in moved]
+    wanted = dict.fromkeys((*usual, *(replace(arm, method=REFERENCE) for arm in usual), *moved))
     blocks = {block for arm in moved for block in found[arm]}
     return {
         arm: {block: one for block, one in found[arm].items() if block in blocks} for arm in wanted if arm in found
@@ -54,13 +55,15 @@ def _searched(found: Found, moved: list[Arm]) -> dict[Arm, Mapping[Block, Scores
 
 
 def _pairs(found: Found, moved: list[Arm]) -> list[tuple[Arm, Arm]]:
-    return [(arm, other) for arm in moved for other in _against(arm) if other in found]
-
-
-def _against(arm: Arm) -> list[Arm]:
-    """Itself at the searched rate, and the reference at its own."""
-    own = replace(arm, times=USUAL_TIMES)
-    return [own] if arm.method == REFERENCE else [own, replace(own, method=REFERENCE)]
+    own = [(arm, replace(arm, times=USUAL_TIMES)) for arm in moved]
+    others = [
+        (arm, reference)
+        for arm in found
+        for reference in found
+        if arm.method != REFERENCE and reference == replace(arm, method=REFERENCE, times=reference.times)
+        if (arm in moved or reference in moved)  # both as the search chose stand in the usual tables
+    ]
+    return [pair for pair in (*own, *others) if pair[1] in found]
 
 
 def _chosen(runs: Iterable[Mapping[str, Any]], methods: set[str]) -> dict[str, float]:

@@ -39,6 +39,12 @@ def made(method: str, kept: float, learnt: float, rate: float, **settings: Any) 
     return of(several, rate=rate, **settings)
 
 
+def rows(text: str) -> dict[tuple[str, ...], list[str]]:
+    """(arm,) → its scores and blocks; (arm, other) → differences and blocks."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| lo")]
+    return {tuple(cells[:2] if len(cells) == 8 else cells[:1]): cells[2:] for cells in lines}
+
+
 USUAL = made(METHOD, 0.2, 0.9, 0.006) + made(REFERENCE, 0.4, 0.8, 0.003)
 SLOWER = made(METHOD, 0.6, 0.7, 0.002, times="1/3", seeds=3)
 
@@ -65,18 +71,24 @@ def test_a_plan_multiplies_the_searched_rate_and_says_so() -> None:
 
 def test_arms_at_another_rate_are_compared_with_themselves_and_the_reference_over_common_blocks() -> None:
     text = rates(USUAL + SLOWER)
-    assert "## wide, a b c\n\nSearched rates: `loreft r4 all` 0.006.\n" in text
-    lines = text.splitlines()
-    own = next(line for line in lines if line.startswith(f"| {METHOD}, continue, rate × 1/3 | {METHOD}, continue |"))
-    other = next(
-        line for line in lines if line.startswith(f"| {METHOD}, continue, rate × 1/3 | {REFERENCE}, continue |")
-    )
-    assert own.split("|")[3].strip().startswith("-0.200 ")  # learnt .7 against .9
-    assert other.split("|")[3].strip().startswith("-0.100 ")
-    assert own.split("|")[-2].strip() == other.split("|")[-2].strip() == "3"
-    assert [line.split("|")[-2].strip() for line in lines if line.startswith("| lo") and line.count("|") == 13] == [
-        "3"
-    ] * 3
+    assert "## wide, a b c\n\nSearched rates: `loreft r4 all` 0.006, `lora r8 linear` 0.003.\n" in text
+    slower, own, reference = f"{METHOD}, continue, rate × 1/3", f"{METHOD}, continue", f"{REFERENCE}, continue"
+    found = rows(text)
+    assert {pair for pair in found if len(pair) == 2} == {(slower, own), (slower, reference)}
+    assert found[slower, own][0].startswith("-0.200 ")  # learnt .7 against .9
+    assert found[slower, reference][0].startswith("-0.100 ")
+    assert {told[-1] for told in found.values()} == {"3"}
+
+
+def test_a_method_is_compared_with_every_rate_of_the_reference() -> None:
+    text = rates(USUAL + SLOWER + made(REFERENCE, 0.9, 0.8, 0.001, times="1/3", seeds=3))
+    slower, own = f"{METHOD}, continue, rate × 1/3", f"{METHOD}, continue"
+    gentle, reference = f"{REFERENCE}, continue, rate × 1/3", f"{REFERENCE}, continue"
+    pairs = {(slower, own), (gentle, reference), (slower, reference), (slower, gentle), (own, gentle)}
+    found = rows(text)
+    assert {pair for pair in found if len(pair) == 2} == pairs
+    assert found[own, gentle][0].startswith("+0.100 ")
+    assert {pair for pair in found if len(pair) == 1} == {(slower,), (own,), (gentle,), (reference,)}
 
 
 def test_without_another_rate_there_is_nothing_to_tell() -> None:
