@@ -9,7 +9,7 @@ from benchmarks.study.figures import Point, draw
 from benchmarks.study.methods import METHODS
 from benchmarks.study.provenance import provenance
 from benchmarks.study.runs import read
-from benchmarks.study.series import Series, by_series
+from benchmarks.study.series import USUAL_TIMES, Series, by_series
 from benchmarks.study.statistics import bootstrap
 
 from .agree import agreement
@@ -36,7 +36,7 @@ FIGURES = (
 
 
 def write(file: Path) -> None:
-    """The table and the figures, for each base's weights and each series that the runs are of.
+    """The table and the figures, for each base's weights and each series that the runs are of; pages over all of them.
 
     Raises:
         SystemExit: there are no runs.
@@ -48,6 +48,8 @@ def write(file: Path) -> None:
     for (identity, series), own in by_series(runs).items():
         base = own[0]["settings"]["base"]
         told.setdefault(series, {})[base] = found = scores(own)
+        if series.times != USUAL_TIMES:
+            continue  # told beside the searched rates, on the page of rates
         # of the small study's series alone: no command runs the seed 0 of another by itself
         asked, fewer = routes(own), "" if series.told else small(found)
         parts = [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.study.provenance import provenance
 from benchmarks.study.series import USUAL_TIMES, Series, series_of
 
 from .compare import REFERENCE
@@ -38,10 +39,17 @@ def rates(runs: Iterable[Mapping[str, Any]]) -> str:
     return "\n\n".join(["# Other learning rates", *parts, EXPLAINED]) if parts else ""
 
 
-def _section(name: str, found: Found, moved: list[Arm], runs: Iterable[Mapping[str, Any]]) -> list[str]:
+def _section(name: str, found: Found, moved: list[Arm], runs: Sequence[Mapping[str, Any]]) -> list[str]:
     chosen = _chosen(runs, {arm.method for arm in found}).items()
     told = ", ".join(f"`{method}` {rate:g}" for method, rate in chosen)
-    return [f"## {name}", f"Searched rates: {told}.", table(found), compared(found, _pairs(found, moved))]
+    elsewhere = [run for run in runs if run["settings"].get("times", USUAL_TIMES) != USUAL_TIMES]
+    return [
+        f"## {name}",
+        f"Searched rates: {told}.",
+        table(found),
+        compared(found, _pairs(found, moved)),
+        f"Runs at other rates:\n\n{provenance(elsewhere)}",
+    ]
 
 
 def _searched(found: Found, moved: list[Arm]) -> dict[Arm, Mapping[Block, Scores]]:

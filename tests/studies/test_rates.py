@@ -107,5 +107,6 @@ def test_another_rate_changes_nothing_of_the_usual_pages(tmp_path: Path, monkeyp
     write(file)
     both = told_in(tmp_path)
     assert {name: both[name] for name in usual} == usual
-    assert any(name.endswith("-rate-times-1-of-3.md") for name in both)
+    assert set(both) - set(usual) == {"forgetting-rates.md"}
     assert both["forgetting-rates.md"].startswith(b"# Other learning rates\n")
+    assert b"\n- 3 runs; learning alone took" in both["forgetting-rates.md"]
