@@ -127,7 +127,11 @@ study: $(VENV)/study.stamp
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) $(CORE) --base slim --steps 60 --seeds 1
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(ADAPTERS) $(CORE) --base deep --seeds 1
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(ADAPTERS) $(CORE) --base deep --seeds 1 --times 3
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(ADAPTERS) $(CORE) --base deep --seeds 1 --times 1/3
 	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(ADAPTERS) $(CORE) --seeds 1 --times 1/3
+	$(BIN)/python -m benchmarks.wide
+	$(BIN)/python -m benchmarks.forgetting --jobs $(JOBS) --methods $(SMALL) $(CORE) --base wide
+	$(BIN)/python -m benchmarks.quality --jobs $(JOBS) --base wide --skills date,polite,camel,prefix,clock --seeds 3
 
 # no run begins after 13 minutes: the same skills, steps and statistics with three methods and the five orders of one
 # seed (30 runs of about a minute of processor time each), by the learning rates that the kept search chose on these
