@@ -60,10 +60,13 @@ def main() -> None:
             sizes=given.sizes,
         )
         rates = search(grid, given.rates, jobs=given.jobs, minutes=given.minutes)
-        arms = arms_of(methods, regimes=listed(given.regimes, REGIMES), remedies=listed(given.remedies, REMEDIES))
-        do_missing(
-            file, plan(grid, arms, rates, given.orders, times=given.times), run, jobs=given.jobs, minutes=given.minutes
+        arms = arms_of(
+            methods,
+            regimes=listed(given.regimes, REGIMES),
+            remedies=listed(given.remedies, REMEDIES),
+            times=given.times,
         )
+        do_missing(file, plan(grid, arms, rates, given.orders), run, jobs=given.jobs, minutes=given.minutes)
     write(file)
 
 

@@ -35,8 +35,10 @@ class Arm:
         return f"{self.method}, {self.regime}{extra}{'' if self.times == USUAL_TIMES else f', rate × {self.times}'}"
 
 
-def arms_of(methods: Sequence[str], *, regimes: Sequence[str], remedies: Sequence[str]) -> list[Arm]:
-    """All arms that have a meaning.
+def arms_of(
+    methods: Sequence[str], *, regimes: Sequence[str], remedies: Sequence[str], times: str = USUAL_TIMES
+) -> list[Arm]:
+    """All arms that have a meaning, at one multiple of the searched rates.
 
     Full fine-tuning and mixed adapters are trained on only; the orthogonal remedy is of stacked ReFT with an R; replay
     and the anchor are of one adapter trained on.
@@ -45,7 +47,7 @@ def arms_of(methods: Sequence[str], *, regimes: Sequence[str], remedies: Sequenc
     for method in methods:
         for regime in regimes:
             for remedy in remedies:
-                arm = Arm(method, regime, remedy)
+                arm = Arm(method, regime, remedy, times)
                 if _has_meaning(arm):
                     found.append(arm)
     return found
@@ -88,18 +90,8 @@ def orders(skills: Sequence[str], count: int) -> list[tuple[str, ...]]:
     return found[:count]
 
 
-def plan(
-    grid: Grid, arms: Sequence[Arm], rates: Mapping[str, float], count: int, *, times: str = USUAL_TIMES
-) -> list[Settings]:
-    """One run for each seed, order and arm whose method's rate is known; a block of all arms after the other.
-
-    Args:
-        grid: base, skills, seeds and sizes.
-        arms: what is compared.
-        rates: method → its rate.
-        count: orders.
-        times: what rates are multiplied by, as a whole number or a fraction.
-    """
+def plan(grid: Grid, arms: Sequence[Arm], rates: Mapping[str, float], count: int) -> list[Settings]:
+    """One run for each seed, order and arm whose method's rate is known; a block of all arms after the other."""
     return [
         {
             **grid.common(),
@@ -108,9 +100,9 @@ def plan(
             "regime": arm.regime,
             "remedy": arm.remedy,
             "order": list(order),
-            "rate": rounded(rates[arm.method] * Fraction(times)),
+            "rate": rounded(rates[arm.method] * Fraction(arm.times)),
             "seed": seed,
-            **({} if times == USUAL_TIMES else {"times": times}),
+            **({} if arm.times == USUAL_TIMES else {"times": arm.times}),
         }
         for seed in grid.seeds
         for order in orders(grid.skills, count)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.study.provenance import provenance
-from benchmarks.study.series import USUAL_TIMES, Series, series_of
+from benchmarks.study.series import USUAL_TIMES, Series, series_of, times_of
 
 from .compare import REFERENCE
 from .plan import Arm
@@ -33,27 +33,27 @@ def rates(runs: Iterable[Mapping[str, Any]]) -> str:
     parts = []
     for (base, _, series), own in grouped.items():
         found = scores(own)
-        moved = [arm for arm in found if arm.times != USUAL_TIMES]
-        if moved:
-            parts += _section(series.on(base), _searched(found, moved), moved, own)
+        if any(map(_is_moved, found)):
+            parts += _section(series.on(base), _searched(found), own)
     return "\n\n".join(["# Other learning rates", *parts, EXPLAINED]) if parts else ""
 
 
-def _section(name: str, found: Found, moved: list[Arm], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _section(name: str, found: Found, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     chosen = _chosen(runs, {arm.method for arm in found}).items()
     told = ", ".join(f"`{method}` {rate:g}" for method, rate in chosen)
-    elsewhere = [run for run in runs if run["settings"].get("times", USUAL_TIMES) != USUAL_TIMES]
+    elsewhere = [run for run in runs if times_of(run["settings"]) != USUAL_TIMES]
     return [
         f"## {name}",
         f"Searched rates: {told}.",
         table(found),
-        compared(found, _pairs(found, moved)),
+        compared(found, _pairs(found)),
         f"Runs at other rates:\n\n{provenance(elsewhere)}",
     ]
 
 
-def _searched(found: Found, moved: list[Arm]) -> dict[Arm, Mapping[Block, Scores]]:
+def _searched(found: Found) -> dict[Arm, Mapping[Block, Scores]]:
     """The arms at other rates, the same and the reference at the searched ones, over the blocks of those at others."""
+    moved = list(filter(_is_moved, found))
     usual = [replace(arm, times=USUAL_TIMES) for arm in moved]
     wanted = dict.fromkeys((*usual, *(replace(arm, method=REFERENCE) for arm in usual), *moved))
     blocks = {block for arm in moved for block in found[arm]}
@@ -62,16 +62,21 @@ def _searched(found: Found, moved: list[Arm]) -> dict[Arm, Mapping[Block, Scores
     }
 
 
-def _pairs(found: Found, moved: list[Arm]) -> list[tuple[Arm, Arm]]:
-    own = [(arm, replace(arm, times=USUAL_TIMES)) for arm in moved]
+def _pairs(found: Found) -> list[tuple[Arm, Arm]]:
+    own = [(arm, replace(arm, times=USUAL_TIMES)) for arm in filter(_is_moved, found)]
     others = [
         (arm, reference)
         for arm in found
         for reference in found
         if arm.method != REFERENCE and reference == replace(arm, method=REFERENCE, times=reference.times)
-        if (arm in moved or reference in moved)  # both as the search chose stand in the usual tables
+        if _is_moved(arm) or _is_moved(reference)  # both as the search chose stand in the usual tables
     ]
     return [pair for pair in (*own, *others) if pair[1] in found]
+
+
+def _is_moved(arm: Arm) -> bool:
+    """Whether its rate is another than the search chose."""
+    return arm.times != USUAL_TIMES
 
 
 def _chosen(runs: Iterable[Mapping[str, Any]], methods: set[str]) -> dict[str, float]:
@@ -79,5 +84,5 @@ def _chosen(runs: Iterable[Mapping[str, Any]], methods: set[str]) -> dict[str, f
     return {
         run["settings"]["method"]: run["settings"]["rate"]
         for run in runs
-        if run["settings"].get("times", USUAL_TIMES) == USUAL_TIMES and run["settings"]["method"] in methods
+        if times_of(run["settings"]) == USUAL_TIMES and run["settings"]["method"] in methods
     }

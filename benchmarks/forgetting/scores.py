@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.study.runs import results_of
-from benchmarks.study.series import USUAL_TIMES
+from benchmarks.study.series import times_of
 
 from .plan import Arm
 
@@ -97,7 +97,7 @@ def scores(runs: Iterable[Mapping[str, Any]]) -> dict[Arm, dict[Block, Scores]]:
     for settings, result in results_of(list(runs), study="forgetting"):
         block = tuple(settings["order"]), settings["seed"]
         for regime, told in {settings["regime"]: result, **_combined(result)}.items():
-            arm = Arm(settings["method"], regime, settings["remedy"], settings.get("times", USUAL_TIMES))
+            arm = Arm(settings["method"], regime, settings["remedy"], times_of(settings))
             found.setdefault(arm, {})[block] = scores_of(told)
     return found
 

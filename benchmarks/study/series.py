@@ -8,7 +8,7 @@ from typing import Any
 
 from .options import BATCH, SIZES, STEPS
 
-__all__ = ["RULES", "SEQUENCES", "USUAL_TIMES", "Series", "by_series", "series_of"]
+__all__ = ["RULES", "SEQUENCES", "USUAL_TIMES", "Series", "by_series", "series_of", "times_of"]
 
 RULES = "rules"
 USUAL_TIMES = "1"
@@ -63,12 +63,16 @@ class Series:
         return next(named, " ".join(sorted(self.skills)))
 
 
+def times_of(settings: Mapping[str, Any]) -> str:
+    """What a run's learning rate is multiplied by, from the one that the search chose."""
+    times: str = settings.get("times", USUAL_TIMES)
+    return times
+
+
 def series_of(settings: Mapping[str, Any]) -> Series:
     """The series that a run of either study belongs to."""
     skills = frozenset(settings.get("order", ()))
-    return Series(
-        skills, settings["steps"], settings["batch"], tuple(settings["sizes"]), settings.get("times", USUAL_TIMES)
-    )
+    return Series(skills, settings["steps"], settings["batch"], tuple(settings["sizes"]), times_of(settings))
 
 
 def by_series(runs: Iterable[Mapping[str, Any]]) -> dict[tuple[str, Series], list[Mapping[str, Any]]]:

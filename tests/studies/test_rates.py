@@ -62,7 +62,7 @@ def test_what_is_no_factor_is_refused(given: str) -> None:
 
 def test_a_plan_multiplies_the_searched_rate_and_says_so() -> None:
     [usual] = plan(GRID, [Arm(METHOD)], {METHOD: 0.006}, 1)
-    [slower] = plan(GRID, [Arm(METHOD)], {METHOD: 0.006}, 1, times="1/9")
+    [slower] = plan(GRID, [Arm(METHOD, times="1/9")], {METHOD: 0.006}, 1)
     assert (usual["rate"], slower["rate"]) == (0.006, 0.00067)
     assert slower == {**usual, "rate": 0.00067, "times": "1/9"}
     assert key_of(usual) != key_of(slower)

@@ -148,9 +148,9 @@ def test_the_page_of_scales_tells_of_bases_within_a_series_and_of_series_within_
 def test_the_command_learns_a_sequence_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
-    def noted(grid: Any, *more: Any, **named: Any) -> list[Any]:
+    def noted(grid: Any, *more: Any) -> list[Any]:
         asked.append(tuple(grid.skills))
-        return plan(grid, *more, **named)
+        return plan(grid, *more)
 
     monkeypatch.setattr(forgetting_command, "plan", noted)
     monkeypatch.setattr(forgetting_command, "search", lambda grid, *more, **options: {})
