@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .edit import is_autocast, unflattened
-from .frames import Ready
-from .window import Window
+from .edit import is_autocast
+from .frames import Frame, Ready
+from .window import HELD_BYTES, workspace_for
 
-__all__ = ["edit_affine"]
+__all__ = ["edit_affine", "edit_window"]
 
 
 def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tensor:
@@ -20,7 +20,7 @@ def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tens
     Args:
         hidden: h `[batch, seq, hidden]`.
         ready: the rows, and A, c and B.
-        in_place: whether the rows may be written into `hidden`; only where no gradients are needed.
+        in_place: whether the rows may be written into `hidden`.
 
     Returns:
         h′, a new tensor of the same shape and dtype, or `hidden`; rows outside the plan keep their bits.
@@ -33,28 +33,40 @@ def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tens
     return _edited(hidden, ready, in_place)
 
 
+def edit_window(hidden: Tensor, ready: Ready, frame: Frame) -> None:
+    """The same in place, where a view of h shows the planned rows; casts are part of reading and of writing it.
+
+    Autocast changes nothing of it: it leaves products alone that are written into a tensor.
+
+    Args:
+        hidden: h `[batch, seq, hidden]`, of which no gradients are needed.
+        ready: with room.
+        frame: of the forward that runs.
+    """
+    room, held = ready.room, frame.workspace
+    if held is None or held.room is not room:
+        held = workspace_for(room)
+        frame.workspace = held if held.rows.nbytes <= HELD_BYTES else None
+    (sizes, strides, start), products, rows = room.window, ready.products, held.rows
+    view = hidden.as_strided(sizes, strides, hidden.storage_offset() + start)
+    held.seen.copy_(view)
+    rows.addmm_(held.inner.copy_(products.bias).addmm_(rows, products.down), products.up)
+    view.copy_(held.seen)
+
+
 def _edited(hidden: Tensor, ready: Ready, in_place: bool) -> Tensor:
     down, bias, up, source = ready.products
-    if source is not None or (hidden.requires_grad and torch.is_grad_enabled()):
-        edited: Tensor = _AffineRows.apply(hidden, ready.rows, ready.used, down, bias, up, source)[0]  # type: ignore[no-untyped-call]
+    if ready.learns(hidden):
+        edited: Tensor = _AffineRows.apply(  # type: ignore[no-untyped-call]
+            hidden, ready.rows, ready.used, down, bias, up, source, in_place
+        )[0]
         return edited
-    if in_place and ready.window is not None:
-        _edit_window(hidden, ready.window, down, bias, up)
-        return hidden
     flat = hidden.reshape(-1, hidden.shape[-1])
     total = _rows(flat, ready.rows, ready.used, down, bias, up)[0]
     if in_place:
         flat.index_copy_(0, ready.rows, total)
         return hidden
     return flat.index_copy(0, ready.rows, total).view(hidden.shape)
-
-
-def _edit_window(hidden: Tensor, window: Window, down: Tensor, bias: Tensor, up: Tensor) -> None:
-    """Edit, in place, the rows of h that a view shows; casts are part of reading and of writing it."""
-    sizes, strides, start = window
-    view = hidden.as_strided(sizes, strides, hidden.storage_offset() + start)
-    rows = view.to(dtype=down.dtype).reshape(-1, sizes[-1])  # the view itself where neither changes anything
-    view.copy_(rows.addmm_(torch.addmm(bias, rows, down), up).view(sizes))
 
 
 def _rows(
@@ -89,13 +101,20 @@ class _AffineRows(torch.autograd.Function):
         bias: Tensor,
         up: Tensor,
         source: Tensor | None,
+        in_place: bool,
     ) -> tuple[Tensor, Tensor]:
         flat = hidden.reshape(-1, hidden.shape[-1])
         total, picked, inner = _rows(flat, rows, used, down, bias, up)
         ctx.shape = hidden.shape
         ctx.save_for_backward(rows, used, down, bias, up, source, picked, inner)
         ctx.set_materialize_grads(False)
-        return unflattened(flat.index_copy(0, rows, total), hidden), picked
+        if in_place:
+            ctx.mark_dirty(hidden)
+            flat.index_copy_(0, rows, total)
+            return hidden, picked
+        edited = hidden.clone(memory_format=torch.contiguous_format)  # no view of the rows, of which FSDP2 warns
+        edited.view(flat.shape).index_copy_(0, rows, total)
+        return edited, picked
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_picked: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -103,21 +122,21 @@ class _AffineRows(torch.autograd.Function):
         given, source = source, down.mT if source is None else source
         if grad is None:  # of a backward pass that goes on through the rows alone
             if grad_picked is None:
-                return (None,) * 7
+                return (None,) * 8
             grad = grad_picked.new_zeros(ctx.shape)
         flat = grad.reshape(-1, grad.shape[-1])
         here = flat.index_select(0, rows).to(down.dtype)
         delta = here if used is None else torch.where(used, here, 0.0)
-        of_inner = delta @ up.mT
+        of_inner = delta.mm(up.mT)
         of_hidden, of_bias, of_up, of_source = None, None, None, None
         if any(ctx.needs_input_grad[4:]):
             work = picked.to(down.dtype)
             if torch.is_grad_enabled():
                 inner = torch.addmm(bias, work, source.mT)  # what is saved does not know what it depends on
-            of_bias, of_up = of_inner.sum(0), inner.mT @ delta
-            of_source = None if given is None else of_inner.mT @ work  # frozen, beside a bias or rows that learn
+            of_bias, of_up = of_inner.sum(0), inner.mT.mm(delta)
+            of_source = None if given is None else of_inner.mT.mm(work)  # frozen, beside a bias or rows that learn
         if ctx.needs_input_grad[0]:
             of_rows = torch.addmm(here, of_inner, source).to(grad.dtype)
             of_rows = of_rows if grad_picked is None else of_rows + grad_picked
             of_hidden = flat.index_copy(0, rows, of_rows).view(grad.shape)
-        return of_hidden, None, None, None, of_bias, of_up, of_source
+        return of_hidden, None, None, None, of_bias, of_up, of_source, None

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .plan import StackPlan
 from .situation import UnitKey
-from .window import Window
+from .window import Room, Workspace
 
 __all__ = ["CHILD", "Frame", "Prepared", "Products", "Ready", "Running"]
 
@@ -55,8 +55,7 @@ class Ready(NamedTuple):
         dtype: of the output.
         rows: long `[n]`, distinct rows of the flattened output.
         used: bool `[n, 1]`, which of them are edited; None if all are.
-        window: sizes, strides and start of a view of the output that shows these rows in this order; None if there
-            is none.
+        room: of the edit, where a view of the output shows these rows in this order; else None.
         products: the edit.
     """
 
@@ -64,12 +63,16 @@ class Ready(NamedTuple):
     dtype: torch.dtype
     rows: Tensor
     used: Tensor | None
-    window: Window | None
+    room: Room | None
     products: Products
 
     def fits(self, hidden: Tensor) -> bool:
         """Whether an output is what the edit was made ready for: OPT's feed-forward part gives `[batch · seq, …]`."""
         return hidden.shape == self.shape and hidden.dtype is self.dtype
+
+    def learns(self, hidden: Tensor) -> bool:
+        """Whether gradients go through the edit of an output."""
+        return torch.is_grad_enabled() and (hidden.requires_grad or self.products.source is not None)
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class Frame:
         rows: what the call says for its rows, if it does.
         prepared: what the edits of all sites need beside h; None until it is made, by the first edit or ahead of it.
         ready: path of a site → its edit in one step, where it has that; None until the first edit.
+        workspace: in which the last edit of a window was computed, for the next one.
         keeper: a generation that runs, which keeps what is prepared from forward to forward.
         counts_from_end: whether an edit depends on where the prompt of this call ends.
         penalties: what kinds add to this forward's loss; None where nothing does.
@@ -94,6 +98,7 @@ class Frame:
     rows: Any = None
     prepared: Prepared | None = None
     ready: Mapping[str, Ready] | None = None
+    workspace: Workspace | None = None
     keeper: Any = None
     counts_from_end: bool = False
     penalties: Any = None

@@ -3,7 +3,8 @@
 Python counts who holds an object, torch who holds a tensor and its memory. What a hook finds of a tensor that has just
 been made is counted once, on a module made for it, since it differs between versions of Python; anything else than
 that very count is somebody who holds it: a hook before ours, a list of hidden states, a view, numpy, a compiler that
-watches. Then the rows are written into a copy.
+watches, a step of the backward pass that was made before and has saved the tensor or its memory. Then the rows are
+written into a copy.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
         hidden: the hidden states in `output`.
         output: of the module.
     """
-    if torch.is_grad_enabled() or type(hidden) is not Tensor or not hidden.is_contiguous():
+    learns = hidden.requires_grad
+    if type(hidden) is not Tensor or not hidden.is_contiguous():
+        return False
+    if learns and (hidden.is_leaf or not torch.is_grad_enabled()):
         return False
     if hidden.is_inference() and not torch.is_inference_mode_enabled():
         return False
     storage, in_cpp = hidden.untyped_storage(), hidden._use_count()  # type: ignore[attr-defined]  # stubs leave it out
     count = (_holders(output), _holders(hidden), in_cpp, _sharers(storage._cdata))
-    known = _counts_of_new.get(type(output)) or _count_of_new(type(output))
+    known = _counts_of_new.get((type(output), learns)) or _count_of_new(type(output), learns)
     return count == known and storage.resizable()  # memory of numpy, or of a file, is not resizable
 
 
@@ -53,22 +57,22 @@ def _counted(hidden: Tensor, output: Any) -> Count:
     return _holders(output), _holders(hidden), in_cpp, _sharers(storage._cdata)
 
 
-_counts_of_new: dict[type, Count] = {}
+_counts_of_new: dict[tuple[type, bool], Count] = {}
 
 
-def _count_of_new(kind: type) -> Count | None:
-    """The count of what a module has just made: a tensor, or a tuple with it.
+def _count_of_new(kind: type, learns: bool) -> Count | None:
+    """The count of what a module has just made: a tensor, or a tuple with it, with gradients or without.
 
     None for other outputs, and while hooks on all modules may keep what the module gives; a mode does not see it.
     """
     if kind not in (Tensor, tuple) or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return None
-    with DisableTorchFunction(), _disable_current_modes():
-        known = _counts_of_new[kind] = _count(in_tuple=kind is tuple)
+    with DisableTorchFunction(), _disable_current_modes(), torch.set_grad_enabled(learns):
+        known = _counts_of_new[kind, learns] = _count(in_tuple=kind is tuple, learns=learns)
     return known
 
 
-def _count(*, in_tuple: bool) -> Count:
+def _count(*, in_tuple: bool, learns: bool) -> Count:
     counted = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -77,7 +81,8 @@ def _count(*, in_tuple: bool) -> Count:
         counted.append(alone)
 
     made = nn.Module()
-    made.forward = lambda: (torch.zeros(1).add(1),) if in_tuple else torch.zeros(1).add(1)
+    given = torch.zeros(1, requires_grad=learns)
+    made.forward = lambda: (given.add(1),) if in_tuple else given.add(1)
     made.register_forward_hook(hook)
     made()
     return counted[0]

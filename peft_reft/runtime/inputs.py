@@ -45,6 +45,8 @@ class Explicit:
 
     def check_names(self, adapters: Collection[str], stacks: Collection[str]) -> None:
         """Refuse a dict of locations whose keys name neither adapters nor the model's stacks."""
+        if self.locations is None:
+            return
         names = set(self.locations) if isinstance(self.locations, Mapping) else set()
         unknown = set() if names <= set(stacks) else names - set(adapters)
         if unknown:
@@ -216,4 +218,7 @@ def _ids(tokens: Any) -> Tensor | None:
 
 
 def _first(call: Mapping[str, Any], *names: str) -> Any:
-    return next((call[name] for name in names if call.get(name) is not None), None)
+    for name in names:
+        if call.get(name) is not None:
+            return call[name]
+    return None

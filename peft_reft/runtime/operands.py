@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .situation import UnitKey
 from .state import ModelState
 
 __all__ = ["Operands"]
+
+_hooks_of = attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Operands:
@@ -133,10 +136,7 @@ class Operands:
             if (
                 layer.training is not training
                 or unit.rows is not None
-                or unit._forward_hooks
-                or unit._forward_pre_hooks
-                or unit._backward_hooks
-                or unit._backward_pre_hooks
+                or any(_hooks_of(unit))
                 or (unit.training and unit.dropout.p)
                 or any(map(is_placeholder, unit._parameters.values()))
             ):

@@ -100,7 +100,7 @@ class Planner:
         frame = Frame(plans, activity.units, rows, penalties=penalties, noise=noise_for(activity, state.model))
         if known is not None and known.keeps:
             frame.keeper, frame.prepared = known, known.prepared
-        if getattr(module, "_is_replica", False):
+        if module.__dict__.get("_is_replica"):
             frame.prepared, frame.ready = {}, {}  # of DataParallel: a unit computes with its own copy
         frame.guarded = named is not None
         if compiled and not torch.is_grad_enabled():

@@ -15,8 +15,7 @@ from .frames import Frame, Prepared, Products, Ready
 from .operands import Operands
 from .plan import StackPlan
 from .scales import Scales
-from .situation import UnitKey
-from .window import Window, window_of
+from .window import Room, window_of
 
 __all__ = ["ReadyEdits"]
 
@@ -84,7 +83,7 @@ class ReadyEdits:
             return kept.found
         found: dict[str, Ready] = {}
         factors: list[tuple[Scales, str, float]] = []
-        planned: dict[tuple[str, UnitKey], tuple[Tensor, Tensor | None, Window | None]] = {}
+        planned: dict[Any, tuple[Tensor, Tensor | None, Room | None]] = {}
         for path, units in frame.units.items():
             one, layer = units[0], self.operands.state.layers[path]
             stack, tap = layer.stack, one.tap
@@ -96,16 +95,19 @@ class ReadyEdits:
             factors.append((layer.scaling, one.name, factor))
             if factor != 1.0:
                 continue
-            if (stack, one.key) not in planned:
+            hidden_size, rank = products.down.shape
+            alike = stack, one.key, products.down.shape, products.down.dtype
+            if alike not in planned:
                 chosen = plan.rows((one.key,))
                 member = chosen.members[0]
                 used = None if member is None else member[:, None]
                 # looked at once for all calls of this shape, not for a plan of one call
                 seen = plan.outlives and used is None and chosen.rows.device.type == "cpu"
-                window = window_of(chosen.rows, products.down.shape[0]) if seen else None
-                planned[stack, one.key] = chosen.rows, used, window
-            shape = torch.Size((*plan.shape, products.down.shape[0]))
-            found[path] = Ready(shape, dtype, *planned[stack, one.key], products)
+                window = window_of(chosen.rows, hidden_size) if seen else None
+                room = None if window is None else Room(window, rank, products.down.dtype)
+                planned[alike] = chosen.rows, used, room
+            shape = torch.Size((*plan.shape, hidden_size))
+            found[path] = Ready(shape, dtype, *planned[alike], products)
         if self.operands.keeps(prepared) and all(plan is None or plan.outlives for plan in frame.plans.values()):
             self.kept = _Kept(frame.units, frame.plans, prepared, dtype, factors, found)
         return found

@@ -13,7 +13,7 @@ from peft_reft.hub_format.errors import PositionError, SiteError
 from peft_reft.sites import PLAIN, hidden_of, with_hidden, with_slice
 
 from .activity import LiveUnit
-from .affine_edit import edit_affine
+from .affine_edit import edit_affine, edit_window
 from .edit import Edit, apply_edits
 from .frames import CHILD, Frame, Products
 from .holders import is_seen_here_only
@@ -43,6 +43,9 @@ def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
         if ready.fits(hidden):
             # asked first: an argument that waits would be a holder too
             alone = not frame.guarded and is_seen_here_only(hidden, output)
+            if alone and ready.room is not None and not ready.learns(hidden):
+                edit_window(hidden, ready, frame)
+                return None
             edited = edit_affine(hidden, ready, in_place=alone)
             edited = _sound(edited, hidden) if frame.guarded else edited
             return None if edited is hidden else with_hidden(output, edited)

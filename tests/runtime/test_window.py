@@ -10,7 +10,7 @@ from peft import get_peft_model
 
 from contract.tiny import base_model, token_ids
 from peft_reft import ReftConfig
-from peft_reft.runtime import affine_edit
+from peft_reft.runtime import site_edit
 from peft_reft.runtime.window import window_of
 from peft_reft.sites import hidden_of
 
@@ -48,8 +48,8 @@ def test_the_same_bits_as_by_gathered_rows(
     config = ReftConfig(task_type="CAUSAL_LM", positions=positions, init_weights=False)
     model: Any = get_peft_model(base_model("llama").to(dtype), config).eval()
     ids, used = token_ids(3, 7), []
-    own = affine_edit._edit_window
-    monkeypatch.setattr(affine_edit, "_edit_window", lambda *given: used.append(1) or own(*given))
+    own = site_edit.edit_window
+    monkeypatch.setattr(site_edit, "edit_window", lambda *given: used.append(1) or own(*given))
     with torch.no_grad():
         by_view = model(input_ids=ids).logits
         count = len(used)
