@@ -114,10 +114,8 @@ def _note(config: ReftConfig) -> str:
 def _prompts(row: Row, config: ReftConfig) -> tuple[tuple[int, int], ...]:
     """Start and stop of the prompt; with turns="each" of every turn's."""
     layout = row.layout()
-    each = layout.runs is not None and any(group.turns == "each" for group in config.groups())
-    prompt = (layout.runs if layout.runs is not None and each else layout.prompt)[
-        0, row.first : row.first + row.length
-    ].tolist()
+    runs = layout.runs() if any(group.turns == "each" for group in config.groups()) else None
+    prompt = (layout.prompt if runs is None else runs)[0, row.first : row.first + row.length].tolist()
     fenced = [False, *prompt, False]
     edges = [number for number in range(len(prompt) + 1) if fenced[number] != fenced[number + 1]]
     return tuple(zip(edges[::2], edges[1::2], strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError, PositionError
 from peft_reft.hub_format.positions import Special, parse_positions
-from peft_reft.positions import layout_of, prompt_before_labels, sequence_starts, shifted_right, term_masks
+from peft_reft.positions import layout_of, prompt_before, sequence_starts, shifted_right, term_masks
 
 from .inputs import named
 from .site import Column, Position
@@ -101,7 +101,7 @@ def _spec_columns(spec: str, inputs: Any, real: Tensor, role: str) -> Tensor:
     labels = named(inputs).get("labels")
     prompt = real
     if role != "encoder" and isinstance(labels, Tensor) and labels.shape == real.shape:
-        prompt = prompt_before_labels(real, start, labels.to(real.device), shifted=role == "decoder")
+        prompt = prompt_before(labels.to(real.device) != -100, real, start, shifted=role == "decoder")
     layout = layout_of(real, start, prompt, packed=False, supervised=None, sequences=1)
     mask = torch.stack(term_masks(positions, layout)).any(0)
     width = int(mask.sum(1).max())

@@ -4,7 +4,7 @@ from .explicit import location_masks
 from .layout import (
     Layout,
     layout_of,
-    prompt_before_labels,
+    prompt_before,
     prompt_from_lengths,
     prompt_from_mask,
     prompt_runs,
@@ -27,7 +27,7 @@ __all__ = [
     "location_masks",
     "needs_prompt",
     "plan_rows",
-    "prompt_before_labels",
+    "prompt_before",
     "prompt_from_lengths",
     "prompt_from_mask",
     "prompt_runs",

@@ -6,7 +6,7 @@ one over its row, `[batch, 1]`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ __all__ = [
     "count_before",
     "count_in_sequence",
     "layout_of",
-    "prompt_before_labels",
+    "prompt_before",
     "prompt_from_lengths",
     "prompt_from_mask",
     "prompt_runs",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layout:
     """What a batch looks like.
 
@@ -37,8 +37,10 @@ class Layout:
             where every row is one sequence.
         prompt: bool `[batch, seq]`, the prompt's tokens.
         packed: whether a row may hold several sequences.
-        runs: bool `[batch, seq]`, the prompts of all turns; None where there is one, `prompt`.
         sequences: how many sequences a row can hold at most, where that is known without looking at values.
+        marks: bool `[batch, seq]`, the prompts of all turns, where a mask says them.
+        supervised: bool `[batch, seq]`, the answers of all turns, where labels say them.
+        prompted: whether it is known that no sequence is without a prompt.
     """
 
     real: Tensor
@@ -46,14 +48,28 @@ class Layout:
     prompt: Tensor
     packed: bool = False
     sequences: int | None = 1
-    runs: Tensor | None = None
+    marks: Tensor | None = None
+    supervised: Tensor | None = None
+    prompted: bool = False
+    _lengths: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+
+    def lengths(self) -> Tensor:
+        """Of the prompt of each column's sequence, long `[batch, seq]` or `[batch, 1]`; counted once."""
+        if self._lengths is None:
+            self._lengths = count_in_sequence(self.prompt, self.start)
+        return self._lengths
+
+    def runs(self) -> Tensor | None:
+        """The prompts of all turns, bool `[batch, seq]`; None where nothing tells of turns."""
+        return prompt_runs(self, self.supervised) if self.marks is None and self.supervised is not None else self.marks
 
     def by_turns(self) -> Layout:
         """The same tokens with every turn as a sequence of its own: a run of prompt, and what follows it."""
-        if self.runs is None:
+        runs = self.runs()
+        if runs is None:
             return self
-        start = turn_starts(self.real, self.starts(), self.runs)
-        return Layout(self.real, start, self.runs, self.packed, None)
+        start = turn_starts(self.real, self.starts(), runs)
+        return Layout(self.real, start, runs, self.packed, None)
 
     def starts(self) -> Tensor:
         """`start` as a tensor."""
@@ -120,15 +136,21 @@ def count_in_sequence(mask: Tensor, start: Tensor | None) -> Tensor:
     return totals.gather(1, start)
 
 
-def prompt_before_labels(real: Tensor, start: Tensor | None, labels: Tensor, *, shifted: bool = False) -> Tensor:
-    """Real tokens before the first label that is not −100.
+def prompt_before(supervised: Tensor, real: Tensor, start: Tensor | None, *, shifted: bool = False) -> Tensor:
+    """Real tokens before the first that a label supervises, bool `[batch, seq]`.
 
-    With `shifted`, labels stand at the position that predicts them (the decoder of an encoder-decoder): the token at
-    the first supervised position is then part of the prompt.
+    Args:
+        supervised: bool `[batch, seq]`, where labels are not −100.
+        real: bool `[batch, seq]`.
+        start: the column where each token's sequence starts.
+        shifted: labels stand at the position that predicts them (the decoder of an encoder-decoder): the token at the
+            first supervised position is then part of the prompt.
     """
-    supervised = (labels != -100) & real
-    seen = count_before(supervised, start)
-    return real & (seen == 0) & (torch.ones_like(supervised) if shifted else ~supervised)
+    supervised = supervised & real
+    if shifted or start is not None:
+        seen = count_before(supervised, start) == 0
+        return real & (seen if shifted else seen & ~supervised)
+    return real & (supervised.cumsum(1) == 0)
 
 
 def prompt_from_mask(real: Tensor, start: Tensor | None, prompt_mask: Tensor) -> Tensor:
@@ -151,7 +173,7 @@ def prompt_runs(layout: Layout, supervised: Tensor) -> Tensor:
     supervised = supervised & layout.real
     total = count_in_sequence(supervised, layout.start)
     answered = (total == 0) | (count_before(supervised, layout.start) < total)
-    has_prompt = count_in_sequence(layout.prompt, layout.start) > 0
+    has_prompt = layout.lengths() > 0
     return layout.real & ~supervised & answered & has_prompt
 
 

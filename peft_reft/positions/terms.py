@@ -19,7 +19,7 @@ from peft_reft.hub_format.positions import (
     Term,
 )
 
-from .layout import Layout, count_before, count_in_sequence
+from .layout import Layout, count_before
 
 __all__ = ["needs_prompt", "term_masks", "term_width"]
 
@@ -81,26 +81,28 @@ class _Counts:
     """A layout, and what several terms count in it, counted once. No `cached_property`: its lock stops a compiler."""
 
     def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self.real, self.start, self.prompt = layout.real, layout.start, layout.prompt
-        self._ordinal: Tensor | None = None
-        self._length: Tensor | None = None
+        self._leading: Tensor | None = None
+        self._numbered: tuple[Tensor, Tensor] | None = None
 
     @property
-    def ordinal(self) -> Tensor:
-        """Of each token of the prompt its number, from 1: long `[batch, seq]`, of no meaning elsewhere."""
-        if self._ordinal is None:
-            count = self.prompt.cumsum(1)
+    def leading(self) -> Tensor:
+        """The prompt's tokens, and all of a sequence without a prompt: bool `[batch, seq]`."""
+        if self.prompt is self.real or self.layout.prompted:
+            return self.prompt
+        if self._leading is None:
+            self._leading = torch.where(self.layout.lengths() == 0, self.real, self.prompt)
+        return self._leading
+
+    def ordinal(self, tokens: Tensor) -> Tensor:
+        """Of each of these tokens its number in its sequence, from 1: long `[batch, seq]`, of no meaning elsewhere."""
+        if self._numbered is None or self._numbered[0] is not tokens:
+            count = tokens.cumsum(1)
             if self.start is not None:
-                count = count - (count - self.prompt.long()).gather(1, self.start)
-            self._ordinal = count
-        return self._ordinal
-
-    @property
-    def length(self) -> Tensor:
-        """Of the prompt of each column's sequence: long `[batch, seq]` or `[batch, 1]`."""
-        if self._length is None:
-            self._length = count_in_sequence(self.prompt, self.start)
-        return self._length
+                count = count - (count - tokens.long()).gather(1, self.start)
+            self._numbered = tokens, count
+        return self._numbered[1]
 
 
 def _mask(term: Term, counts: _Counts, input_ids: Tensor | None, token_ids: Mapping[str, int]) -> Tensor:
@@ -114,15 +116,13 @@ def _mask(term: Term, counts: _Counts, input_ids: Tensor | None, token_ids: Mapp
             return torch.zeros_like(real)
         return real & (input_ids == token_ids[term.token])
     if isinstance(term, Generated):
-        after = real & ~prompt & (count_before(prompt, start) == counts.length)
+        after = real & ~prompt & (count_before(prompt, start) == counts.layout.lengths())
         rank = count_before(after, start)
         return after & (rank >= (term.start or 0)) & (rank < (real.shape[1] if term.stop is None else term.stop))
     if isinstance(term, First):
-        first = prompt & (counts.ordinal <= term.count)
-        if prompt is real:  # no sequence is without a prompt
-            return first
-        return first | (real & (counts.length == 0) & (count_before(real, start) < term.count))
-    ordinal, length = counts.ordinal, counts.length
+        leading = counts.leading
+        return leading & (counts.ordinal(leading) <= term.count)
+    ordinal, length = counts.ordinal(prompt), counts.layout.lengths()
     if isinstance(term, Last):
         return prompt & (ordinal > length - term.count)
     low = torch.zeros_like(length) if term.start is None else _bound(term.start, length)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .edit import is_autocast
-from .frames import Frame, Ready
-from .window import HELD_BYTES, workspace_for
+from .frames import Frame, Products, Ready
+from .window import HELD_BYTES, Room, workspace_for
 
 __all__ = ["edit_affine", "edit_window"]
 
@@ -33,21 +33,22 @@ def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tens
     return _edited(hidden, ready, in_place)
 
 
-def edit_window(hidden: Tensor, ready: Ready, frame: Frame) -> None:
+def edit_window(hidden: Tensor, room: Room, products: Products, frame: Frame) -> None:
     """The same in place, where a view of h shows the planned rows; casts are part of reading and of writing it.
 
     Autocast changes nothing of it: it leaves products alone that are written into a tensor.
 
     Args:
         hidden: h `[batch, seq, hidden]`, of which no gradients are needed.
-        ready: with room.
+        room: of the edit.
+        products: A, c and B.
         frame: of the forward that runs.
     """
-    room, held = ready.room, frame.workspace
+    held = frame.workspace
     if held is None or held.room is not room:
         held = workspace_for(room)
         frame.workspace = held if held.rows.nbytes <= HELD_BYTES else None
-    (sizes, strides, start), products, rows = room.window, ready.products, held.rows
+    (sizes, strides, start), rows = room.window, held.rows
     view = hidden.as_strided(sizes, strides, hidden.storage_offset() + start)
     held.seen.copy_(view)
     rows.addmm_(held.inner.copy_(products.bias).addmm_(rows, products.down), products.up)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -57,19 +58,26 @@ def apart(names: Sequence[Sequence[str]], joined: Sequence[Tensor]) -> dict[str,
     return found
 
 
-def stacked(parts: Iterable[Tensor]) -> Tensor:
-    """`torch.stack` of tensors that learn."""
-    found: Tensor = _Stacked.apply(*parts)  # type: ignore[no-untyped-call]
+def stacked(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """`torch.stack` of each of several lists of one length, of tensors that learn."""
+    found: tuple[Tensor, ...] = _Stacked.apply(len(parts[0]), *chain.from_iterable(parts))  # type: ignore[no-untyped-call]
     return found
 
 
 class _Stacked(torch.autograd.Function):
-    """`torch.stack`, whose backward pass takes one call for all of them in place of one for each."""
+    """`torch.stack`, whose backward pass takes one call for a list in place of one for each tensor."""
 
     @staticmethod
-    def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        return torch.stack(parts)
+    def forward(ctx: Any, count: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.count = count
+        ctx.set_materialize_grads(False)
+        starts = range(0, len(parts), count)
+        found = tuple(torch.stack(parts[at : at + count]) for at in starts)
+        learn = [any(ctx.needs_input_grad[at + 1 : at + 1 + count]) for at in starts]
+        ctx.mark_non_differentiable(*(held for held, learns in zip(found, learn, strict=True) if not learns))
+        return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return grad.unbind(0)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        none = (None,) * ctx.count
+        return None, *chain.from_iterable(none if grad is None else grad.unbind(0) for grad in grads)

@@ -10,7 +10,6 @@ from torch import Tensor
 from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
 from peft_reft.hub_format.positions import All
 from peft_reft.positions import Layout, any_true, first_where
-from peft_reft.positions.layout import count_in_sequence
 
 from .inputs import CallInputs
 from .situation import Situation
@@ -86,11 +85,11 @@ def _prompt_only(adapter: AdapterView) -> bool:
 
 
 def check_prompts(layout: Layout, adapter: AdapterView) -> None:
-    """Refuse a sequence without a prompt, where positions need one."""
-    if layout.prompt is layout.real:
-        return  # all of it is prompt
-    has_prompt = count_in_sequence(layout.prompt, layout.start) > 0
-    if any_true(layout.real & ~has_prompt):
+    """Refuse a sequence without a prompt, where positions need one; of others the layout knows it then."""
+    if layout.prompt is layout.real or layout.prompted:
+        return
+    missing = layout.lengths() == 0
+    if any_true(missing) and any_true(layout.real & missing):
         specs = ", ".join(repr(str(group.positions)) for group in adapter.groups)
         raise PromptBoundaryError(
             f"positions {specs} need a prompt, and a sequence of this batch has none",
@@ -100,6 +99,7 @@ def check_prompts(layout: Layout, adapter: AdapterView) -> None:
             fix="mask the prompt's labels with -100 (completion-only loss), use positions without 'l', 'p' and "
             "'prompt', or pass prompt_mask; a fragment of a split document has no prompt",
         )
+    layout.prompted = True
 
 
 def check_terms(locations: Any, adapter: AdapterView) -> None:

@@ -51,16 +51,16 @@ class Ready(NamedTuple):
     """The one edit of a site, where it is affine and falls on the whole output.
 
     Attributes:
-        shape: `[batch, seq, hidden]` of the output.
         dtype: of the output.
+        shape: `[batch, seq, hidden]` of the output.
         rows: long `[n]`, distinct rows of the flattened output.
         used: bool `[n, 1]`, which of them are edited; None if all are.
         room: of the edit, where a view of the output shows these rows in this order; else None.
         products: the edit.
     """
 
-    shape: torch.Size
     dtype: torch.dtype
+    shape: torch.Size
     rows: Tensor
     used: Tensor | None
     room: Room | None

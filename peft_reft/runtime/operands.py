@@ -152,8 +152,9 @@ class Operands:
         like, held = group.units[0], [unit._parameters for unit in group.units]
         dtype = torch.float64 if is_wide(group) or model_dtype == torch.float64 else torch.float32
         if torch.is_grad_enabled() and any(one.requires_grad for tensors in held for one in tensors.values()):
-            raw = {name: stacked(tensors[name] for tensors in held) for names in group.names for name in names}
-            return _folded(like, raw, dtype)
+            names = list(like._parameters)
+            parts = stacked([[tensors[name] for tensors in held] for name in names])
+            return _folded(like, dict(zip(names, parts, strict=True)), dtype)
         joined = [torch.stack([tensors[name] for name in names for tensors in held]) for names in group.names]
         made: list[Products] = self._made(
             (group.places[0], group.alike, dtype),

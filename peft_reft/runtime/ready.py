@@ -83,7 +83,7 @@ class ReadyEdits:
             return kept.found
         found: dict[str, Ready] = {}
         factors: list[tuple[Scales, str, float]] = []
-        planned: dict[Any, tuple[Tensor, Tensor | None, Room | None]] = {}
+        planned: dict[Any, tuple[torch.Size, Tensor, Tensor | None, Room | None]] = {}
         for path, units in frame.units.items():
             one, layer = units[0], self.operands.state.layers[path]
             stack, tap = layer.stack, one.tap
@@ -105,9 +105,8 @@ class ReadyEdits:
                 seen = plan.outlives and used is None and chosen.rows.device.type == "cpu"
                 window = window_of(chosen.rows, hidden_size) if seen else None
                 room = None if window is None else Room(window, rank, products.down.dtype)
-                planned[alike] = chosen.rows, used, room
-            shape = torch.Size((*plan.shape, hidden_size))
-            found[path] = Ready(shape, dtype, *planned[alike], products)
+                planned[alike] = torch.Size((*plan.shape, hidden_size)), chosen.rows, used, room
+            found[path] = Ready(dtype, *planned[alike], products)
         if self.operands.keeps(prepared) and all(plan is None or plan.outlives for plan in frame.plans.values()):
             self.kept = _Kept(frame.units, frame.plans, prepared, dtype, factors, found)
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from peft_reft.positions import (
     first_where,
     layout_of,
     location_masks,
-    prompt_before_labels,
+    prompt_before,
     prompt_from_lengths,
     prompt_from_mask,
-    prompt_runs,
     sequence_starts,
     term_masks,
     term_width,
@@ -133,14 +131,13 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
     elif situation.role == "encoder" or not situation.has_completion:
         prompt = real
     elif supervised is not None:
-        labels = torch.where(supervised, 0, -100)
-        prompt = prompt_before_labels(real, start, labels, shifted=situation.role == "decoder")
+        prompt = prompt_before(supervised, real, start, shifted=situation.role == "decoder")
     else:
         prompt = real & _columns_below(call.past, real) if call.past else real
     layout = layout_of(real, start, prompt, packed=packed, supervised=supervised, sequences=sequences)
-    if supervised is None or situation.role == "decoder" or situation.prompt_width is not None:
-        return layout
-    return replace(layout, runs=prompt_runs(layout, supervised))
+    if situation.role != "decoder" and situation.prompt_width is None:
+        layout.supervised = supervised
+    return layout
 
 
 def _columns_below(count: int, real: Tensor) -> Tensor:

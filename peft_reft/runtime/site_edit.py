@@ -44,7 +44,7 @@ def edit_output(module: nn.Module, args: Any, output: Any) -> Any:
             # asked first: an argument that waits would be a holder too
             alone = not frame.guarded and is_seen_here_only(hidden, output)
             if alone and ready.room is not None and not ready.learns(hidden):
-                edit_window(hidden, ready, frame)
+                edit_window(hidden, ready.room, ready.products, frame)
                 return None
             edited = edit_affine(hidden, ready, in_place=alone)
             edited = _sound(edited, hidden) if frame.guarded else edited
