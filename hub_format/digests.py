@@ -40,7 +40,8 @@ def tensor_info(tensor: Tensor, dtype: str | None = None) -> TensorInfo:
     if name not in _BY_NAME:
         raise AdapterLoadError(f"a tensor has dtype {tensor.dtype}, which the format does not store")
     plain = tensor.detach().to("cpu", _BY_NAME[name]).contiguous()
-    data: Any = plain.reshape(-1).view(torch.uint8).numpy()
+    bits = plain.view(torch.int16) if plain.dtype is torch.bfloat16 else plain  # of which numpy has none
+    data: Any = bits.numpy().reshape(-1)
     return TensorInfo(name, tuple(plain.shape), hashlib.sha256(data).hexdigest())
 
 

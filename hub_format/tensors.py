@@ -25,6 +25,8 @@ __all__ = ["TensorInfo", "file_digest", "read_tensor_table", "read_values"]
 
 MAX_HEADER = 1024 * 1024
 MAX_TENSORS = 10_000
+BLOCK = 1 << 20
+"""So many bytes are read, and so many numbers' looked at, in one go."""
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 LARGEST: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x47EFFFFFE0000000),
@@ -79,21 +81,20 @@ def read_tensor_table(path: Path, *, check_values: bool = False) -> dict[str, Te
             raise _refuse(path, f"lists {len(header)} tensors; at most {MAX_TENSORS} are read")
         spans = [(name, *_entry(path, name, entry)) for name, entry in header.items()]
         table: dict[str, TensorInfo] = {}
+        numbers = _Numbers(path) if check_values else None
         position = 0
         for name, dtype, shape, begin, end in sorted(spans, key=lambda span: (span[3], span[4])):
             if begin != position or end - begin != prod(shape) * ITEM_BYTES[dtype] or 8 + length + end > size:
                 raise _refuse(path, f"tensor {name[:80]!r} does not lie where its shape says")
-            digest, finite = _read(handle, end - begin, dtype)
-            if check_values and not finite:
-                raise FileFormatError(
-                    f"tensor {name[:120]!r} holds NaN or infinity, or a number that float32 does not hold",
-                    code="tensors.finite",
-                    file=path.name,
-                    rule="every value is a finite number",
-                    fix="train again with a smaller learning rate, or take an earlier checkpoint",
-                )
-            table[name] = TensorInfo(dtype, shape, digest)
+            digest = hashlib.sha256()
+            for block in _blocks(handle, end - begin):
+                digest.update(block)
+                if numbers is not None and dtype in LARGEST:
+                    numbers.take(name, dtype, block)
+            table[name] = TensorInfo(dtype, shape, digest.hexdigest())
             position = end
+        if numbers is not None:
+            numbers.look()
         if 8 + length + position != size:
             raise _refuse(path, "has bytes that belong to no tensor")
     return dict(sorted(table.items()))
@@ -143,21 +144,57 @@ def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], 
     return dtype, tuple(shape), offsets[0], offsets[1]
 
 
-def _read(handle: Any, count: int, dtype: str) -> tuple[str, bool]:
-    """Digest of the next bytes, and whether all numbers among them are allowed."""
-    digest, finite = hashlib.sha256(), True
-    while count:
-        block = handle.read(min(count, 1 << 20))
-        if not block:
-            break
-        digest.update(block)
-        if dtype in LARGEST:
-            unsigned, largest = LARGEST[dtype]
-            size = ITEM_BYTES[dtype]
-            bits = np.frombuffer(block, dtype=unsigned, count=len(block) // size)
-            finite = finite and not bool(((bits & bits.dtype.type(2 ** (8 * size - 1) - 1)) > largest).any())
+def _blocks(handle: Any, count: int) -> Iterator[bytes]:
+    """The next bytes, in pieces that memory is never short of."""
+    while count and (block := handle.read(min(count, BLOCK))):
+        yield block
         count -= len(block)
-    return digest.hexdigest(), finite
+
+
+class _Numbers:
+    """Refuses numbers that are not allowed: of many small tensors in one look.
+
+    Args:
+        path: of their file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dtype = ""
+        self.size = 0
+        self.blocks: list[tuple[str, bytes]] = []
+
+    def take(self, name: str, dtype: str, block: bytes) -> None:
+        """Bytes of a tensor; what is less than a number at their end, in a file that is being cut, is left out."""
+        block = block[: len(block) - len(block) % ITEM_BYTES[dtype]]
+        if dtype != self.dtype or self.size >= BLOCK:
+            self.look()
+        self.dtype, self.size = dtype, self.size + len(block)
+        self.blocks.append((name, block))
+
+    def look(self) -> None:
+        """Look at what was taken.
+
+        Raises:
+            FileFormatError: NaN, infinity, or a number beyond float32; names the tensor.
+        """
+        blocks, self.blocks, self.size = self.blocks, [], 0
+        if not blocks or _are_allowed(b"".join(block for _, block in blocks), self.dtype):
+            return
+        name = next(name for name, block in blocks if not _are_allowed(block, self.dtype))
+        raise FileFormatError(
+            f"tensor {name[:120]!r} holds NaN or infinity, or a number that float32 does not hold",
+            code="tensors.finite",
+            file=self.path.name,
+            rule="every value is a finite number",
+            fix="train again with a smaller learning rate, or take an earlier checkpoint",
+        )
+
+
+def _are_allowed(data: bytes, dtype: str) -> bool:
+    unsigned, largest = LARGEST[dtype]
+    bits = np.frombuffer(data, dtype=unsigned)
+    return not bool(((bits & bits.dtype.type(2 ** (8 * ITEM_BYTES[dtype] - 1) - 1)) > largest).any())
 
 
 def _refuse(path: Path, why: str) -> FileFormatError:

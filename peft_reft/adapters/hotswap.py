@@ -121,7 +121,7 @@ def _write(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], r
                 unit.rank = ranks[number]
             for name, held in unit.named_tensors().items():
                 value = tensors[f"{path}.reft_{number}.{adapter_name}.{name}"]
-                if name in unit.ranked:
+                if unit.is_ranked(name):
                     held[len(value) :] = 0
                     held[: len(value)] = value.to(held.device, held.dtype)
                 else:
@@ -132,7 +132,7 @@ def _set_dropout(layers: list[ReftLayer], adapter_name: str, first: int, group: 
     for layer in layers:
         for number in layer.units[adapter_name]:
             if first <= number < first + group.units:
-                layer.unit((adapter_name, number)).dropout.p = group.dropout
+                layer.unit((adapter_name, number)).set_dropout(group.dropout)
 
 
 def _check_alike(held: Any, config: ReftConfig) -> None:

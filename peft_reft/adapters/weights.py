@@ -31,7 +31,7 @@ def freeze_base(state: ModelState) -> bool:
         False, with nothing done, where something else decides about parameters too: another method's layers, modules
         that are saved in full, trained tokens.
     """
-    base = list(state.base_modules())
+    base = state.base_modules()
     if _has_any(base, BaseTunerLayer, AuxiliaryTrainingWrapper):
         return False
     for module in base:

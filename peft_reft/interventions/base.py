@@ -95,7 +95,7 @@ class Intervention(Starting, Reserving):
         self.hidden_size = hidden_size
         self.rank = rank
         self.act_fn: str | None = canonical_activation(act_fn)
-        self.dropout: nn.Dropout = nn.Dropout(dropout)  # a module: trainers that switch dropout off look for these
+        self.set_dropout(dropout)
         self.options: dict[str, Any] = signature.with_defaults(options or {})
         self.rows: list[int] | None = None
         self.capacity: int | None = None
@@ -120,6 +120,19 @@ class Intervention(Starting, Reserving):
             The fault in words; None if there is none.
         """
         return None
+
+    @property
+    def drops(self) -> float:
+        """The probability with which dropout falls on a number of the edit in training."""
+        held = self._modules.get("dropout")
+        return 0.0 if held is None else float(held.p)  # type: ignore[arg-type]  # nn.Dropout's
+
+    def set_dropout(self, probability: float) -> None:
+        """Let dropout fall on the edit: a module where there is any, which trainers that switch it off look for."""
+        if "dropout" in self._modules:
+            self.dropout.p = probability
+        elif probability:
+            self.dropout: nn.Dropout = nn.Dropout(probability).train(self.training)
 
     @property
     def taken(self) -> Tensor | None:
@@ -232,7 +245,7 @@ class Intervention(Starting, Reserving):
         if self.samples:
             more["generator"] = generator
         delta = self.edit_delta(hidden, *given, **more)
-        return F.dropout(delta, self.dropout.p) if self.training and self.dropout.p else delta
+        return F.dropout(delta, self.drops) if self.training and self.drops else delta
 
     def raw_rotation(self) -> Tensor:
         """What R `[rank, hidden]` is made of: the raw parameter, freed of the directions that R keeps out of.

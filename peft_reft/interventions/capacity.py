@@ -32,7 +32,11 @@ class Reserving(nn.Module):
     @property
     def ranked(self) -> list[str]:
         """Names of the tensors whose first dimension is the rank."""
-        return [name for name in self.named_tensors() if name != COMPLEMENT and self.tensors[name][0] == "rank"]
+        return [name for name in self.named_tensors() if self.is_ranked(name)]
+
+    def is_ranked(self, name: str) -> bool:
+        """Whether the first dimension of one of its tensors is the rank."""
+        return name != COMPLEMENT and self.tensors[name][0] == "rank"
 
     def reserve(self, capacity: int) -> None:
         """Make room for edits up to this rank: rows of zeros, which are computed and add nothing.

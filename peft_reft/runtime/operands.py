@@ -137,7 +137,7 @@ class Operands:
                 layer.training is not training
                 or unit.rows is not None
                 or any(_hooks_of(unit))
-                or (unit.training and unit.dropout.p)
+                or (unit.training and unit.drops)
                 or any(map(is_placeholder, unit._parameters.values()))
             ):
                 return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -57,16 +57,18 @@ class ModelState:
         self._activity: Activity | None = None
         self._named: dict[tuple[str, ...], Activity] = {}
 
-    def base_modules(self) -> Iterator[nn.Module]:
+    def base_modules(self) -> list[nn.Module]:
         """Every module of the model but its adapters', however many these are; once each, in the order of the tree."""
-        seen = set(map(id, self.layers.values()))
+        seen, found = set(map(id, self.layers.values())), []
         waiting: list[nn.Module | None] = [self.model]
         while waiting:
             module = waiting.pop()
             if module is not None and id(module) not in seen:
                 seen.add(id(module))
-                yield module
-                waiting.extend(reversed(module._modules.values()))
+                found.append(module)
+                if module._modules:
+                    waiting.extend(reversed(module._modules.values()))
+        return found
 
     def activity(self) -> Activity:
         """What edits now: the running call's rows, or the active adapters."""

@@ -87,7 +87,7 @@ def _check_tensors(given: Mapping[Any, Any]) -> None:
 def _fitting(name: str, tensor: Tensor, place: AdapterTensor, rank: int | None) -> Tensor:
     """A file's tensor as the model will compute with it, if it has the shape of its place."""
     shape = getattr(place.held, "ds_shape", place.held.shape)
-    if place.name in place.unit.ranked:
+    if place.unit.is_ranked(place.name):
         shape = (place.unit.rank if rank is None else rank, *shape[1:])
     if tuple(tensor.shape) != tuple(shape):
         raise _unfit(f"the tensor {name[:120]!r} has shape {list(tensor.shape)}, the model {list(shape)}")

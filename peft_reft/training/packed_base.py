@@ -39,7 +39,7 @@ class PackedBase(BoundaryProvider):
 
     def attach(self) -> None:
         """Find the layers that may."""
-        any_packs = any(part.__dict__.get(_PACKS) for part in self.state.base_modules())
+        any_packs = any(_PACKS in part.__dict__ for part in self.state.base_modules())
         named = self.state.model.named_modules() if any_packs else ()
         self.layers = {path: part for path, part in named if part.__dict__.get(_PACKS)}
         self.prepares: bool = bool(self.layers)
