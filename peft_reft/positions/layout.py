@@ -98,16 +98,15 @@ def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_len
     A sequence starts at the first real token of a row, where `position_ids` `[batch or 1, seq]` do not increase
     between real tokens, and at the offsets `cu_seq_lens` `[sequences + 1]` of a single packed row.
     """
-    columns = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    columns = torch.arange(real.shape[1], device=real.device)
     starts = real & (real.cumsum(1) == 1)
     if cu_seq_lens is not None:
         offsets = cu_seq_lens[:-1].to(real.device, torch.long).clamp(0, real.shape[1] - 1)
         starts = starts | torch.zeros_like(real).index_fill(1, offsets, True)
     elif position_ids is not None:
-        ids = position_ids.expand_as(real)
-        restart = (ids[:, 1:] <= ids[:, :-1]) & real[:, 1:] & real[:, :-1]
+        restart = (position_ids[:, 1:] <= position_ids[:, :-1]) & real[:, 1:] & real[:, :-1]
         starts = starts | torch.nn.functional.pad(restart, (1, 0), value=False)
-    return torch.where(starts, columns, torch.zeros_like(columns)).cummax(1).values
+    return (starts * columns).cummax(1).values
 
 
 def shifted_right(mask: Tensor) -> Tensor:
@@ -124,8 +123,14 @@ def shifted_right(mask: Tensor) -> Tensor:
 
 def count_before(mask: Tensor, start: Tensor | None) -> Tensor:
     """How many tokens of `mask`, real ones, stand before each column in its own sequence, long `[batch, seq]`."""
-    before = mask.cumsum(1) - mask.long()
+    before = torch.add(mask.cumsum(1), mask, alpha=-1)
     return before if start is None else before - before.gather(1, start)
+
+
+def count_through(mask: Tensor, start: Tensor | None) -> Tensor:
+    """The same with the column's own token: long `[batch, seq]`."""
+    count = mask.cumsum(1)
+    return count if start is None else count - torch.add(count, mask, alpha=-1).gather(1, start)
 
 
 def count_in_sequence(mask: Tensor, start: Tensor | None) -> Tensor:
@@ -146,18 +151,20 @@ def prompt_before(supervised: Tensor, real: Tensor, start: Tensor | None, *, shi
         shifted: labels stand at the position that predicts them (the decoder of an encoder-decoder): the token at the
             first supervised position is then part of the prompt.
     """
-    supervised = supervised & real
-    if shifted or start is not None:
-        seen = count_before(supervised, start) == 0
-        return real & (seen if shifted else seen & ~supervised)
-    return real & (supervised.cumsum(1) == 0)
+    seen = (count_before if shifted else count_through)(supervised & real, start)
+    return real & (seen == 0)
 
 
-def prompt_from_mask(real: Tensor, start: Tensor | None, prompt_mask: Tensor) -> Tensor:
-    """The first run of ones of an explicit mask in each sequence."""
-    marked = prompt_mask.to(torch.bool) & real
-    broken = real & ~marked & (count_before(marked, start) > 0)
-    return marked & (count_before(broken, start) == 0)
+def prompt_from_mask(real: Tensor, start: Tensor | None, marked: Tensor) -> Tensor:
+    """The first run of ones of an explicit mask in each sequence.
+
+    Args:
+        real: bool `[batch, seq]`.
+        start: the column where each token's sequence starts.
+        marked: bool `[batch, seq]`, real tokens.
+    """
+    broken = (real > marked) & (count_through(marked, start) > 0)
+    return marked & (count_through(broken, start) == 0)
 
 
 def prompt_runs(layout: Layout, supervised: Tensor) -> Tensor:
@@ -179,7 +186,7 @@ def prompt_runs(layout: Layout, supervised: Tensor) -> Tensor:
 
 def prompt_from_lengths(real: Tensor, start: Tensor | None, lengths: Tensor) -> Tensor:
     """The first `lengths[row]` real tokens of each row; `lengths` is `[batch]`."""
-    return real & (count_before(real, start) < lengths[:, None])
+    return real & (count_through(real, start) <= lengths[:, None])
 
 
 def without_filler(real: Tensor, start: Tensor | None, known: Tensor) -> Tensor:
@@ -202,7 +209,6 @@ def layout_of(
     with labels a sequence of one token that is not supervised is padding of the row.
     """
     if packed and supervised is not None:
-        real = without_filler(real, start, supervised)
-        prompt = prompt & real
+        real = without_filler(real, start, supervised)  # of whose prompts the rule for one token takes the rest
         prompt = prompt & (count_in_sequence(prompt, start) > 1)
     return Layout(real, start, prompt, packed, sequences)

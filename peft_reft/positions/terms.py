@@ -19,7 +19,7 @@ from peft_reft.hub_format.positions import (
     Term,
 )
 
-from .layout import Layout, count_before
+from .layout import Layout, count_through
 
 __all__ = ["needs_prompt", "term_masks", "term_width"]
 
@@ -98,10 +98,7 @@ class _Counts:
     def ordinal(self, tokens: Tensor) -> Tensor:
         """Of each of these tokens its number in its sequence, from 1: long `[batch, seq]`, of no meaning elsewhere."""
         if self._numbered is None or self._numbered[0] is not tokens:
-            count = tokens.cumsum(1)
-            if self.start is not None:
-                count = count - (count - tokens.long()).gather(1, self.start)
-            self._numbered = tokens, count
+            self._numbered = tokens, count_through(tokens, self.start)
         return self._numbered[1]
 
 
@@ -116,19 +113,26 @@ def _mask(term: Term, counts: _Counts, input_ids: Tensor | None, token_ids: Mapp
             return torch.zeros_like(real)
         return real & (input_ids == token_ids[term.token])
     if isinstance(term, Generated):
-        after = real & ~prompt & (count_before(prompt, start) == counts.layout.lengths())
-        rank = count_before(after, start)
-        return after & (rank >= (term.start or 0)) & (rank < (real.shape[1] if term.stop is None else term.stop))
+        after = (real > prompt) & (counts.ordinal(prompt) == counts.layout.lengths())
+        found = after
+        if term.start or term.stop is not None:
+            rank = count_through(after, start)
+            found = found & (rank > (term.start or 0))
+            found = found if term.stop is None else found & (rank <= term.stop)
+        return found
     if isinstance(term, First):
         leading = counts.leading
         return leading & (counts.ordinal(leading) <= term.count)
     ordinal, length = counts.ordinal(prompt), counts.layout.lengths()
     if isinstance(term, Last):
         return prompt & (ordinal > length - term.count)
-    low = torch.zeros_like(length) if term.start is None else _bound(term.start, length)
-    high = length if term.stop is None else _bound(term.stop, length)
-    return prompt & (ordinal > low) & (ordinal <= high)
+    found = prompt
+    if term.start is not None:
+        found = found & (ordinal > _bound(term.start, length))
+    if term.stop is not None:
+        found = found & (ordinal <= _bound(term.stop, length))
+    return found
 
 
-def _bound(bound: int, length: Tensor) -> Tensor:
-    return torch.full_like(length, bound) if bound >= 0 else length + bound
+def _bound(bound: int, length: Tensor) -> Tensor | int:
+    return bound if bound >= 0 else length + bound

@@ -117,7 +117,7 @@ def check_terms(locations: Any, adapter: AdapterView) -> None:
 
 def check_marks(marks: Tensor, real: Tensor) -> None:
     """Refuse a prompt mask, bool `[batch, slots]`, that marks padding."""
-    if not torch.compiler.is_compiling() and any_true(marks & ~real):
+    if not torch.compiler.is_compiling() and any_true(marks > real):
         raise LocationError(
             "prompt_mask marks padding",
             rule="only real tokens are prompt",

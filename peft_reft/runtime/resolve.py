@@ -106,7 +106,10 @@ def _inferred(
 def call_layout(call: CallInputs, situation: Situation) -> Layout:
     """The layout over absolute slots: what the cache holds, this forward's columns, and the prompt's rest."""
     slots = call.slots(situation.prompt_width)
-    supervised = _supervised(call, situation)
+    explicit = situation.explicit
+    takes_bare = situation.role in ("only", "encoder") or not situation.encoder_edited
+    stated = takes_bare and not (explicit.prompt_mask is None and explicit.prompt_lengths is None)
+    supervised = None if stated and situation.role != "decoder" else _supervised(call, situation)
     real = real_slots(call, situation, supervised)
     fresh = call.past == 0 and situation.prompt_width is None
     position_ids = call.position_ids if fresh and _is_2d(call.position_ids) else None
@@ -115,13 +118,12 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
     start = None if one else sequence_starts(real, position_ids, cu_seq_lens)
     packed = cu_seq_lens is not None or (position_ids is not None and call.attention_mask is None)
     sequences = _sequences_per_row(position_ids, cu_seq_lens)
-    explicit = situation.explicit
-    takes_bare = situation.role in ("only", "encoder") or not situation.encoder_edited
     if takes_bare and explicit.prompt_mask is not None:
         marks = _explicit_mask(explicit.prompt_mask, call, situation)
         real = without_filler(real, start, marks) if packed else real
         check_marks(marks, real)
-        return Layout(real, start, prompt_from_mask(real, start, marks), packed, sequences, marks & real)
+        marks = marks & real  # a graph has not looked
+        return Layout(real, start, prompt_from_mask(real, start, marks), packed, sequences, marks)
     if takes_bare and explicit.prompt_lengths is not None:
         lengths = _explicit_lengths(explicit.prompt_lengths, call)
         check_lengths(lengths, real[:, : situation.prompt_width], start)
@@ -173,7 +175,8 @@ def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tens
             value=shape,
             rule=f"it is a LongTensor [batch, seq] = [{call.batch}, {min(widths)}], 1 on the prompt",
         )
-    if not torch.compiler.is_compiling() and mask.dtype != torch.bool and any_true(other := mask.ne(0) & mask.ne(1)):
+    marks = mask.to(torch.bool)
+    if not torch.compiler.is_compiling() and mask.dtype != torch.bool and any_true(other := mask != marks):
         wrong, _ = first_where(other, mask)
         raise LocationError(
             f"prompt_mask holds {wrong}",
@@ -181,7 +184,7 @@ def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tens
             rule="it is 1 on the prompt and 0 elsewhere",
             fix="pass labels as labels; of them the mask is (labels == -100) up to the answer, on real tokens",
         )
-    return _pad(mask.to(call.device, torch.bool), slots)
+    return _pad(marks.to(call.device), slots)
 
 
 def _explicit_lengths(lengths: Tensor, call: CallInputs) -> Tensor:

@@ -18,6 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import peft_reft.runtime.operands
 from peft_reft import ReftConfig
+from peft_reft.runtime.plan import StackPlan
+from peft_reft.runtime.planning import Planner
 
 LOOKS = {"nonzero", "_local_scalar_dense", "equal", "is_nonzero", "masked_select", "unique", "item"}
 """What waits for an accelerator, beside indexing with bools."""
@@ -39,7 +41,7 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def llama(blocks: int, kind: str | None, device: str = "cpu") -> Any:
+def llama(blocks: int, kind: str | None, device: str = "cpu", *, positions: str = "f3+l3") -> Any:
     base = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=64,
@@ -53,7 +55,7 @@ def llama(blocks: int, kind: str | None, device: str = "cpu") -> Any:
     )
     if kind is None:
         return base.to(device).requires_grad_(False)
-    config = ReftConfig(task_type="CAUSAL_LM", r=4, positions="f3+l3", intervention=kind, init_weights=False)
+    config = ReftConfig(task_type="CAUSAL_LM", r=4, positions=positions, intervention=kind, init_weights=False)
     return get_peft_model(base, config).to(device)
 
 
@@ -111,6 +113,29 @@ def test_the_first_prefill_prepares_the_products_of_all_blocks_in_one_go(kind: s
 @pytest.mark.parametrize("kind", ["loreft", "direft"])
 def test_a_training_step(kind: str) -> None:
     assert costs(step, kind)[1] <= 24
+
+
+@pytest.mark.parametrize("positions", ["f3+l3", "p[1:-1]", "f2+generated", "all-f2"])
+def test_the_positions_of_a_training_step(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row padded, half of each its prompt: what a frame is planned with, and the rows that follow from it."""
+    model = llama(2, "loreft", positions=positions).train()
+    given = {**batch(), "labels": batch()["input_ids"].clone()}
+    given["labels"][:, :12] = -100
+    counted: list[int] = []
+
+    def counts(own: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            with Calls() as calls:
+                made = own(*args, **kwargs)
+            counted.append(calls.counted.total())
+            return made
+
+        return counting
+
+    monkeypatch.setattr(Planner, "frame", counts(Planner.frame))
+    monkeypatch.setattr(StackPlan, "rows", counts(StackPlan.rows))
+    model(**given)
+    assert 0 < sum(counted) <= 35
 
 
 @pytest.mark.filterwarnings("ignore::peft_reft.PositionWarning")

@@ -10,7 +10,7 @@ from peft import get_peft_model
 
 from contract.tiny import base_model, token_ids
 from peft_reft import ReftConfig
-from peft_reft.runtime import site_edit
+from peft_reft.runtime import affine_edit, site_edit
 from peft_reft.runtime.window import window_of
 from peft_reft.sites import hidden_of
 
@@ -62,6 +62,54 @@ def test_the_same_bits_as_by_gathered_rows(
     assert len(used) == count
     assert torch.equal(by_view, gathered)
     assert not torch.equal(by_view, plain)
+
+
+@pytest.mark.parametrize("held_bytes", [0, 1 << 22], ids=["made for each edit", "held"])
+def test_sites_of_several_ranks_and_windows(held_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one edit leaves in the memory that they share is of no account to the next."""
+    monkeypatch.setattr(affine_edit, "HELD_BYTES", held_bytes)
+    made: list[Any] = []
+    own = affine_edit.workspace_for
+    monkeypatch.setattr(affine_edit, "workspace_for", lambda room: made.append(room) or own(room))
+    groups = [
+        {"r": 4, "positions": "f2", "layers_to_transform": [0]},
+        {"r": 2, "positions": "f2+l2", "layers_to_transform": [1]},
+    ]
+    config = ReftConfig(task_type="CAUSAL_LM", interventions=groups, init_weights=False)
+    model: Any = get_peft_model(base_model("llama"), config).eval()
+    ids = token_ids(3, 7)
+    with torch.no_grad():
+        by_view = [model(input_ids=ids).logits for _ in range(2)]
+        assert len(made) == 4
+        monkeypatch.setattr(site_edit, "is_seen_here_only", lambda hidden, output: False)
+        gathered = model(input_ids=ids).logits
+    assert all(torch.equal(one, gathered) for one in by_view)
+
+
+def test_a_block_may_leave_inference_mode() -> None:
+    """Memory of inference mode could not be written into outside of it."""
+    config = ReftConfig(task_type="CAUSAL_LM", positions="f2+l2", init_weights=False)
+    model: Any = get_peft_model(base_model("llama"), config).eval()
+    ids = token_ids(2, 6)
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+    block = model.base_model.model.model.layers[1]
+    own = block.forward
+
+    def left(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            given = {name: _usual(value) for name, value in kwargs.items()}
+            return own(hidden_states.clone(), *args, **given)
+
+    block.forward = left
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+def _usual(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_usual, value))
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def test_an_output_that_others_hold_is_not_written_into() -> None:
