@@ -1,5 +1,6 @@
 """Which tokens are edited: pure functions from tensors to masks. Nothing here knows a model or an adapter."""
 
+from .doubts import AT_ONCE, Doubts, LaterDoubts
 from .explicit import location_masks
 from .layout import (
     Layout,
@@ -17,6 +18,9 @@ from .rows import RowPlan, plan_rows
 from .terms import needs_prompt, term_masks, term_width
 
 __all__ = [
+    "AT_ONCE",
+    "Doubts",
+    "LaterDoubts",
     "Layout",
     "RowPlan",
     "any_true",

@@ -7,19 +7,20 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError
 
-from .reading import any_true, first_where
+from .doubts import AT_ONCE, Doubts
+from .reading import first_where
 
 __all__ = ["location_masks"]
 
 
-def location_masks(locations: Tensor, real: Tensor, *, terms: int, check: bool = True) -> list[Tensor]:
+def location_masks(locations: Tensor, real: Tensor, *, terms: int, doubts: Doubts | None = AT_ONCE) -> list[Tensor]:
     """One bool `[batch, seq]` mask per term, disjoint: a token belongs to the first term that names it.
 
     Args:
         locations: integer `[batch, terms, k]`, indices among the row's columns; −1 is none.
         real: bool `[batch, seq]`.
         terms: how many the adapter has: 1 per tied group, else one per term of the spec.
-        check: whether to look at the values (not while compiling).
+        doubts: where values are looked at; None while compiling.
 
     Raises:
         LocationError: wrong dtype or shape, an index out of range or on padding.
@@ -36,12 +37,11 @@ def location_masks(locations: Tensor, real: Tensor, *, terms: int, check: bool =
     locations = locations.to(real.device, torch.long)
     named = locations >= 0
     outside = (locations < -1) | (locations >= width)
-    if check and any_true(outside):
-        wrong, _ = first_where(outside, locations)
-        raise _refuse(f"names column {wrong}", f"columns run from 0 to {width - 1}, and −1 means none")
     columns = locations.clamp(0, width - 1)
-    if check and any_true(named & ~real[:, None, :].expand(-1, terms, -1).gather(2, columns)):
-        raise _refuse("names a column of padding", "only real tokens are edited", "shift the indices by the padding")
+    if doubts is not None:
+        doubts.refuse_where(outside, lambda: _outside(outside, locations, width))
+        padding = named & ~real[:, None, :].expand(-1, terms, -1).gather(2, columns)
+        doubts.refuse_where(padding, _on_padding)
     counts = torch.zeros(batch, terms, width, dtype=torch.long, device=real.device)
     hits = counts.scatter_add(2, columns, named.long()) > 0
     taken = torch.zeros_like(real)
@@ -50,6 +50,15 @@ def location_masks(locations: Tensor, real: Tensor, *, terms: int, check: bool =
         masks.append(hits[:, term] & ~taken & real)
         taken = taken | hits[:, term]
     return masks
+
+
+def _outside(outside: Tensor, locations: Tensor, width: int) -> LocationError:
+    wrong, _ = first_where(outside, locations)
+    return _refuse(f"names column {wrong}", f"columns run from 0 to {width - 1}, and −1 means none")
+
+
+def _on_padding() -> LocationError:
+    return _refuse("names a column of padding", "only real tokens are edited", "shift the indices by the padding")
 
 
 def _refuse(what: str, rule: str, fix: str | None = None) -> LocationError:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["any_true", "first_where", "is_transformed", "is_vmapped"]
+__all__ = ["any_of", "any_true", "first_where", "is_transformed", "is_vmapped"]
 
 
 def is_transformed() -> bool:
@@ -34,7 +34,12 @@ def is_vmapped(tensor: Tensor) -> bool:
 
 def any_true(condition: Tensor) -> bool:
     """Whether a bool tensor is true anywhere, in any sample."""
-    return bool(_values(condition).any())
+    return bool(any_of(condition))
+
+
+def any_of(condition: Tensor) -> Tensor:
+    """The same as a bool tensor `[]`."""
+    return _values(condition).any()
 
 
 def first_where(condition: Tensor, values: Tensor) -> tuple[int, tuple[int, ...]]:

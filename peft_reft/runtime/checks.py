@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peft_reft.hub_format.errors import LocationError, PromptBoundaryError
 from peft_reft.hub_format.positions import All
-from peft_reft.positions import Layout, any_true, first_where
+from peft_reft.positions import Doubts, Layout, any_true, first_where
 
 from .inputs import CallInputs
 from .situation import Situation
@@ -84,22 +84,25 @@ def _prompt_only(adapter: AdapterView) -> bool:
     return any(not isinstance(term, All) for group in adapter.groups for term in group.positions.terms)
 
 
-def check_prompts(layout: Layout, adapter: AdapterView) -> None:
+def check_prompts(layout: Layout, adapter: AdapterView, doubts: Doubts) -> None:
     """Refuse a sequence without a prompt, where positions need one; of others the layout knows it then."""
     if layout.prompt is layout.real or layout.prompted:
         return
     missing = layout.lengths() == 0
-    if any_true(missing) and any_true(layout.real & missing):
-        specs = ", ".join(repr(str(group.positions)) for group in adapter.groups)
-        raise PromptBoundaryError(
-            f"positions {specs} need a prompt, and a sequence of this batch has none",
-            code="positions.no_prompt",
-            rule="the prompt is what stands before the first supervised label; in a packed row one token counts as "
-            "none",
-            fix="mask the prompt's labels with -100 (completion-only loss), use positions without 'l', 'p' and "
-            "'prompt', or pass prompt_mask; a fragment of a split document has no prompt",
-        )
+    if missing.device.type != "cpu" or any_true(missing):
+        doubts.refuse_where(layout.real & missing, lambda: _no_prompt(adapter))
     layout.prompted = True
+
+
+def _no_prompt(adapter: AdapterView) -> PromptBoundaryError:
+    specs = ", ".join(repr(str(group.positions)) for group in adapter.groups)
+    return PromptBoundaryError(
+        f"positions {specs} need a prompt, and a sequence of this batch has none",
+        code="positions.no_prompt",
+        rule="the prompt is what stands before the first supervised label; in a packed row one token counts as none",
+        fix="mask the prompt's labels with -100 (completion-only loss), use positions without 'l', 'p' and "
+        "'prompt', or pass prompt_mask; a fragment of a split document has no prompt",
+    )
 
 
 def check_terms(locations: Any, adapter: AdapterView) -> None:
@@ -115,33 +118,45 @@ def check_terms(locations: Any, adapter: AdapterView) -> None:
     )
 
 
-def check_marks(marks: Tensor, real: Tensor) -> None:
+def check_marks(marks: Tensor, real: Tensor, doubts: Doubts) -> None:
     """Refuse a prompt mask, bool `[batch, slots]`, that marks padding."""
-    if not torch.compiler.is_compiling() and any_true(marks > real):
-        raise LocationError(
-            "prompt_mask marks padding",
-            rule="only real tokens are prompt",
-            fix="set it to 0 wherever attention_mask is 0",
-        )
+    if not torch.compiler.is_compiling():
+        doubts.refuse_where(marks > real, _marked_padding)
 
 
-def check_lengths(lengths: Tensor, real: Tensor, start: Tensor | None) -> None:
+def _marked_padding() -> LocationError:
+    return LocationError(
+        "prompt_mask marks padding",
+        rule="only real tokens are prompt",
+        fix="set it to 0 wherever attention_mask is 0",
+    )
+
+
+def check_lengths(lengths: Tensor, real: Tensor, start: Tensor | None, doubts: Doubts) -> None:
     """Refuse prompt lengths `[batch]` that no row of real tokens has, or that speak of packed rows."""
     if torch.compiler.is_compiling():
         return
-    if start is not None and any_true(real & (start[:, : real.shape[1]] != real.long().argmax(1, keepdim=True))):
-        raise LocationError(
-            "prompt_lengths says one length per row, and a row holds several sequences",
-            rule="each sequence of a packed row has its own prompt",
-            fix="pass prompt_mask, 1 on the prompt of every sequence",
-        )
+    if start is not None:
+        later = real & (start[:, : real.shape[1]] != real.long().argmax(1, keepdim=True))
+        doubts.refuse_where(later, _of_packed_rows)
     held = real.sum(1)
     wrong = (lengths < 0) | (lengths > held)
-    if any_true(wrong):
-        length, (row,) = first_where(wrong, lengths)
-        raise LocationError(
-            f"prompt_lengths[{row}] is {length}",
-            value=length,
-            rule=f"it counts real tokens, and the row has {first_where(wrong, held)[0]}",
-            fix="count from the row's first real token, padding excluded",
-        )
+    doubts.refuse_where(wrong, lambda: _wrong_length(wrong, lengths, held))
+
+
+def _of_packed_rows() -> LocationError:
+    return LocationError(
+        "prompt_lengths says one length per row, and a row holds several sequences",
+        rule="each sequence of a packed row has its own prompt",
+        fix="pass prompt_mask, 1 on the prompt of every sequence",
+    )
+
+
+def _wrong_length(wrong: Tensor, lengths: Tensor, held: Tensor) -> LocationError:
+    length, (row,) = first_where(wrong, lengths)
+    return LocationError(
+        f"prompt_lengths[{row}] is {length}",
+        value=length,
+        rule=f"it counts real tokens, and the row has {first_where(wrong, held)[0]}",
+        fix="count from the row's first real token, padding excluded",
+    )

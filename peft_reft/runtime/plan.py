@@ -52,7 +52,7 @@ class StackPlan:
             chosen = [self.masks[key] for key in wanted]
             total = self._width(wanted)
             masks = [entry.mask for entry in chosen]
-            exact = not self.whole and _may_read_values(masks, total)
+            exact = not self.whole and _may_read_values(masks)
             with torch.inference_mode(False) if self.outlives else nullcontext():
                 self.plans[wanted] = plan_rows(masks, total, exact=exact)
         return self.plans[wanted]
@@ -92,8 +92,6 @@ class StackPlan:
         return row if found.start is None else row + found.start.reshape(-1)[rows]
 
 
-def _may_read_values(masks: Sequence[Tensor], width: int | None) -> bool:
-    """Whether exact rows are worth a look at values: on the CPU it costs nothing, elsewhere it synchronises."""
-    if torch.compiler.is_compiling() or any(map(is_vmapped, masks)):
-        return False
-    return masks[0].device.type == "cpu" or width is None
+def _may_read_values(masks: Sequence[Tensor]) -> bool:
+    """Whether rows may be exact, for which values are looked at: an accelerator would have to be waited for."""
+    return not torch.compiler.is_compiling() and masks[0].device.type == "cpu" and not any(map(is_vmapped, masks))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peft_reft.positions import LaterDoubts
 from peft_reft.sites import can_generate
 
 from .activity import Activity, StackActivity
@@ -55,6 +56,7 @@ class Planner:
         self.takes_choices: bool = any("MultipleChoice" in cls.__name__ for cls in type(state.model).__mro__)
         self.takes_labels: bool = "labels" in of_method(type(state.model).forward)
         self.warns: bool = True
+        self.doubts = LaterDoubts()
 
     @beside_graphs
     def frame(
@@ -83,6 +85,8 @@ class Planner:
         state = self.state
         if state.unverified:
             state.verify()
+        if self.doubts.waiting:
+            self.doubts.settle()
         for provider in self.providers:
             if provider.prepares:
                 provider.starting(call)
@@ -179,6 +183,7 @@ class Planner:
             trains_with_labels=self.state.model.training and self.takes_labels,
             encoder_edited=role != "only" and self._encoder_edited(),
             explicit=explicit,
+            doubts=self.doubts,
         )
 
     def _warn(self, role: str, inputs: CallInputs, active: StackActivity) -> None:

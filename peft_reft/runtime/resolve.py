@@ -13,7 +13,6 @@ from peft_reft.hub_format.schema import SiteGroup
 from peft_reft.hub_format.special_tokens import tokens_of
 from peft_reft.positions import (
     Layout,
-    any_true,
     first_where,
     layout_of,
     location_masks,
@@ -73,7 +72,7 @@ def slot_masks(
         if locations is not None:
             check_terms(locations, adapter)
         elif check and adapter.needs_prompt:
-            check_prompts(layout, adapter)
+            check_prompts(layout, adapter, situation.doubts)
         for number, group in enumerate(adapter.groups):
             first = adapter.first_unit(number)
             if locations is None:
@@ -81,10 +80,9 @@ def slot_masks(
             else:
                 part = locations[:, first : first + group.units]
                 real = layout.real if situation.prompt_width is None else layout.real[:, : situation.prompt_width]
-                masks = [
-                    _pad(mask, layout.real.shape[1])
-                    for mask in location_masks(part, real, terms=group.units, check=check)
-                ]
+                doubts = situation.doubts if check else None
+                named = location_masks(part, real, terms=group.units, doubts=doubts)
+                masks = [_pad(mask, layout.real.shape[1]) for mask in named]
                 widths = [int(part.shape[2])] * group.units
             for unit, (mask, width) in enumerate(zip(masks, widths, strict=True), start=first):
                 found[place, unit] = UnitMask(mask, width, layout.start)
@@ -121,12 +119,12 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
     if takes_bare and explicit.prompt_mask is not None:
         marks = _explicit_mask(explicit.prompt_mask, call, situation)
         real = without_filler(real, start, marks) if packed else real
-        check_marks(marks, real)
+        check_marks(marks, real, situation.doubts)
         marks = marks & real  # a graph has not looked
         return Layout(real, start, prompt_from_mask(real, start, marks), packed, sequences, marks)
     if takes_bare and explicit.prompt_lengths is not None:
         lengths = _explicit_lengths(explicit.prompt_lengths, call)
-        check_lengths(lengths, real[:, : situation.prompt_width], start)
+        check_lengths(lengths, real[:, : situation.prompt_width], start, situation.doubts)
         return Layout(real, start, prompt_from_lengths(real, start, lengths), packed, sequences)
     if situation.prompt_width is not None:
         prompt = real if slots == situation.prompt_width else real & _columns_below(situation.prompt_width, real)
@@ -176,15 +174,20 @@ def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tens
             rule=f"it is a LongTensor [batch, seq] = [{call.batch}, {min(widths)}], 1 on the prompt",
         )
     marks = mask.to(torch.bool)
-    if not torch.compiler.is_compiling() and mask.dtype != torch.bool and any_true(other := mask != marks):
-        wrong, _ = first_where(other, mask)
-        raise LocationError(
-            f"prompt_mask holds {wrong}",
-            value=wrong,
-            rule="it is 1 on the prompt and 0 elsewhere",
-            fix="pass labels as labels; of them the mask is (labels == -100) up to the answer, on real tokens",
-        )
+    if not torch.compiler.is_compiling() and mask.dtype != torch.bool:
+        other = mask != marks
+        situation.doubts.refuse_where(other, lambda: _no_mark(other, mask))
     return _pad(marks.to(call.device), slots)
+
+
+def _no_mark(other: Tensor, mask: Tensor) -> LocationError:
+    wrong, _ = first_where(other, mask)
+    return LocationError(
+        f"prompt_mask holds {wrong}",
+        value=wrong,
+        rule="it is 1 on the prompt and 0 elsewhere",
+        fix="pass labels as labels; of them the mask is (labels == -100) up to the answer, on real tokens",
+    )
 
 
 def _explicit_lengths(lengths: Tensor, call: CallInputs) -> Tensor:

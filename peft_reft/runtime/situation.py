@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from peft_reft.positions import AT_ONCE, Doubts
+
 from .inputs import Explicit
 
 __all__ = ["Situation", "UnitKey", "UnitMask"]
@@ -26,6 +28,7 @@ class Situation:
         explicit: what the caller states.
         prompt_width: slots of the prompt, where `generate` says it; else None.
         prompt_real: bool `[batch, prompt_width]`, the prompt's real slots, where `generate` was told them.
+        doubts: where values that a call may not have are looked at.
     """
 
     role: str = "only"
@@ -35,6 +38,7 @@ class Situation:
     explicit: Explicit = field(default_factory=Explicit)
     prompt_width: int | None = None
     prompt_real: Tensor | None = None
+    doubts: Doubts = AT_ONCE
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,19 @@ def test_nothing_waits_for_an_accelerator(kind: str, monkeypatch: pytest.MonkeyP
         assert per_block <= 9
 
 
+@pytest.mark.parametrize("positions", ["f3+l3", "p[1:-1]", "prompt", "all", "f2+generated"])
+def test_a_training_step_waits_for_no_accelerator(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft_reft.runtime.operands, "is_placeholder", lambda parameter: False)
+    model = llama(2, "loreft", "meta", positions=positions).train()
+    labels = torch.empty((4, 24), dtype=torch.long, device="meta")
+    with Calls() as calls:
+        model(**batch("meta"), labels=labels).loss.backward()
+    base = llama(2, None, "meta").train()
+    with Calls() as plain:
+        base(**batch("meta"), labels=labels)
+    assert not LOOKS & (calls.counted - plain.counted).keys()
+
+
 def test_no_whole_hidden_state_is_copied_without_gradients() -> None:
     """In a process of its own: where a compiler or a debugger watches, outputs have more holders and are copied."""
     code = (
