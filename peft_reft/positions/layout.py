@@ -84,12 +84,12 @@ def turn_starts(real: Tensor, start: Tensor, runs: Tensor) -> Tensor:
         start: the column where each token's sequence starts.
         runs: bool `[batch, seq]`, the prompts of all turns.
     """
-    columns = torch.arange(real.shape[1], device=real.device).expand_as(real)
-    latest = torch.where(real, columns, torch.full_like(columns, -1)).cummax(1).values
+    columns = torch.arange(real.shape[1], device=real.device)
+    latest = torch.where(real, columns, -1).cummax(1).values
     before = torch.nn.functional.pad(latest[:, :-1], (1, 0), value=-1)  # the real token before each column
-    answer = real & ~runs & (count_before(runs, start) > 0)
+    answer = (real > runs) & (count_through(runs, start) > 0)
     begins = runs & (before >= start) & answer.gather(1, before.clamp_min(0))
-    return torch.maximum(start, torch.where(begins, columns, torch.zeros_like(columns)).cummax(1).values)
+    return torch.maximum(start, (begins * columns).cummax(1).values)
 
 
 def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_lens: Tensor | None = None) -> Tensor:
@@ -179,9 +179,8 @@ def prompt_runs(layout: Layout, supervised: Tensor) -> Tensor:
     """
     supervised = supervised & layout.real
     total = count_in_sequence(supervised, layout.start)
-    answered = (total == 0) | (count_before(supervised, layout.start) < total)
-    has_prompt = layout.lengths() > 0
-    return layout.real & ~supervised & answered & has_prompt
+    answered = (total == 0) | (count_through(supervised, layout.start) < total)
+    return (layout.real > supervised) & answered & (layout.lengths() > 0)
 
 
 def prompt_from_lengths(real: Tensor, start: Tensor | None, lengths: Tensor) -> Tensor:
@@ -210,5 +209,9 @@ def layout_of(
     """
     if packed and supervised is not None:
         real = without_filler(real, start, supervised)  # of whose prompts the rule for one token takes the rest
-        prompt = prompt & (count_in_sequence(prompt, start) > 1)
+        lengths = count_in_sequence(prompt, start)
+        several = lengths > 1
+        layout = Layout(real, start, prompt & several, packed, sequences)
+        layout._lengths = lengths * several
+        return layout
     return Layout(real, start, prompt, packed, sequences)
