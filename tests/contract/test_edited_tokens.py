@@ -170,7 +170,7 @@ def test_edits_are_the_same_where_values_are_not_looked_at(
     check: Callable[..., None], arguments: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a device that must not be synchronised: rows come from the width that the spec bounds."""
-    monkeypatch.setattr(plan, "_may_read_values", lambda masks, width: False)
+    monkeypatch.setattr(plan, "_may_read_values", lambda masks: False)
     check(*arguments)
 
 
