@@ -128,7 +128,11 @@ class Intervention(Starting, Reserving):
         return 0.0 if held is None else float(held.p)  # type: ignore[arg-type]  # nn.Dropout's
 
     def set_dropout(self, probability: float) -> None:
-        """Let dropout fall on the edit: a module where there is any, which trainers that switch it off look for."""
+        """Let dropout fall on the edit: a module where there is any, which trainers that switch it off look for.
+
+        Args:
+            probability: of a number of the edit to be dropped in training; from 0 to below 1.
+        """
         if "dropout" in self._modules:
             self.dropout.p = probability
         elif probability:

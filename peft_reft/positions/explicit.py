@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def location_masks(locations: Tensor, real: Tensor, *, terms: int, doubts: Doubt
     outside = (locations < -1) | (locations >= width)
     columns = locations.clamp(0, width - 1)
     if doubts is not None:
-        doubts.refuse_where(outside, lambda: _outside(outside, locations, width))
+        doubts.refuse_where(outside, partial(_outside, width), outside, locations)
         padding = named & ~real[:, None, :].expand(-1, terms, -1).gather(2, columns)
         doubts.refuse_where(padding, _on_padding)
     counts = torch.zeros(batch, terms, width, dtype=torch.long, device=real.device)
@@ -52,7 +54,7 @@ def location_masks(locations: Tensor, real: Tensor, *, terms: int, doubts: Doubt
     return masks
 
 
-def _outside(outside: Tensor, locations: Tensor, width: int) -> LocationError:
+def _outside(width: int, outside: Tensor, locations: Tensor) -> LocationError:
     wrong, _ = first_where(outside, locations)
     return _refuse(f"names column {wrong}", f"columns run from 0 to {width - 1}, and −1 means none")
 

@@ -104,7 +104,8 @@ def sequence_starts(real: Tensor, position_ids: Tensor | None = None, cu_seq_len
         offsets = cu_seq_lens[:-1].to(real.device, torch.long).clamp(0, real.shape[1] - 1)
         starts = starts | torch.zeros_like(real).index_fill(1, offsets, True)
     elif position_ids is not None:
-        restart = (position_ids[:, 1:] <= position_ids[:, :-1]) & real[:, 1:] & real[:, :-1]
+        ids = position_ids.expand_as(real)
+        restart = (ids[:, 1:] <= ids[:, :-1]) & real[:, 1:] & real[:, :-1]
         starts = starts | torch.nn.functional.pad(restart, (1, 0), value=False)
     return (starts * columns).cummax(1).values
 

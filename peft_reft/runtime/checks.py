@@ -141,7 +141,7 @@ def check_lengths(lengths: Tensor, real: Tensor, start: Tensor | None, doubts: D
         doubts.refuse_where(later, _of_packed_rows)
     held = real.sum(1)
     wrong = (lengths < 0) | (lengths > held)
-    doubts.refuse_where(wrong, lambda: _wrong_length(wrong, lengths, held))
+    doubts.refuse_where(wrong, _wrong_length, wrong, lengths, held)
 
 
 def _of_packed_rows() -> LocationError:

@@ -57,6 +57,7 @@ class Ready(NamedTuple):
         used: bool `[n, 1]`, which of them are edited; None if all are.
         room: of the edit, where a view of the output shows these rows in this order; else None.
         products: the edit.
+        trained: whether a gradient of the products is wanted.
     """
 
     dtype: torch.dtype
@@ -65,6 +66,7 @@ class Ready(NamedTuple):
     used: Tensor | None
     room: Room | None
     products: Products
+    trained: bool
 
     def fits(self, hidden: Tensor) -> bool:
         """Whether an output is what the edit was made ready for: OPT's feed-forward part gives `[batch · seq, …]`."""
@@ -72,7 +74,7 @@ class Ready(NamedTuple):
 
     def learns(self, hidden: Tensor) -> bool:
         """Whether gradients go through the edit of an output."""
-        return torch.is_grad_enabled() and (hidden.requires_grad or self.products.source is not None)
+        return torch.is_grad_enabled() and (hidden.requires_grad or self.trained)
 
 
 @dataclass(slots=True)

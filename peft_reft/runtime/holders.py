@@ -22,8 +22,8 @@ from peft_reft.sites import hidden_of
 
 __all__ = ["is_seen_here_only"]
 
-Count = tuple[int, int, int, int]
-"""How many hold the output and the tensor in Python, hold the tensor in C++, and share its memory."""
+Count = tuple[int, int, int, int, int]
+"""How many hold the output, the tensor and its storage in Python, hold the tensor in C++, and share its memory."""
 
 _holders = sys.getrefcount
 _sharers = torch._C._storage_Use_Count
@@ -46,7 +46,7 @@ def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
     if hidden.is_inference() and not torch.is_inference_mode_enabled():
         return False
     storage, in_cpp = hidden.untyped_storage(), hidden._use_count()  # type: ignore[attr-defined]  # stubs leave it out
-    count = (_holders(output), _holders(hidden), in_cpp, _sharers(storage._cdata))
+    count = (_holders(output), _holders(hidden), _holders(storage), in_cpp, _sharers(storage._cdata))
     known = _counts_of_new.get((type(output), learns)) or _count_of_new(type(output), learns)
     return count == known and storage.resizable()  # memory of numpy, or of a file, is not resizable
 
@@ -54,7 +54,7 @@ def is_seen_here_only(hidden: Tensor, output: Any) -> bool:
 def _counted(hidden: Tensor, output: Any) -> Count:
     """Stands for `is_seen_here_only`."""
     storage, in_cpp = hidden.untyped_storage(), hidden._use_count()  # type: ignore[attr-defined]
-    return _holders(output), _holders(hidden), in_cpp, _sharers(storage._cdata)
+    return _holders(output), _holders(hidden), _holders(storage), in_cpp, _sharers(storage._cdata)
 
 
 _counts_of_new: dict[tuple[type, bool], Count] = {}

@@ -106,7 +106,8 @@ class ReadyEdits:
                 window = window_of(chosen.rows, hidden_size) if seen else None
                 room = None if window is None else Room(window, rank, products.down.dtype)
                 planned[alike] = torch.Size((*plan.shape, hidden_size)), chosen.rows, used, room
-            found[path] = Ready(dtype, *planned[alike], products)
+            trained = products.source is not None or products.bias.requires_grad or products.up.requires_grad
+            found[path] = Ready(dtype, *planned[alike], products, trained)
         if self.operands.keeps(prepared) and all(plan is None or plan.outlives for plan in frame.plans.values()):
             self.kept = _Kept(frame.units, frame.plans, prepared, dtype, factors, found)
         return found

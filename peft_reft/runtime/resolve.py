@@ -176,7 +176,7 @@ def _explicit_mask(mask: Tensor, call: CallInputs, situation: Situation) -> Tens
     marks = mask.to(torch.bool)
     if not torch.compiler.is_compiling() and mask.dtype != torch.bool:
         other = mask != marks
-        situation.doubts.refuse_where(other, lambda: _no_mark(other, mask))
+        situation.doubts.refuse_where(other, _no_mark, other, mask)
     return _pad(marks.to(call.device), slots)
 
 

@@ -64,7 +64,7 @@ def workspace_for(room: Room) -> Workspace:
     """Memory for the edits of a room, on the CPU; none of inference mode, which a block may leave."""
     sizes = room.window.sizes
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-        rows = torch.empty(math.prod(sizes[:-1]), sizes[-1], dtype=room.dtype)
+        rows = torch.empty(math.prod(sizes[:-1]), sizes[-1], dtype=room.dtype, device="cpu")
         return Workspace(room, rows.view(sizes), rows, rows.new_empty(len(rows), room.rank))
 
 

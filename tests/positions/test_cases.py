@@ -233,3 +233,14 @@ def test_the_first_run_of_a_prompt_mask_is_the_prompt() -> None:
     said = Explicit(prompt_mask=torch.tensor([[0, 0, 1, 1, 0, 1, 1]]))
     assert resolved(call, "f1+l1", Situation(explicit=said)) == [{(0, 2)}, {(0, 3)}]
     assert resolved(call, "generated", Situation(explicit=said)) == [{(0, 4), (0, 5), (0, 6)}]
+
+
+def test_one_position_for_all_columns_is_taken_as_the_model_takes_it() -> None:
+    """A model broadcasts `position_ids` of one column: the same as if every column had it."""
+    real, ids = torch.ones(2, 4, dtype=torch.long), torch.zeros(2, 1, dtype=torch.long)
+    view = AdapterView("a", tuple(ReftConfig(positions="f2").groups()))
+    masks = [
+        unit_masks(CallInputs(2, 4, real.device, attention_mask=real, position_ids=given), [view], Situation())
+        for given in (ids, ids.expand(2, 4))
+    ]
+    assert torch.equal(masks[0][0, 0].mask, masks[1][0, 0].mask)

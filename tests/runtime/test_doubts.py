@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -113,6 +115,56 @@ def test_a_copy_of_a_model_has_no_doubts_of_its_own() -> None:
     copy.deepcopy(model)(**batch())
     with pytest.raises(PromptBoundaryError):
         model(**batch())
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_the_values_are_those_of_the_call() -> None:
+    """The caller may write the next batch into the tensors of the last."""
+    model, call = trained(), copy.deepcopy(BAD["a mark that is none"][1])
+    model(**call)
+    call["prompt_mask"][:, 1] = 1
+    Answer.come = True
+    with pytest.raises(LocationError, match="prompt_mask holds 2"):
+        model(**call)
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_nothing_is_asked_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained()
+    model(**BAD["no prompt"][1])
+    Answer.come = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    model(**batch())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.raises(PromptBoundaryError):
+        model(**batch())
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_threads_of_one_model_read_an_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer is taken by the thread that saw it come, also where another thread runs in between."""
+    read: list[bool] = []
+
+    class Slow(Answer):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        @property
+        def held(self) -> bool:  # type: ignore[override]
+            read.append(self.is_there())
+            return False
+
+        def is_there(self) -> bool:
+            time.sleep(0.0005)
+            return self.number < 20
+
+    waiting = doubts.LaterDoubts()
+    waiting.waiting.extend((Slow(number), AssertionError, []) for number in range(30))
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(waiting.settle) for _ in range(8)]:
+            done.result()
+    assert read == [True] * 20
+    assert len(waiting.waiting) == 10
 
 
 @pytest.mark.gpu

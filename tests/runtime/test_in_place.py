@@ -91,6 +91,56 @@ def test_a_frozen_adapter_passes_gradients_on(monkeypatch: pytest.MonkeyPatch) -
         assert not torch.equal(own, of_embeddings())
 
 
+def _by_storage(tensor: Tensor) -> Any:
+    return tensor.untyped_storage(), tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def _of_storage(packed: Any) -> Tensor:
+    storage, dtype, offset, shape, strides = packed
+    return torch.empty(0, dtype=dtype).set_(storage, offset, shape, strides)
+
+
+def test_memory_that_is_held_without_its_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage has one object in Python, which its tensor does not count."""
+    model, embedded = model_and_embeddings()
+    for block in model.get_base_model().model.layers:
+        block.forward = (lambda own: lambda *args, **kwargs: own(*args, **kwargs).tanh())(block.forward)
+    own = gradients(model, embedded)
+    with torch.autograd.graph.saved_tensors_hooks(_by_storage, _of_storage):
+        assert equal(own, gradients(model, embedded))
+    seen: list[Any] = []
+    block = model.get_base_model().model.layers[0]
+    block.forward = type(block).forward.__get__(block)
+    block.register_forward_hook(lambda module, args, output: seen.append(output.untyped_storage()), prepend=True)
+    places = written(monkeypatch)
+    gradients(model, embedded)
+    assert places[0] is False
+
+
+def test_a_part_that_learns_behind_a_source_that_does_not() -> None:
+    """Blocks that are trained one by one: no gradient comes to an output, and the edits share no memory."""
+    model, _ = model_and_embeddings("direft")
+    model.eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("projection"))
+    losses: list[Tensor] = []
+    for block in model.get_base_model().model.layers:
+        block.register_forward_pre_hook(lambda module, args: (args[0].detach(), *args[1:]))
+        block.register_forward_hook(lambda module, args, output: losses.append(output.square().mean()))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def grads() -> list[Tensor]:
+        losses.clear()
+        model(input_ids=token_ids(3, 8))
+        return list(torch.autograd.grad(sum(losses), trained))
+
+    own = grads()
+    assert all(bool(grad.any()) for grad in own)
+    with pytest.MonkeyPatch.context() as patch:
+        by_copies(patch)
+        assert equal(own, grads())
+
+
 class Squashed(nn.Module):
     """A block whose last step saves what it gives out: tanh's derivative is of its output."""
 

@@ -86,6 +86,29 @@ def test_sites_of_several_ranks_and_windows(held_bytes: int, monkeypatch: pytest
     assert all(torch.equal(one, gathered) for one in by_view)
 
 
+def test_memory_lies_where_the_model_does() -> None:
+    """And not on the device that new tensors are made on."""
+    config = ReftConfig(task_type="CAUSAL_LM", positions="f2+l2", init_weights=False)
+    model: Any = get_peft_model(base_model("llama"), config).eval()
+    ids = token_ids(2, 6)
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask).logits
+        original, affine_edit.workspace_for = affine_edit.workspace_for, _elsewhere(affine_edit.workspace_for)
+        try:
+            assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, plain)
+        finally:
+            affine_edit.workspace_for = original
+
+
+def _elsewhere(own: Any) -> Any:
+    def made(room: Any) -> Any:
+        with torch.device("meta"):
+            return own(room)
+
+    return made
+
+
 def test_a_block_may_leave_inference_mode() -> None:
     """Memory of inference mode could not be written into outside of it."""
     config = ReftConfig(task_type="CAUSAL_LM", positions="f2+l2", init_weights=False)
