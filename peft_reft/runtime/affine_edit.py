@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from .frames import Frame, Products, Ready
 from .window import HELD_BYTES, Room, workspace_for
 
 __all__ = ["edit_affine", "edit_window"]
+
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+"""One look for all devices; without it each is asked."""
 
 
 def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tensor:
@@ -27,7 +31,7 @@ def edit_affine(hidden: Tensor, ready: Ready, *, in_place: bool = False) -> Tens
     """
     # autocast leaves products in float64 alone, and the writing of float32
     plain = hidden.dtype is torch.float32 and ready.products.down.dtype is torch.float64
-    if not plain and is_autocast(device := hidden.device.type):
+    if not plain and _any_autocast() and is_autocast(device := hidden.device.type):
         with torch.autocast(device, enabled=False):
             return _edited(hidden, ready, in_place)
     return _edited(hidden, ready, in_place)
@@ -58,9 +62,7 @@ def edit_window(hidden: Tensor, room: Room, products: Products, frame: Frame) ->
 def _edited(hidden: Tensor, ready: Ready, in_place: bool) -> Tensor:
     down, bias, up, source = ready.products
     if ready.learns(hidden):
-        edited: Tensor = _AffineRows.apply(  # type: ignore[no-untyped-call]
-            hidden, ready.rows, ready.used, down, bias, up, source, in_place
-        )[0]
+        edited: Tensor = _apply(hidden, ready.rows, ready.used, down, bias, up, source, in_place)[0]
         return edited
     flat = hidden.reshape(-1, hidden.shape[-1])
     total = _rows(flat, ready.rows, ready.used, down, bias, up)[0]
@@ -75,14 +77,14 @@ def _rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The edited rows of h `[batch · seq, hidden]`, the rows that were gathered of it, and their h A + c."""
     picked = flat.index_select(0, rows)
-    work = picked.to(dtype=down.dtype)  # as a keyword: torch tries a device first
+    work = picked if picked.dtype is down.dtype else picked.to(dtype=down.dtype)  # a keyword: a device is tried first
     inner = torch.addmm(bias, work, down)
     if used is None and work is not picked:
         total = work.addmm_(inner, up)
     else:
         total = torch.addmm(work, inner, up)
         total = total if used is None else torch.where(used, total, work)
-    return total.to(dtype=flat.dtype), picked, inner
+    return total if total.dtype is flat.dtype else total.to(dtype=flat.dtype), picked, inner
 
 
 class _AffineRows(torch.autograd.Function):
@@ -141,3 +143,7 @@ class _AffineRows(torch.autograd.Function):
             of_rows = of_rows if grad_picked is None else of_rows + grad_picked
             of_hidden = flat.index_copy(0, rows, of_rows).view(grad.shape)
         return of_hidden, None, None, None, of_bias, of_up, of_source, None
+
+
+_apply: Callable[..., Any] = super(torch.autograd.Function, _AffineRows).apply
+"""What `Function.apply` calls where no transform of `torch.func` runs: none does where edits are made in one step."""
