@@ -27,7 +27,7 @@ class Doubts:
             raise refusal(*named)
 
 
-AT_ONCE = Doubts()
+AT_ONCE: Doubts = Doubts()
 
 
 class LaterDoubts(Doubts):
@@ -35,7 +35,7 @@ class LaterDoubts(Doubts):
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[Any, Refusal, list[Tensor]]] = deque()
-        self.lock = Lock()
+        self.lock: Lock = Lock()
 
     def __reduce__(self) -> tuple[type[LaterDoubts], tuple[()]]:
         """A copy of a model doubts nothing."""

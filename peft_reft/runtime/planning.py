@@ -56,7 +56,7 @@ class Planner:
         self.takes_choices: bool = any("MultipleChoice" in cls.__name__ for cls in type(state.model).__mro__)
         self.takes_labels: bool = "labels" in of_method(type(state.model).forward)
         self.warns: bool = True
-        self.doubts = LaterDoubts()
+        self.doubts: LaterDoubts = LaterDoubts()
 
     @beside_graphs
     def frame(
