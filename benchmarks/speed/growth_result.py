@@ -32,9 +32,8 @@ NOTES = {
     "rank, training": "R's orthonormal rows are computed and differentiated anew in every step: beside terms in rank "
     "this has some in rank², for the rows' products with one another, which the number of tokens does not enter",
     "sequence length, training": "going back, the gradient of a block's output is copied whole, since others may hold "
-    "it, and the edited rows are written into the copy: 40 µs a block at 512 tokens of 256. The labels and the mask "
-    "of all tokens are looked at once a step; and the more the base moves through the caches, the colder the edits "
-    "find them",
+    "it, and the edited rows are written into the copy. The labels and the mask of all tokens are looked at once a "
+    "step; and the more the base moves through the caches, the colder the edits find them",
 }
 """Axis → what the code does along it that edited tokens × layers × rank × hidden size does not say."""
 

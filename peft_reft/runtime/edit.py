@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peft_reft.positions import RowPlan
 
-__all__ = ["Edit", "apply_edits", "is_autocast", "unflattened"]
+__all__ = ["Edit", "apply_edits", "is_autocast"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def is_autocast(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
-def unflattened(flat: Tensor, like: Tensor) -> Tensor:
+def _unflattened(flat: Tensor, like: Tensor) -> Tensor:
     """New rows `[batch · seq, hidden]` in the shape of `like`; no view of them, of which FSDP2 warns."""
     whole: Tensor = torch.ops.aten._unsafe_view.default(flat, like.shape)
     return whole
@@ -75,7 +75,7 @@ def _applied(hidden: Tensor, plan: RowPlan, edits: Sequence[Edit], factor: float
     for edit, member in zip(edits, plan.members, strict=True):
         delta = _placed(seen, member, edit)
         total = total + (delta if factor == 1.0 else delta / factor)
-    return unflattened(flat.index_copy(0, plan.rows, total.to(hidden.dtype)), hidden)
+    return _unflattened(flat.index_copy(0, plan.rows, total.to(hidden.dtype)), hidden)
 
 
 def _placed(rows: Tensor, member: Tensor | None, edit: Edit) -> Tensor:

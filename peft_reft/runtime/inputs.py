@@ -45,9 +45,9 @@ class Explicit:
 
     def check_names(self, adapters: Collection[str], stacks: Collection[str]) -> None:
         """Refuse a dict of locations whose keys name neither adapters nor the model's stacks."""
-        if self.locations is None:
+        if not isinstance(self.locations, Mapping):
             return
-        names = set(self.locations) if isinstance(self.locations, Mapping) else set()
+        names = set(self.locations)
         unknown = set() if names <= set(stacks) else names - set(adapters)
         if unknown:
             known = ", ".join(sorted(adapters)) + (f"; or stacks: {', '.join(sorted(stacks))}" if stacks else "")

@@ -26,7 +26,7 @@ from peft_reft.positions import (
 )
 
 from .checks import check_boundary, check_lengths, check_marks, check_prompts, check_terms
-from .inputs import CallInputs
+from .inputs import NOTHING, CallInputs
 from .masks import real_slots
 from .situation import Situation, UnitMask
 from .views import AdapterView
@@ -104,9 +104,9 @@ def _inferred(
 def call_layout(call: CallInputs, situation: Situation) -> Layout:
     """The layout over absolute slots: what the cache holds, this forward's columns, and the prompt's rest."""
     slots = call.slots(situation.prompt_width)
-    explicit = situation.explicit
     takes_bare = situation.role in ("only", "encoder") or not situation.encoder_edited
-    stated = takes_bare and not (explicit.prompt_mask is None and explicit.prompt_lengths is None)
+    said = situation.explicit if takes_bare else NOTHING
+    stated = not (said.prompt_mask is None and said.prompt_lengths is None)
     supervised = None if stated and situation.role != "decoder" else _supervised(call, situation)
     real = real_slots(call, situation, supervised)
     fresh = call.past == 0 and situation.prompt_width is None
@@ -116,14 +116,14 @@ def call_layout(call: CallInputs, situation: Situation) -> Layout:
     start = None if one else sequence_starts(real, position_ids, cu_seq_lens)
     packed = cu_seq_lens is not None or (position_ids is not None and call.attention_mask is None)
     sequences = _sequences_per_row(position_ids, cu_seq_lens)
-    if takes_bare and explicit.prompt_mask is not None:
-        marks = _explicit_mask(explicit.prompt_mask, call, situation)
+    if said.prompt_mask is not None:
+        marks = _explicit_mask(said.prompt_mask, call, situation)
         real = without_filler(real, start, marks) if packed else real
         check_marks(marks, real, situation.doubts)
         marks = marks & real  # a graph has not looked
         return Layout(real, start, prompt_from_mask(real, start, marks), packed, sequences, marks)
-    if takes_bare and explicit.prompt_lengths is not None:
-        lengths = _explicit_lengths(explicit.prompt_lengths, call)
+    if said.prompt_lengths is not None:
+        lengths = _explicit_lengths(said.prompt_lengths, call)
         check_lengths(lengths, real[:, : situation.prompt_width], start, situation.doubts)
         return Layout(real, start, prompt_from_lengths(real, start, lengths), packed, sequences)
     if situation.prompt_width is not None:

@@ -86,7 +86,7 @@ def test_sites_of_several_ranks_and_windows(held_bytes: int, monkeypatch: pytest
     assert all(torch.equal(one, gathered) for one in by_view)
 
 
-def test_memory_lies_where_the_model_does() -> None:
+def test_memory_lies_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not on the device that new tensors are made on."""
     config = ReftConfig(task_type="CAUSAL_LM", positions="f2+l2", init_weights=False)
     model: Any = get_peft_model(base_model("llama"), config).eval()
@@ -94,11 +94,8 @@ def test_memory_lies_where_the_model_does() -> None:
     mask = torch.ones_like(ids)
     with torch.no_grad():
         plain = model(input_ids=ids, attention_mask=mask).logits
-        original, affine_edit.workspace_for = affine_edit.workspace_for, _elsewhere(affine_edit.workspace_for)
-        try:
-            assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, plain)
-        finally:
-            affine_edit.workspace_for = original
+        monkeypatch.setattr(affine_edit, "workspace_for", _elsewhere(affine_edit.workspace_for))
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, plain)
 
 
 def _elsewhere(own: Any) -> Any:
